@@ -1,0 +1,3 @@
+from ssl_zoo.backbones.timm import Timm
+
+__all__ = ["Timm"]

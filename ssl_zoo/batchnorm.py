@@ -1,0 +1,53 @@
+"""BatchNorm in groups of the batch: virtual devices on one device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Split:
+    """Mixed in before a BatchNorm class: in training, each group of rows is normalised alone."""
+
+    groups: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return torch.cat(
+            [super(_Split, self).forward(part) for part in x.tensor_split(self.groups)]
+        )
+
+
+def split_batchnorm(module: nn.Module, groups: int) -> nn.Module:
+    """Makes every BatchNorm in `module` normalise `groups` contiguous groups of rows apart.
+
+    Then G groups on one process give the outputs and gradients of G processes under DDP, each
+    with a G-th of the batch, and ShuffleBN (arXiv:1911.05722, section 3.3) has something to
+    shuffle between. Running statistics take one momentum update per group. Names and state_dict
+    stay as they were, timm's BatchNorm-with-activation included.
+
+    Args:
+        module: changed in place, and returned.
+        groups: 1 leaves BatchNorm as it is.
+
+    Raises:
+        ValueError: groups below 1, or a SyncBatchNorm, which would undo the split.
+    """
+    if groups < 1:
+        raise ValueError(f"bn_groups must be at least 1, found {groups}")
+    if groups == 1:
+        return module
+    for child in module.modules():
+        if isinstance(child, nn.SyncBatchNorm):
+            raise ValueError("bn_groups splits the batch and SyncBatchNorm joins it: choose one")
+        if isinstance(child, _BatchNorm) and not isinstance(child, _Split):
+            kind = type(child)
+            child.__class__ = type(f"Split{kind.__name__}", (_Split, kind), {})
+            child.groups = groups
+    return module
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    return any(isinstance(child, _BatchNorm) for child in module.modules())

@@ -1,0 +1,127 @@
+"""Checkpoints: complete, atomic, and safe to load."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssl_zoo import distributed
+
+FORMAT = 1
+
+
+def saved(folder: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    return sorted((folder / "checkpoints").glob("step_*.pt"))
+
+
+def save(trainer) -> Path:
+    """Writes all that a bitwise resume needs; every rank calls it, rank 0 writes.
+
+    What differs between ranks (random states, BatchNorm statistics) is stored for each.
+    """
+    ranks = distributed.collect(_rank_state(trainer))
+    path = trainer.folder / "checkpoints" / f"step_{trainer.step:08d}.pt"
+    if distributed.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "format": FORMAT,
+            "step": trainer.step,
+            "seconds": trainer.seconds,
+            "config": trainer.config_text,
+            "method": trainer.method.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "ranks": ranks,
+        }
+        write_atomically(state, path)
+    distributed.barrier()
+    return path
+
+
+def write_atomically(state: Any, path: Path) -> None:
+    """A reader finds the old file or the whole new one, also after a kill or a power cut."""
+    staged = path.with_name(path.name + ".tmp")
+    with open(staged, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Loads a checkpoint onto the CPU; tensors and plain values only, no code runs.
+
+    Raises:
+        ValueError: not a checkpoint of ours, or of another format.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path}: not an ssl_zoo checkpoint of format {FORMAT}; found {found!r}")
+    return state
+
+
+def restore(trainer, path: Path) -> None:
+    """Puts a trainer where the checkpoint was taken.
+
+    On another number of processes weights, memory and optimiser are restored and rank 0's random
+    state and BatchNorm statistics go to all; bitwise is only promised on the same number.
+    """
+    state = read(path)
+    trainer.method.load_state_dict(state["method"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.scaler.load_state_dict(state["scaler"])
+    trainer.step, trainer.seconds = state["step"], state["seconds"]
+    ranks = state["ranks"]
+    if len(ranks) != distributed.world():
+        trainer.say(
+            f"saved by {len(ranks)} processes, resumed on {distributed.world()}: not bitwise"
+        )
+    mine = ranks[distributed.rank()] if len(ranks) == distributed.world() else ranks[0]
+    trainer.method.load_state_dict(mine["batchnorm"], strict=False)
+    _set_random_state(mine["random"])
+
+
+def _rank_state(trainer) -> dict[str, Any]:
+    return {"random": _random_state(), "batchnorm": _batchnorm_state(trainer.method)}
+
+
+def _batchnorm_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{buffer}": value.cpu()
+        for name, child in module.named_modules()
+        if isinstance(child, _BatchNorm)
+        for buffer, value in child.named_buffers(recurse=False)
+    }
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "python": [version, list(words), gauss],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

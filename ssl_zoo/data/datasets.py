@@ -1,0 +1,232 @@
+"""Data sets: what they must offer, and those that fit in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+
+from .. import rng
+from ..registry import DATASETS
+from . import idx
+
+Split = Literal["pretrain", "train", "test"]
+
+
+class ImageSet:
+    """A split of a data set.
+
+    Attributes:
+        labels: [n] int64, -1 where unknown.
+        num_classes: number of classes.
+        split: the split's own name; equal for two splits that hold the same images.
+        varies: images vary in size.
+    """
+
+    labels: Tensor
+    num_classes: int
+    split: str
+    varies = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, index: Tensor) -> Tensor | list[Tensor]:
+        """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W]."""
+        raise NotImplementedError
+
+
+class InMemory(ImageSet):
+    """A split held in RAM as bytes.
+
+    Args:
+        images: [n, C, H, W] uint8.
+        labels: [n] integers, -1 where unknown.
+        limit: keep the first `limit` images.
+    """
+
+    def __init__(self, images, labels, num_classes: int, split: str, limit: int | None = None):
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is a number of images, at least 1, or null; found {limit}")
+        self.images = torch.as_tensor(images)[:limit].contiguous()  # [n, C, H, W]
+        self.labels = torch.as_tensor(labels, dtype=torch.int64)[:limit]  # [n]
+        self.num_classes, self.split = num_classes, split
+
+    def fetch(self, index: Tensor) -> Tensor:
+        return self.images[index]
+
+
+def check_split(split: str) -> str:
+    """'train' or 'test'; pre-training uses the training images.
+
+    Raises:
+        ValueError: another name.
+    """
+    if split not in ("pretrain", "train", "test"):
+        raise ValueError(f"split is 'pretrain', 'train' or 'test', found {split!r}")
+    return "train" if split == "pretrain" else split
+
+
+def roots(root: str | os.PathLike | None) -> list[Path]:
+    """Folders that may hold data: the user's alone if there is one, else $SSL_ZOO_DATA, ./data."""
+    if root is not None:
+        return [Path(root).expanduser()]
+    named = os.environ.get("SSL_ZOO_DATA")
+    return [*([Path(named).expanduser()] if named else []), Path("data")]
+
+
+def _from_torchvision(name: str, root: str | None, build: Callable[[Path], object]):
+    """Opens a torchvision data set in the first folder that has it, files verified by torchvision.
+
+    Raises:
+        FileNotFoundError: none of the folders has it.
+    """
+    tried = []
+    for folder in roots(root):
+        try:
+            return build(folder)
+        except RuntimeError as error:
+            tried.append(f"  {folder}: {error}")
+    raise FileNotFoundError(
+        "\n".join([f"{name} was not found in", *tried])
+        + f"\nget it with `ssl-zoo data get {name.lower()}`, "
+        "or name its folder in data.dataset.root"
+    )
+
+
+@DATASETS.register_module()
+class FashionMNIST(InMemory):
+    """Fashion-MNIST: 60,000 + 10,000 gray images of 28x28 in 10 classes (arXiv:1708.07747).
+
+    Args:
+        root: folder of the four idx files, gzipped or not, or one above it.
+            None: $SSL_ZOO_DATA, ./data, then where Debian's package puts them.
+    """
+
+    def __init__(self, split: Split, *, root: str | None = None, limit: int | None = None):
+        split = check_split(split)
+        folders = roots(root) if root is not None else [*roots(None), idx.SYSTEM]
+        files = idx.find(folders)
+        if files is None:
+            raise FileNotFoundError(
+                "the four idx files of FashionMNIST were not found in "
+                + ", ".join(map(str, folders))
+                + "; get them with `ssl-zoo data get fashion_mnist`, "
+                "or name their folder in data.dataset.root"
+            )
+        kind = "train" if split == "train" else "t10k"
+        images, labels = (idx.read(files[f"{kind}-{part}"]) for part in idx.PARTS)
+        if len(images) != len(labels) or images.dim() != 3 or labels.dim() != 1:
+            raise ValueError(
+                f"{files[f'{kind}-{idx.PARTS[0]}']}: expected [n, height, width] images and as "
+                f"many labels, found {list(images.shape)} and {list(labels.shape)}"
+            )
+        super().__init__(images[:, None], labels, 10, split, limit)
+
+
+class _CIFAR(InMemory):
+    source: type
+
+    def __init__(self, split: Split, *, root: str | None = None, limit: int | None = None):
+        split = check_split(split)
+        data = _from_torchvision(
+            type(self).__name__, root, lambda folder: self.source(folder, train=split == "train")
+        )
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2)  # [n, 3, 32, 32]
+        super().__init__(images, data.targets, len(data.classes), split, limit)
+
+
+@DATASETS.register_module()
+class CIFAR10(_CIFAR):
+    """CIFAR-10: 50,000 + 10,000 images of 32x32 in 10 classes (Krizhevsky 2009)."""
+
+    source = torchvision.datasets.CIFAR10
+
+
+@DATASETS.register_module()
+class CIFAR100(_CIFAR):
+    """CIFAR-100: 50,000 + 10,000 images of 32x32 in 100 classes (Krizhevsky 2009)."""
+
+    source = torchvision.datasets.CIFAR100
+
+
+@DATASETS.register_module()
+class STL10(InMemory):
+    """STL-10 (Coates et al. 2011): 96x96, 5,000 + 8,000 in 10 classes and 100,000 unlabelled.
+
+    Args:
+        unlabeled: pre-train on the labelled and the unlabelled images (2.9 GB of RAM), not on the
+            labelled alone.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        root: str | None = None,
+        unlabeled: bool = True,
+        limit: int | None = None,
+    ):
+        resolved = check_split(split)
+        if split == "pretrain" and unlabeled:
+            resolved = "train+unlabeled"
+        data = _from_torchvision(
+            "STL10", root, lambda folder: torchvision.datasets.STL10(folder, split=resolved)
+        )
+        super().__init__(data.data, data.labels, 10, resolved, limit)
+
+
+@DATASETS.register_module()
+class Digits(InMemory):
+    """scikit-learn's bundled digits: 1,437 + 360 gray images of 8x8 in 10 classes; no download."""
+
+    def __init__(self, split: Split, *, limit: int | None = None):
+        split = check_split(split)
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError("Digits is part of scikit-learn: pip install scikit-learn") from error
+        pixels, labels = load_digits(return_X_y=True)  # [1797, 64] of 0..16, [1797]
+        images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+        order = rng.permutation(len(labels), "digits").numpy()
+        kept = order[:1437] if split == "train" else order[1437:]
+        super().__init__(images[kept], labels[kept], 10, split, limit)
+
+
+@DATASETS.register_module()
+class Synthetic(InMemory):
+    """Noisy coloured blocks, a pattern for each class; for tests and trials, made on the spot.
+
+    Args:
+        num_samples: images of each split.
+        size: height and width in pixels.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        num_samples: int = 512,
+        size: int = 32,
+        channels: int = 3,
+        num_classes: int = 10,
+    ):
+        split = check_split(split)
+        if min(num_samples, size, channels, num_classes) < 1:
+            raise ValueError("num_samples, size, channels and num_classes are at least 1")
+        position = torch.arange(size)
+        block = position * 4 // size  # [size], the block of a pixel, in 0..3
+        kind, channel = torch.arange(num_classes)[:, None, None, None], torch.arange(channels)
+        pattern = rng.uniform("pattern", kind, channel[:, None, None], block[:, None], block)
+        labels = torch.arange(num_samples) % num_classes  # [n]
+        sample = torch.arange(num_samples)[:, None, None, None]
+        noise = rng.uniform(split, sample, channel[:, None, None], position[:, None], position)
+        light = 0.5 + 0.5 * rng.uniform(split, "light", sample)  # [n, 1, 1, 1]
+        images = (0.7 * light * pattern[labels] + 0.3 * noise) * 255  # [n, C, size, size]
+        super().__init__(images.to(torch.uint8), labels, num_classes, split)

@@ -1,0 +1,141 @@
+"""Getting a data set: whatever is at hand first, the network last."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torchvision
+
+from ..registry import nearest
+from . import idx
+from .datasets import roots
+
+PACKAGE = "dataset-fashion-mnist"
+Log = Callable[[str], object]
+
+
+def get(name: str, root: str | os.PathLike | None = None, log: Log = print) -> Path:
+    """Obtains a data set and returns the folder to give as `root`, saying each thing it tries.
+
+    Args:
+        name: one of SOURCES.
+        root: where to look first and to put the files; None: $SSL_ZOO_DATA or else ./data.
+
+    Raises:
+        ValueError: no such data set, or a file that is there is damaged.
+        RuntimeError: no source worked; lists them, and how to supply the files by hand.
+    """
+    if name not in SOURCES:
+        hint = nearest(name, SOURCES)
+        raise ValueError(
+            f"no data set {name!r} to get; there are {', '.join(SOURCES)}"
+            + (f"; nearest: {hint}" if hint else "")
+        )
+    return SOURCES[name](roots(root)[0], log)
+
+
+def fashion_mnist(root: Path, log: Log) -> Path:
+    """An existing copy, Debian's copy, Debian's package, torchvision's mirror."""
+    log(f"fashion_mnist: looking in {root}")
+    files = idx.find([root])
+    if files is not None:
+        idx.verify(files)
+        log("  found, checksums agree")
+        return root
+    tried = [f"{root}: the four files are not there"]
+    root.mkdir(parents=True, exist_ok=True)
+    for say, source in (
+        (f"copying from {idx.SYSTEM}", _from_system),
+        (f"unpacking the Debian package {PACKAGE}", _from_debian),
+        ("downloading from torchvision's mirror", _from_mirror),
+    ):
+        log(f"fashion_mnist: {say}")
+        # Beside the target, so that a file gets its final name whole or not at all.
+        with tempfile.TemporaryDirectory(dir=root, prefix=".incomplete-") as folder:
+            try:
+                files = source(Path(folder))
+                idx.verify(files)
+            except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+                reason = str(error).strip()
+                log(f"  failed: {reason}")
+                tried.append(f"{say}: {reason}")
+                continue
+            target = root / "fashion-mnist"
+            target.mkdir(exist_ok=True)
+            for path in files.values():
+                os.replace(path, target / path.name)
+        log(f"  done, checksums agree: {target}")
+        return root
+    raise RuntimeError(
+        "fashion_mnist could not be obtained. Tried:\n"
+        + "\n".join(f"  {line}" for line in tried)
+        + f"\nPut {', '.join(f'{name}.gz' for name in idx.FASHION_MNIST)} in {root} by hand "
+        "(gzipped or not) and try again."
+    )
+
+
+def _found(folder: Path) -> dict[str, Path]:
+    files = idx.find([folder])
+    if files is None:
+        raise FileNotFoundError(f"the four files are not in {folder}")
+    return files
+
+
+def _from_system(folder: Path) -> dict[str, Path]:
+    for path in _found(idx.SYSTEM).values():
+        shutil.copy(path, folder)
+    return _found(folder)
+
+
+def _from_debian(folder: Path) -> dict[str, Path]:
+    """Needs neither root's rights nor an installation: the package is only unpacked."""
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise FileNotFoundError(f"{tool} is not there (not a Debian or Ubuntu system)")
+    _run(["apt-get", "download", PACKAGE], folder)
+    (package,) = folder.glob(f"{PACKAGE}_*.deb")
+    _run(["dpkg", "-x", package.name, "unpacked"], folder)
+    return _found(folder / "unpacked" / idx.SYSTEM.relative_to("/"))
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or 'failed'}")
+
+
+def _from_mirror(folder: Path) -> dict[str, Path]:
+    torchvision.datasets.FashionMNIST(folder, download=True)
+    return _found(folder)
+
+
+def _from_torchvision(source: type) -> Callable[[Path, Log], Path]:
+    """torchvision downloads, verifies and unpacks; what is whole already is left as it is."""
+
+    def obtain(root: Path, log: Log) -> Path:
+        log(f"{source.__name__}: looking in {root}, else downloading there")
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            source(root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f"{source.__name__} could not be downloaded to {root}: {error}\n"
+                f"Unpack its official archive there by hand and try again."
+            ) from error
+        log(f"  done, checksums agree: {root}")
+        return root
+
+    return obtain
+
+
+SOURCES: dict[str, Callable[[Path, Log], Path]] = {
+    "fashion_mnist": fashion_mnist,
+    "cifar10": _from_torchvision(torchvision.datasets.CIFAR10),
+    "cifar100": _from_torchvision(torchvision.datasets.CIFAR100),
+    "stl10": _from_torchvision(torchvision.datasets.STL10),
+}

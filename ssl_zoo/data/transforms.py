@@ -1,0 +1,615 @@
+"""Augmentation of a whole batch at once, with each sample's own parameters.
+
+An operation has two halves. `draw` turns keys (one 64-bit number a sample, a hash of seed, epoch,
+index, view and the operation's label) into parameters, always on the CPU, so that choosing rows
+needs no synchronisation with a GPU. `apply` is exact: what torchvision's functional of the same
+name does to one image with one parameter, it does to each image of a batch with its own.
+
+Images are float32 in [0, 1], [N, C, H, W], with one channel or three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from .. import rng
+from ..registry import TRANSFORMS, Part
+
+Params = dict[str, Tensor]
+Shape = tuple[int, int | Tensor, int | Tensor]  # C, H, W; H and W are [N] where images vary in size
+
+
+class Transform:
+    """Base of the operations.
+
+    Args:
+        p: chance that a sample is changed at all.
+        views: numbers of the views that this operation belongs to (BYOL's asymmetric views,
+            multi-crop); None for all.
+    """
+
+    random = True  # draws random numbers, so it has no place in evaluation
+    colour = False  # an identity on images of one channel
+    geometric = False  # has `apply_one`, hence takes images that vary in size
+    one_size = False  # images come out in one size, whatever went in
+
+    def __init__(self, p: float = 1.0, views: list[int] | None = None):
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is a probability, found {p}")
+        self.p = p
+        self.views = views
+
+    @classmethod
+    def validate(cls, **kwargs) -> None:
+        cls(**kwargs)  # an operation is cheap to build, so its constructor is its check
+
+    def draw(self, key: Tensor, shape: Shape) -> Params:
+        """Parameters, rows beside `key` [N] int64; on the CPU."""
+        return {}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        """[N, C, H, W] -> [N, C, h, w]; may overwrite `images`."""
+        raise NotImplementedError
+
+    def __call__(self, images: Tensor, key: Tensor) -> Tensor:
+        """Draws and applies, to the chosen rows alone; may overwrite `images`."""
+        if self.colour and images.shape[1] == 1:
+            return images
+        if self.p == 1:
+            return self.apply(images, self.draw(key, images.shape[1:]))
+        rows = (rng.uniform(key, "p") < self.p).nonzero().squeeze(1)  # [n]
+        if len(rows) == 0:
+            return images
+        params = self.draw(key[rows], images.shape[1:])
+        rows = rows.to(images.device, non_blocking=True)
+        return images.index_copy_(0, rows, self.apply(images.index_select(0, rows), params))
+
+
+class GeometricTransform(Transform):
+    """An operation that also takes images one at a time, as bytes, each of its own size."""
+
+    geometric = True
+
+    def apply_one(self, image: Tensor, params: Params) -> Tensor:
+        """uint8 [C, H, W] -> uint8 [C, h, w], with a single sample's parameters."""
+        raise NotImplementedError
+
+
+def _pair(size: int | tuple[int, int], name: str = "size") -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"{name} is in pixels and at least 1, found {size}")
+    return height, width
+
+
+def _interval(bounds: tuple[float, float], name: str, least: float) -> None:
+    if not least < bounds[0] <= bounds[1]:
+        raise ValueError(f"{name} is [low, high] with {least:g} < low <= high, found {bounds}")
+
+
+def _slots(key: Tensor, count: int) -> Tensor:
+    """`count` uniform numbers a sample, [N] int64 -> [N, count] float32."""
+    return rng.uniform(key[:, None], torch.arange(count))
+
+
+def _between(uniform: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * uniform
+
+
+def _spread(values: Tensor, device: torch.device) -> Tensor:
+    """[N] -> [N, 1, 1, 1] on the images' device."""
+    return values[:, None, None, None].to(device, non_blocking=True)
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """ITU-R 601 luma, [N, 3, H, W] -> [N, 1, H, W]; one channel is its own."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.split(1, dim=1)  # each [N, 1, H, W]
+    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+# --------------------------------------------------------------------------------- geometry
+
+
+def resize_matrix(
+    start: Tensor, length: Tensor, total: int, out: int, interpolation: str = "bilinear"
+) -> Tensor:
+    """Antialiased interpolation of the pixels [start, start + length) of `total`, as matrices.
+
+    Args:
+        start, length: [N] float32, in pixels.
+
+    Returns:
+        [N, out, total]; a row holds the weights of one output pixel and sums to 1.
+    """
+    scale = (length / out)[:, None]  # [N, 1], source pixels an output pixel
+    sharpness = 1 / scale.clamp(min=1)  # the filter widens only when shrinking
+    centre = start[:, None] + scale * (torch.arange(out, device=start.device) + 0.5)  # [N, out]
+    pixel = torch.arange(total, device=start.device)  # [total]
+    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # [N, total]
+    position = ((pixel + 0.5) * sharpness).masked_fill_(~inside, math.inf)  # [N, total]
+    distance = (position[:, None, :] - (centre * sharpness)[:, :, None]).abs_()  # [N, out, total]
+    if interpolation == "bilinear":
+        weights = distance.neg_().add_(1).clamp_(min=0)
+    else:  # Keys' cubic with a = -1/2
+        d = distance.clamp_(max=2)
+        near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
+        weights = torch.where(d < 1, near, far)
+    return weights.div_(weights.sum(2, keepdim=True))
+
+
+@TRANSFORMS.register_module()
+class RandomResizedCrop(GeometricTransform):
+    """A random part of the image, resized with antialiasing (Szegedy et al., arXiv:1409.4842).
+
+    As torchvision's: ten tries to fit a box of random area and aspect ratio, then the largest
+    central one. The crop and the resize are two products with matrices of each sample's own.
+
+    Args:
+        size: output height and width in pixels, or one number for both.
+        scale: bounds of the box's area as a share of the image's.
+        ratio: bounds of width / height, drawn uniformly in the logarithm.
+    """
+
+    one_size = True
+
+    def __init__(
+        self,
+        *,
+        size: int | tuple[int, int],
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        views: list[int] | None = None,
+    ):
+        super().__init__(views=views)
+        _interval(scale, "scale", 0)
+        _interval(ratio, "ratio", 0)
+        if scale[1] > 1:
+            raise ValueError(f"scale is a share of the image's area, at most 1, found {scale}")
+        self.size, self.scale, self.ratio = _pair(size), tuple(scale), tuple(ratio)
+        self.interpolation = interpolation
+
+    def draw(self, key: Tensor, shape: Shape) -> Params:
+        """box: [N, 4] int64: top, left, height, width."""
+        _, height, width = shape
+        height = torch.as_tensor(height, dtype=torch.float64).expand(len(key))  # [N]
+        width = torch.as_tensor(width, dtype=torch.float64).expand(len(key))
+        u = _slots(key, 22).double()  # [N, 22]: ten areas, ten ratios, two offsets
+        area = (height * width)[:, None] * _between(u[:, :10], *self.scale)  # [N, 10]
+        aspect = _between(u[:, 10:20], *map(math.log, self.ratio)).exp()  # [N, 10]
+        w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
+        first = fits.byte().argmax(1, keepdim=True)  # [N, 1], the first try that fits
+        found = fits.any(1)
+        # The fallback, the central box of the nearest ratio that is allowed.
+        inner_w = torch.minimum(width, (height * self.ratio[1]).round())
+        inner_h = torch.minimum(height, (width / self.ratio[0]).round())
+        w = torch.where(found, w.gather(1, first)[:, 0], inner_w)  # [N]
+        h = torch.where(found, h.gather(1, first)[:, 0], inner_h)
+        top = torch.where(found, (u[:, 20] * (height - h + 1)).floor(), ((height - h) / 2).floor())
+        left = torch.where(found, (u[:, 21] * (width - w + 1)).floor(), ((width - w) / 2).floor())
+        return {"box": torch.stack([top, left, h, w], dim=1).long()}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        box = params["box"].to(images.device, torch.float32, non_blocking=True)
+        top, left, h, w = box.unbind(1)
+        n, channels, height, width = images.shape
+        rows = resize_matrix(top, h, height, self.size[0], self.interpolation)  # [N, oh, H]
+        columns = resize_matrix(left, w, width, self.size[1], self.interpolation)  # [N, ow, W]
+        images = images.reshape(n, channels * height, width) @ columns.mT  # [N, C * H, ow]
+        images = images.view(n, channels, height, self.size[1])
+        # One product a channel: broadcasting over channels would copy the matrices.
+        images = torch.stack([rows @ plane for plane in images.unbind(1)], dim=1)  # [N, C, oh, ow]
+        return images if self.interpolation == "bilinear" else images.clamp_(0, 1)
+
+    def apply_one(self, image: Tensor, params: Params) -> Tensor:
+        top, left, h, w = params["box"].tolist()
+        mode = InterpolationMode(self.interpolation)
+        size = list(self.size)
+        return F.resized_crop(image, top, left, h, w, size, interpolation=mode, antialias=True)
+
+
+@TRANSFORMS.register_module()
+class Resize(GeometricTransform):
+    """The whole image at another size, antialiased.
+
+    Args:
+        size: [height, width] in pixels, or one number for the shorter side at the same aspect.
+    """
+
+    random = False
+
+    def __init__(
+        self,
+        *,
+        size: int | tuple[int, int],
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        views: list[int] | None = None,
+    ):
+        super().__init__(views=views)
+        _pair(size)
+        self.one_size = not isinstance(size, int)
+        self.size = list(size) if self.one_size else [size]
+        self.interpolation = interpolation
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        images = self.apply_one(images, params)
+        return images if self.interpolation == "bilinear" else images.clamp(0, 1)
+
+    def apply_one(self, image: Tensor, params: Params) -> Tensor:
+        mode = InterpolationMode(self.interpolation)
+        return F.resize(image, self.size, interpolation=mode, antialias=True)
+
+
+@TRANSFORMS.register_module()
+class CenterCrop(GeometricTransform):
+    """The central part of the image, padded with black where the image is smaller.
+
+    Args:
+        size: height and width in pixels, or one number for both.
+    """
+
+    random = False
+    one_size = True
+
+    def __init__(self, *, size: int | tuple[int, int], views: list[int] | None = None):
+        super().__init__(views=views)
+        self.size = _pair(size)
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        return self.apply_one(images, params)
+
+    def apply_one(self, image: Tensor, params: Params) -> Tensor:
+        return F.center_crop(image, list(self.size))
+
+
+@TRANSFORMS.register_module()
+class HorizontalFlip(Transform):
+    """Left and right exchanged."""
+
+    def __init__(self, *, p: float = 0.5, views: list[int] | None = None):
+        super().__init__(p, views)
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        return images.flip(-1)
+
+
+# ----------------------------------------------------------------------------------- colour
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turns the hue by `shift` [N, 1, 1] (a full turn is 1); images [N, 3, H, W] in [0, 1].
+
+    With V = max, C = max - min and the hue h in sixths of a turn, a channel centred at hue n
+    is V - C clamp(|h - n| - 1, 0, 1), the distance taken around the circle, n = 0, 2, 4.
+    """
+    red, green, blue = images.unbind(1)  # each [N, H, W]
+    value = images.amax(1)
+    chroma = value - images.amin(1)
+    inverse = 1 / torch.where(chroma == 0, 1, chroma)  # gray has no hue, and any will do
+    hue = torch.where(value == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse)
+    hue = torch.where(value == red, (green - blue) * inverse, hue) + 6 * shift  # [N, H, W]
+    out = torch.empty_like(images)
+    for channel, centre in enumerate((0, 2, 4)):
+        offset = hue - centre
+        distance = (offset - 6 * (offset / 6).round()).abs_()  # [N, H, W] in [0, 3]
+        torch.addcmul(value, distance.sub_(1).clamp_(0, 1), chroma, value=-1, out=out[:, channel])
+    return out
+
+
+@TRANSFORMS.register_module()
+class ColorJitter(Transform):
+    """Brightness, contrast, saturation and hue by random factors, in a random order of each sample.
+
+    Args:
+        brightness, contrast, saturation: b draws a factor from [max(0, 1 - b), 1 + b].
+        hue: h draws a turn from [-h, h], in full turns; at most 0.5.
+    """
+
+    def __init__(
+        self,
+        *,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        p: float = 1.0,
+        views: list[int] | None = None,
+    ):
+        super().__init__(p, views)
+        self.strength = (brightness, contrast, saturation, hue)
+        if min(self.strength) < 0 or hue > 0.5:
+            raise ValueError(f"strengths are at least 0 and hue at most 0.5, found {self.strength}")
+
+    def draw(self, key: Tensor, shape: Shape) -> Params:
+        """order: [N, A] int64, the A operations that do anything, in order of application;
+        factor: [N, 4] float32, by operation."""
+        active = [i for i, strength in enumerate(self.strength) if strength > 0]
+        if shape[0] == 1:
+            active = [i for i in active if i in (BRIGHTNESS, CONTRAST)]
+        u = _slots(key, 8)  # [N, 8]
+        low = torch.tensor([max(0.0, 1 - s) for s in self.strength[:3]] + [-self.strength[HUE]])
+        high = torch.tensor([1 + s for s in self.strength[:3]] + [self.strength[HUE]])
+        order = torch.tensor(active, dtype=torch.int64)[
+            u[:, 4:][:, active].argsort(dim=1, stable=True)
+        ]
+        return {"order": order, "factor": low + (high - low) * u[:, :4]}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        device = images.device
+        for which in params["order"].unbind(1):  # [N], what each sample does now
+            factor = params["factor"].gather(1, which[:, None])[:, 0]  # [N]
+            # The first three blend the image with black, with its mean luma, or with its luma:
+            # image <- clamp(factor image + (1 - factor) other).
+            rest = 1 - factor
+            own = _spread(factor.where(which != HUE, 1.0), device)
+            mean = _spread(rest.where(which == CONTRAST, 0.0), device)
+            luma = _spread(rest.where(which == SATURATION, 0.0), device)
+            gray = grayscale(images)  # [N, 1, H, W]
+            mean = mean * gray.mean((1, 2, 3), keepdim=True)  # [N, 1, 1, 1]
+            other = mean if images.shape[1] == 1 else torch.addcmul(mean, luma, gray)
+            images = torch.addcmul(other, own, images).clamp_(0, 1)
+            rows = (which == HUE).nonzero().squeeze(1)
+            if len(rows):
+                turn = factor[rows][:, None, None].to(device, non_blocking=True)  # [n, 1, 1]
+                rows = rows.to(device, non_blocking=True)
+                images.index_copy_(0, rows, shift_hue(images.index_select(0, rows), turn))
+        return images
+
+
+@TRANSFORMS.register_module()
+class RandomGrayscale(Transform):
+    """Luma in all three channels."""
+
+    colour = True
+
+    def __init__(self, *, p: float = 0.1, views: list[int] | None = None):
+        super().__init__(p, views)
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        return grayscale(images).expand_as(images)
+
+
+@TRANSFORMS.register_module()
+class Solarize(Transform):
+    """Inverts the values from `threshold` (in [0, 1]) upwards."""
+
+    def __init__(self, *, threshold: float = 0.5, p: float = 0.2, views: list[int] | None = None):
+        super().__init__(p, views)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is within [0, 1], found {threshold}")
+        self.threshold = threshold
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        return torch.where(images >= self.threshold, 1 - images, images)
+
+
+@lru_cache(maxsize=16)
+def _reflections(size: int, taps: int, device: torch.device) -> Tensor:
+    """Where each tap of a filter lands under reflecting borders, [taps, size * size] of 0 and 1."""
+    where = torch.arange(size)[None, :] + torch.arange(taps)[:, None] - taps // 2  # [taps, size]
+    where = (size - 1) - (where.abs() - (size - 1)).abs()
+    return torch.nn.functional.one_hot(where, size).float().flatten(1).to(device)
+
+
+@TRANSFORMS.register_module()
+class GaussianBlur(Transform):
+    """Gaussian blur with a width of each sample's own and reflecting borders.
+
+    Args:
+        sigma: bounds of the width in pixels.
+        kernel_size: taps, an odd number. None: enough for three sigma of the widest, as far as
+            the image allows, close to the untruncated filter of MoCo v2's and DINO's code.
+    """
+
+    def __init__(
+        self,
+        *,
+        sigma: tuple[float, float] = (0.1, 2.0),
+        kernel_size: int | None = None,
+        p: float = 0.5,
+        views: list[int] | None = None,
+    ):
+        super().__init__(p, views)
+        _interval(sigma, "sigma", 0)
+        if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
+            raise ValueError(f"kernel_size is an odd number of taps, found {kernel_size}")
+        self.sigma, self.kernel_size = tuple(sigma), kernel_size
+
+    def draw(self, key: Tensor, shape: Shape) -> Params:
+        """sigma: [N] float32."""
+        return {"sigma": _between(_slots(key, 1)[:, 0], *self.sigma)}
+
+    def taps(self, size: int) -> int:
+        """Taps along a side of `size` pixels; a reflection reaches at most size - 1 pixels out."""
+        if self.kernel_size is None:
+            return 2 * min(math.ceil(3 * self.sigma[1]), size - 1) + 1
+        if self.kernel_size > 2 * size - 1:
+            raise ValueError(
+                f"GaussianBlur: kernel_size {self.kernel_size} reaches beyond the reflection of "
+                f"images of {size} pixels; at most {2 * size - 1}"
+            )
+        return self.kernel_size
+
+    def matrix(self, sigma: Tensor, size: int) -> Tensor:
+        """[N] -> [N, size, size], a row the weights of one output pixel."""
+        taps = self.taps(size)
+        x = torch.arange(taps, device=sigma.device) - taps // 2  # [taps]
+        kernel = torch.softmax(-0.5 * (x / sigma[:, None]) ** 2, dim=1)  # [N, taps]
+        return (kernel @ _reflections(size, taps, sigma.device)).view(-1, size, size)
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        sigma = params["sigma"].to(images.device, non_blocking=True)
+        n, channels, height, width = images.shape
+        columns = self.matrix(sigma, width)  # [N, W, W]
+        rows = columns if height == width else self.matrix(sigma, height)  # [N, H, H]
+        images = (images.reshape(n, channels * height, width) @ columns.mT).view(images.shape)
+        return torch.stack([rows @ plane for plane in images.unbind(1)], dim=1)
+
+
+@TRANSFORMS.register_module()
+class Normalize(Transform):
+    """(image - mean) / std.
+
+    Args:
+        mean, std: one number a channel, for images in [0, 1].
+    """
+
+    random = False
+
+    def __init__(self, *, mean: list[float], std: list[float], views: list[int] | None = None):
+        super().__init__(views=views)
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise ValueError(f"one mean and one positive std a channel, found {mean} and {std}")
+        self.mean, self.std = list(mean), list(std)
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        if images.shape[1] != len(self.mean):
+            raise ValueError(
+                f"Normalize has numbers for {len(self.mean)} channels, "
+                f"the images have {images.shape[1]}"
+            )
+        return F.normalize(images, self.mean, self.std, inplace=True)
+
+    def undo(self, images: Tensor) -> Tensor:
+        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
+        return images * torch.tensor(self.std, device=images.device)[:, None, None] + mean
+
+
+# ------------------------------------------------------------------------------------ views
+
+
+class Views:
+    """Several random views of each image, every number a function of what it is for.
+
+    The view of a sample depends on (seed, epoch, index, view, label of the operation) alone, so it
+    is the same in whatever batch, worker or process it is made.
+
+    Args:
+        ops: operations by a label of the user's choice, applied in order. The label seeds an
+            operation's random numbers, so adding one leaves the others' as they are.
+        count: number of views.
+    """
+
+    def __init__(self, *, ops: dict[str, Part[TRANSFORMS]], count: int = 2):
+        if count < 1:
+            raise ValueError(f"count is the number of views, at least 1, found {count}")
+        self.ops: dict[str, Transform] = {label: part() for label, part in ops.items()}
+        self.count = count
+        for label, op in self.ops.items():
+            if op.views is not None and not set(op.views) <= set(range(count)):
+                raise ValueError(
+                    f"ops.{label}.views {op.views} names a view that is not there: "
+                    f"count is {count}, views are numbered from 0"
+                )
+
+    @classmethod
+    def validate(cls, **kwargs) -> None:
+        cls(**kwargs)
+
+    def ops_of(self, view: int) -> list[tuple[str, Transform]]:
+        """The (label, operation) pairs of one view, in order."""
+        return [(n, op) for n, op in self.ops.items() if op.views is None or view in op.views]
+
+    def lead(self, view: int) -> int:
+        """How many operations it takes to bring images of varying size to one size.
+
+        Raises:
+            ValueError: the view's operations do not begin so.
+        """
+        for i, (label, op) in enumerate(self.ops_of(view)):
+            if not op.geometric:
+                raise ValueError(
+                    f"the images vary in size, so view {view} must first crop or resize them to "
+                    f"one size (RandomResizedCrop, CenterCrop, or Resize to [height, width]); "
+                    f"ops.{label} ({type(op).__name__}) comes before that"
+                )
+            if op.one_size:
+                return i + 1
+        raise ValueError(
+            f"the images vary in size and no operation of view {view} brings them to one size: "
+            "add RandomResizedCrop, CenterCrop, or Resize to [height, width]"
+        )
+
+    def _keyed(
+        self, view: int, seed: int, epoch: int, index: Tensor
+    ) -> Iterator[tuple[Transform, Tensor]]:
+        """(operation, its keys [N] int64) of one view, in order."""
+        key = rng.hashed(seed, epoch, index.cpu(), view)  # [N]
+        for label, op in self.ops_of(view):
+            yield op, rng.hashed(key, label) if op.random else key
+
+    def begin(
+        self, view: int, images: list[Tensor], seed: int, epoch: int, index: Tensor
+    ) -> Tensor:
+        """Brings images of varying size to one size, one by one (a loader's worker does this).
+
+        The result is bytes, as a decoder and an image library would leave it: a quarter of the
+        floats' traffic between processes and to the device.
+
+        Args:
+            images: N of uint8 [C, H, W].
+
+        Returns:
+            uint8 [N, C, h, w], for `finish`.
+        """
+        keyed = self._keyed(view, seed, epoch, index)
+        for _, (op, key) in zip(range(self.lead(view)), keyed, strict=False):
+            sizes = torch.tensor([image.shape for image in images])  # [N, 3]
+            params = op.draw(key, (images[0].shape[0], sizes[:, 1], sizes[:, 2]))
+            rows = [{name: value[i] for name, value in params.items()} for i in range(len(images))]
+            images = [op.apply_one(image, row) for image, row in zip(images, rows, strict=True)]
+        return torch.stack(images)
+
+    def finish(
+        self, view: int, images: Tensor, seed: int, epoch: int, index: Tensor, done: int = 0
+    ) -> Tensor:
+        """uint8 [N, C, H, W] -> one view, float32 [N, C, h, w], on the images' device.
+
+        Args:
+            done: operations that `begin` has applied.
+        """
+        images = images.float().div_(255)
+        for i, (op, key) in enumerate(self._keyed(view, seed, epoch, index)):
+            if i >= done:
+                images = op(images, key)
+        return images
+
+    def one(
+        self, view: int, images: Tensor | list[Tensor], seed: int, epoch: int, index: Tensor
+    ) -> Tensor:
+        """One view, float32 [N, C, h, w]; arguments as for the call."""
+        if isinstance(images, list):
+            images = self.begin(view, images, seed, epoch, index)
+            return self.finish(view, images, seed, epoch, index, done=self.lead(view))
+        return self.finish(view, images, seed, epoch, index)
+
+    def __call__(
+        self, images: Tensor | list[Tensor], seed: int, epoch: int, index: Tensor
+    ) -> list[Tensor]:
+        """`count` views, each float32 [N, C, h, w].
+
+        Args:
+            images: uint8 [N, C, H, W], or a list of uint8 [C, H, W] that vary in size.
+            index: [N] int64, positions in the data set; on the CPU, lest a GPU be waited for.
+        """
+        return [self.one(view, images, seed, epoch, index) for view in range(self.count)]
+
+    def denormalize(self, view: int, images: Tensor) -> Tensor:
+        """Undoes the view's normalisation for display, [N, C, h, w] in [0, 1]."""
+        for _, op in reversed(self.ops_of(view)):
+            if isinstance(op, Normalize):
+                images = op.undo(images)
+        return images.clamp(0, 1)

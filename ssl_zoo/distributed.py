@@ -1,0 +1,117 @@
+"""Distribution behind verbs that are the identity on one process."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_on() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_on() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if is_on() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def start(device: str = "auto") -> torch.device:
+    """Joins torchrun's process group if there is one; returns this process's device.
+
+    NCCL on GPUs, gloo on CPUs.
+
+    Args:
+        device: 'auto' (CUDA when there is one), 'cpu', 'cuda' or 'cuda:N'.
+
+    Raises:
+        ValueError: CUDA is asked for and there is none.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not is_on():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def stop() -> None:
+    if is_on():
+        dist.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        parts = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        # Every rank's loss depends on every rank's rows. The sum over ranks here and DDP's mean
+        # over ranks afterwards give the gradient of the mean of the ranks' losses.
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """All ranks' rows in rank order, [N, ...] -> [world x N, ...]; differentiable.
+
+    All ranks must hold the same number of rows.
+    """
+    return _Gather.apply(x) if world() > 1 else x
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over ranks; not differentiable."""
+    if world() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x / world()
+
+
+def local_rows(x: Tensor) -> Tensor:
+    """This rank's share of rows that all ranks hold, [world x N, ...] -> [N, ...]."""
+    return x.chunk(world())[rank()] if world() > 1 else x
+
+
+def collect(value: Any) -> list[Any]:
+    """Every rank's value, in rank order. For small host-side state: it pickles between ranks."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def barrier() -> None:
+    if is_on():
+        dist.barrier()

@@ -1,0 +1,65 @@
+"""Frozen features of a set of images, taken without leaving a trace on training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def frozen(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Evaluation mode, no gradients; afterwards modes and torch's RNG are bitwise as they were.
+
+    Each submodule gets its own flag back: a `module.train()` would also wake what was meant to
+    stay in evaluation mode. BatchNorm's running statistics do not move in evaluation mode.
+    """
+    device = torch.device(device)
+    modes = [(m, m.training) for m in module.modules()]
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), torch.no_grad():
+        module.eval()
+        try:
+            yield
+        finally:
+            for m, training in modes:
+                m.training = training
+
+
+def extract(
+    backbone: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | str,
+    precision: str = "fp32",
+) -> tuple[Tensor, Tensor]:
+    """Features of all images, in order.
+
+    Args:
+        backbone: images [n, C, H, W] -> pooled features [n, F].
+        batches: (images [n, C, H, W], labels [n]) pairs.
+        precision: 'fp32', 'bf16' or 'fp16'; the last two under autocast.
+
+    Returns:
+        features [total, F] float32 and labels [total] int64, both on the CPU.
+
+    Raises:
+        ValueError: no batches, or the backbone's output is not [n, F].
+    """
+    device = torch.device(device)
+    dtype = PRECISIONS[precision]
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    features, labels = [], []
+    with frozen(backbone, device), autocast:
+        for images, label in batches:
+            h = backbone(images.to(device))  # [n, F]
+            if h.ndim != 2:
+                raise ValueError(f"a backbone must give features [n, F]; found {list(h.shape)}")
+            features.append(h.float().cpu())
+            labels.append(label.cpu())
+    if not features:
+        raise ValueError("there are no images to take features of")
+    return torch.cat(features), torch.cat(labels)

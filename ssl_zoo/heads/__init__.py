@@ -1,0 +1,3 @@
+from ssl_zoo.heads.projection import MLP, Linear
+
+__all__ = ["MLP", "Linear"]

@@ -1,0 +1,78 @@
+"""When to save, what to keep, and what a signal does."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+
+from ssl_zoo import checkpoint, distributed
+from ssl_zoo.hooks.base import Hook
+from ssl_zoo.hooks.knn import KNNMonitor
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved itself."""
+
+
+class Checkpointing(Hook):
+    """Saves every few epochs, at the end, and when the run is asked to stop.
+
+    SIGINT and SIGTERM (Ctrl-C, a scheduler's preemption) finish the step, save, and end the
+    sitting with `Interrupted`; a second Ctrl-C ends it at once. A new file is complete on disk
+    before an older one is removed.
+
+    Args:
+        every_epochs: fractions allowed.
+        keep: the newest so many stay; the one with the best kNN top-1 stays as best.pt besides.
+    """
+
+    def __init__(self, *, every_epochs: float = 1.0, keep: int = 2):
+        if every_epochs <= 0:
+            raise ValueError(f"every_epochs must be above 0, found {every_epochs}")
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, found {keep}")
+        self.every_epochs, self.keep = every_epochs, keep
+        self.stop_asked = False
+        self.handlers: dict = {}
+
+    def before_train(self, trainer) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number, frame) -> None:
+        self.stop_asked = True
+        signal.signal(number, self.handlers[number])
+
+    def after_step(self, trainer, out) -> None:
+        every = max(1, round(self.every_epochs * trainer.data.steps_per_epoch))
+        last = trainer.step == trainer.total_steps
+        stop = self._stop(trainer)
+        if stop or last or trainer.step % every == 0:
+            path = self.save(trainer)
+            if stop and not last:
+                raise Interrupted(f"stopped at step {trainer.step}; saved {path}")
+
+    def _stop(self, trainer) -> bool:
+        # Ranks get the signal at different steps; they ask each other only now and then.
+        if distributed.world() == 1:
+            return self.stop_asked
+        return trainer.step % trainer.log_every == 0 and any(distributed.collect(self.stop_asked))
+
+    def save(self, trainer):
+        trainer.check_finite()
+        with trainer.paused():
+            path = checkpoint.save(trainer)
+            if distributed.is_main():
+                knn = next((hook for hook in trainer.hooks if isinstance(hook, KNNMonitor)), None)
+                if knn and knn.evaluated_at == trainer.step and knn.latest == knn.best:
+                    staged = path.with_name("best.pt.tmp")
+                    shutil.copyfile(path, staged)
+                    staged.replace(path.with_name("best.pt"))
+                for old in checkpoint.saved(trainer.folder)[: -self.keep]:
+                    old.unlink()
+        return path
+
+    def close(self, trainer) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}

@@ -1,0 +1,75 @@
+"""Numbers to files: metrics.jsonl while training, result.json at the end."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import torch
+from torch import Tensor
+
+from ssl_zoo import distributed
+from ssl_zoo.hooks.base import Hook
+from ssl_zoo.hooks.knn import KNNMonitor
+from ssl_zoo.hooks.schedules import Schedules
+
+
+class MetricsLogger(Hook):
+    """Every `log_every` steps a line with the mean of what the method returned since the last one.
+
+    Means are taken on the device; the host waits for it once a line.
+    """
+
+    def __init__(self, schedules: Schedules) -> None:
+        self.schedules = schedules
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.mark = (0, 0.0)  # steps and seconds at the last line
+
+    def before_train(self, trainer) -> None:
+        self.mark = (trainer.step, trainer.seconds)
+
+    def after_step(self, trainer, out: dict[str, Tensor]) -> None:
+        for name, value in out.items():
+            if value.dim() == 0:
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        if trainer.step % trainer.log_every == 0 or trainer.step == trainer.total_steps:
+            self._line(trainer)
+
+    def _line(self, trainer) -> None:
+        means = {name: (total / self.count).item() for name, total in self.sums.items()}
+        trainer.check_finite()
+        steps, seconds = trainer.step - self.mark[0], trainer.seconds - self.mark[1]
+        rate = steps * trainer.data.batch_size / max(seconds, 1e-9)
+        if distributed.is_main():
+            with trainer.paused():
+                telemetry = trainer.method.telemetry(trainer.labels)
+            lr = trainer.optimizer.param_groups[0]["lr"]
+            scheduled = self.schedules.current(trainer)
+            trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **telemetry)
+        trainer.status |= {"loss": means["loss"], "images_per_s": rate}
+        self.sums, self.count = {}, 0
+        self.mark = (trainer.step, trainer.seconds)
+
+
+class ResultWriter(Hook):
+    """result.json: the run's closing figures, written last, so its presence means 'finished'."""
+
+    def after_train(self, trainer) -> None:
+        if not distributed.is_main():
+            return
+        lines = [line for line in trainer.recorded() if line["kind"] == "train"]
+        knn = next((hook.latest for hook in trainer.hooks if isinstance(hook, KNNMonitor)), None)
+        result = {
+            "knn": knn,
+            "pretext_top1": lines[-1].get("top1"),
+            "loss": lines[-1]["loss"],
+            "images_per_s": statistics.median(line["images_per_s"] for line in lines),
+            "peak_memory_gb": trainer.memory.peak_gb(),
+            "seconds": trainer.seconds,
+            "steps": trainer.step,
+            "epochs": trainer.epoch,
+            "torch": torch.__version__,
+        }
+        trainer.write("result.json", json.dumps(result, indent=2))

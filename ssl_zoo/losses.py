@@ -1,0 +1,95 @@
+"""Losses over a look-up: one positive and M negatives for every query.
+
+All take cosine similarities; `pos` is [R, 1] and `neg` [R, M], -inf where a key does not count.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed
+from ssl_zoo.memory.base import Lookup
+from ssl_zoo.registry import LOSSES
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, found {value}")
+    return value
+
+
+@LOSSES.register_module()
+class InfoNCE(nn.Module):
+    """L = -log exp(q.k+ / t) / (exp(q.k+ / t) + sum_i exp(q.k_i / t)) (arXiv:1911.05722, equation 1).
+
+    Args:
+        temperature: t; 0.07 in MoCo v1 and InstDisc, 0.2 in v2.
+    """
+
+    def __init__(self, *, temperature: float = 0.07):
+        super().__init__()
+        self.temperature = _positive("temperature", temperature)
+
+    def forward(self, lookup: Lookup) -> Tensor:
+        logits = (
+            torch.cat([lookup.positives, lookup.negatives], dim=1) / self.temperature
+        )  # [R, 1+M]
+        return (torch.logsumexp(logits, dim=1) - logits[:, 0]).mean()
+
+
+@LOSSES.register_module()
+class NCE(nn.Module):
+    """Noise-contrastive estimation with InstDisc's constants (arXiv:1805.01978, equations 4 to 8).
+
+    P(i|q) = exp(q.k_i / t) / Z, noise Pn = 1 / n, m negatives:
+    L = -log h(k+) - sum_i log(1 - h(k_i)),  h(k) = P / (P + m Pn).
+    Z is estimated from the first batch, n times the mean of exp(q.k / t), and then kept.
+
+    Args:
+        num_samples: n, the size of the training set.
+        temperature: t.
+    """
+
+    def __init__(self, num_samples: int, *, temperature: float = 0.07):
+        super().__init__()
+        self.num_samples, self.temperature = num_samples, _positive("temperature", temperature)
+        self.register_buffer("log_z", torch.tensor(math.nan))  # nan: not estimated yet
+
+    def forward(self, lookup: Lookup) -> Tensor:
+        pos = lookup.positives / self.temperature  # [R, 1]
+        neg = lookup.negatives / self.temperature  # [R, M]
+        if self.training:
+            self._estimate(torch.cat([pos, neg], dim=1).detach())
+        log_noise = math.log(lookup.num_negatives / self.num_samples)  # log(m Pn)
+        # h = P / (P + m Pn) is the sigmoid of log P - log(m Pn).
+        log_h = F.logsigmoid(pos - self.log_z - log_noise)
+        log_not_h = F.logsigmoid(-(neg - self.log_z - log_noise))
+        return -(log_h.sum(dim=1) + log_not_h.sum(dim=1)).mean()
+
+    @torch.no_grad()
+    def _estimate(self, logits: Tensor) -> None:
+        counted = torch.isfinite(logits).sum()
+        mean = distributed.mean(torch.logsumexp(logits.flatten(), 0).exp() / counted)
+        estimate = (self.num_samples * mean).log()
+        self.log_z.copy_(torch.where(self.log_z.isnan(), estimate, self.log_z))
+
+
+@LOSSES.register_module()
+class Margin(nn.Module):
+    """Triplet loss, mean of max(0, margin - q.k+ + q.k_i) over all pairs (arXiv:1503.03832).
+
+    Args:
+        margin: in cosine similarity, in (0, 2].
+    """
+
+    def __init__(self, *, margin: float = 0.4):
+        super().__init__()
+        self.margin = _positive("margin", margin)
+
+    def forward(self, lookup: Lookup) -> Tensor:
+        hinge = F.relu(self.margin - lookup.positives + lookup.negatives)  # [R, M]
+        return hinge.sum(dim=1).mean() / lookup.num_negatives

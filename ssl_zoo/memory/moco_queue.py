@@ -1,0 +1,81 @@
+"""MoCo: a queue of recent keys and a slowly moving encoder that makes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed
+from ssl_zoo.batchnorm import has_batchnorm
+from ssl_zoo.encoder import MomentumEncoder
+from ssl_zoo.memory.base import Lookup, Memory, shuffled
+from ssl_zoo.registry import MEMORY
+
+
+@MEMORY.register_module()
+class MoCoQueue(Memory):
+    """Keys from a momentum encoder, kept first in, first out; Figure 2c (arXiv:1911.05722).
+
+    The queue starts with random unit vectors, which are easy negatives: the loss rises while
+    real keys replace them, for the first `size / batch` steps. Any size and any batch go
+    together.
+
+    Args:
+        encoder: the key encoder starts as its copy.
+        size: K.
+        momentum: m in theta_k <- m theta_k + (1 - m) theta_q, once an optimiser step.
+        shuffle_bn: keys are encoded in shuffled order (ShuffleBN). On one process this changes
+            something only if the backbone has `bn_groups` above 1.
+
+    Raises:
+        ValueError: size below 1, or shuffle_bn beside SyncBatchNorm.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        size: int = 65536,
+        momentum: float = 0.999,
+        shuffle_bn: bool = True,
+    ):
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"size must be at least 1, found {size}")
+        self.key_encoder = MomentumEncoder(encoder)
+        self.momentum, self.shuffle_bn = momentum, shuffle_bn and has_batchnorm(encoder)
+        self.register_buffer("queue", F.normalize(torch.randn(size, encoder.out_features), dim=1))
+        self.register_buffer("index", torch.full((size,), -1))
+        self.register_buffer("written", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("head", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
+        self._show(images)
+        if self.shuffle_bn:
+            k = shuffled(self.key_encoder, images, *self._draw("shuffle"))
+        else:
+            k = self.key_encoder(images)
+        return F.normalize(k.float(), dim=1)  # [N, D]
+
+    def lookup(self, q: Tensor, k: Tensor, index: Tensor) -> Lookup:
+        return Lookup(q, k, self.queue, self.index)
+
+    @torch.no_grad()
+    def update(self, encoder: nn.Module, q: Tensor, k: Tensor, index: Tensor) -> None:
+        super().update(encoder, q, k, index)
+        self.key_encoder.follow(encoder, self.momentum)
+        k, index = distributed.gather(k), distributed.gather(index)
+        size = len(self.queue)
+        slots = (self.head + torch.arange(len(k), device=k.device)) % size
+        keep = slice(max(0, len(k) - size), None)  # of a batch larger than the queue, the newest
+        self.queue[slots[keep]] = k[keep]
+        self.index[slots[keep]] = index[keep]
+        self.written[slots[keep]] = self.steps
+        self.head.copy_((self.head + len(k)) % size)
+        self._watch(slots, lifetime=size // len(k))
+
+    def telemetry(self, encoder: nn.Module) -> dict[str, float]:
+        age = (self.steps - self.written).float().mean().item()
+        return {"key_age": age, **self._cosine(self.queue, self.key_encoder)}

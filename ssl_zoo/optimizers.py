@@ -1,0 +1,57 @@
+"""Optimisers, built from a method so that it can group its parameters."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import Lars
+
+from ssl_zoo.method import Method
+from ssl_zoo.registry import OPTIMIZERS
+
+
+@OPTIMIZERS.register_module()
+def SGD(
+    method: Method,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    nesterov: bool = False,
+    decay_norm_and_bias: bool = True,
+) -> torch.optim.Optimizer:
+    """SGD with momentum."""
+    groups = method.param_groups(weight_decay, decay_norm_and_bias)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+@OPTIMIZERS.register_module()
+def AdamW(
+    method: Method,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.05,
+    decay_norm_and_bias: bool = False,
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (arXiv:1711.05101)."""
+    return torch.optim.AdamW(
+        method.param_groups(weight_decay, decay_norm_and_bias), lr=lr, betas=betas
+    )
+
+
+@OPTIMIZERS.register_module()
+def LARS(
+    method: Method,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-6,
+    trust_coeff: float = 0.001,
+    decay_norm_and_bias: bool = False,
+) -> torch.optim.Optimizer:
+    """Layer-wise adaptive rates for large batches (arXiv:1708.03888); timm's.
+
+    Parameters without weight decay are not adapted, as in SimCLR.
+    """
+    groups = method.param_groups(weight_decay, decay_norm_and_bias)
+    return Lars(groups, lr=lr, momentum=momentum, trust_coeff=trust_coeff)

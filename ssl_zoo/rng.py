@@ -1,0 +1,60 @@
+"""Random numbers as a pure function of what they are for.
+
+A counter-based generator: each number is a hash of a few integers (seed, epoch, index, view,
+operation), so it does not depend on what was drawn before, on which worker drew it, or on how
+many processes there are. Integer arithmetic only, so CPU and GPU agree to the bit.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit number
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's `>>` on int64 copies the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014); int64 multiplication wraps."""
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def code(name: int | str) -> int:
+    """A number for a name, the same in every process (unlike Python's `hash`)."""
+    return name if isinstance(name, int) else zlib.crc32(name.encode())
+
+
+def hashed(*keys: Tensor | int | str) -> Tensor:
+    """Hash of integers and names, [broadcast shape of the tensors among them] int64."""
+    state = torch.zeros((), dtype=torch.int64)
+    for key in keys:
+        key = key if isinstance(key, Tensor) else torch.tensor(code(key))
+        if key.device != state.device:  # a CPU scalar beside a GPU vector
+            state, key = (state.to(key.device), key) if key.dim() else (state, key.to(state.device))
+        state = _mix((state ^ key) + _GOLDEN)
+    return state
+
+
+def uniform(*keys: Tensor | int | str) -> Tensor:
+    """Uniform on [0, 1), float32 with 24 random bits, a function of the keys alone."""
+    return _shift(hashed(*keys), 40).to(torch.float32) * 2.0**-24
+
+
+def integers(n: int, *keys: Tensor | int | str) -> Tensor:
+    """Integers on [0, n), int64, a function of the keys alone; uniform but for a bias of n / 2^63."""
+    return _shift(hashed(*keys), 1) % n
+
+
+def permutation(n: int, *keys: Tensor | int | str, device: torch.device | str = "cpu") -> Tensor:
+    """A permutation of n, [n] int64, a function of the keys alone."""
+    return torch.argsort(hashed(*keys, torch.arange(n, device=device)), stable=True)

@@ -1,0 +1,406 @@
+"""Grids: what they expand to, and that a study survives failures, interruptions and second calls."""
+
+import csv
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_zoo import ablation, config
+from ssl_zoo.registry import ConfigError
+
+BASE = """
+seed: 7
+data:
+  dataset: {type: Digits}
+  views:
+    count: 2
+    ops: {normalize: {type: Normalize, mean: [0.3], std: [0.4]}}
+  clean:
+    ops: {normalize: {type: Normalize, mean: [0.3], std: [0.4]}}
+  batch_size: 32
+backbone: {type: Timm, name: resnet18, in_chans: 1, small_images: true}
+method:
+  type: Contrastive
+  head: {type: Linear, out_features: 16}
+  memory: {type: MoCoQueue, size: 128, momentum: 0.99}
+  loss: {type: InfoNCE, temperature: 0.1}
+optimizer: {type: SGD, lr: 0.1}
+train: {epochs: 2}
+knn: {k: 20}
+"""
+
+GRID = """
+base: base.yaml
+seeds: [0, 1]
+set: {train.epochs: 3}
+x: K
+arms:
+  MoCo:
+    set: {method.memory: {type: MoCoQueue, momentum: 0.9}}
+    sweep: {method.memory.size: [64, 256]}
+  memory bank:
+    set: {method.memory: {type: MemoryBank}}
+    sweep: {method.memory.num_negatives: [64, 256]}
+  <b>end-to-end</b>:
+    set: {method.memory: {type: EndToEnd}}
+    sweep:
+      "64": {data.batch_size: 64, optimizer.lr: 0.2}
+"""
+
+# Stands in for `ssl-zoo train`: same arguments, same files, no training. `fake` in its own folder
+# says how a run should go wrong.
+TRAIN = """
+import json, os, pathlib, signal, sys, time
+written, _, folder, resume = sys.argv[1:]
+folder, here = pathlib.Path(folder), pathlib.Path(__file__).parent
+assert resume == "--resume" and pathlib.Path(written) == folder / "config.yaml"
+with open(here / "calls", "a") as file:
+    file.write(str(folder.relative_to(here / "out")) + chr(10))
+for line in (here / "fake").read_text().splitlines():
+    where, how = line.split(": ", 1)
+    if where not in str(folder):
+        continue
+    if how == "sleep":
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "step_1.pt").touch()
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+        (here / "asleep").write_text(str(os.getpid()))
+        time.sleep(60)
+    if how == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / "error.txt").write_text(how)
+    sys.exit(1)
+seed = int(folder.name[-1])
+level = {"moco": 80, "memory-bank": 70}.get(folder.parts[-3], 60) + (folder.parts[-2] == "256")
+protocol = {"k": 20, "temperature": 0.07, "index": "flat", "bank": "train split, 100 images",
+            "queries": "test split, 50 images", "normalized": True, "classes": 10}
+with open(folder / "metrics.jsonl", "w") as file:
+    for epoch in range(1, 4):
+        top1 = level + 2 * seed - 3 + epoch
+        line = {"kind": "knn", "step": epoch, "epoch": epoch, "top1": top1, "top5": 99.0,
+                "protocol": protocol}
+        file.write(json.dumps(line) + chr(10))
+(folder / "environment.json").write_text(json.dumps({"torch": "2.6", "device": "a <fake>"}))
+result = {"knn": {"top1": top1, "top5": 99.0, "protocol": protocol}, "pretext_top1": 12.5,
+          "loss": 1.0, "images_per_s": 1000.0, "peak_memory_gb": 0.5, "seconds": 90.0,
+          "steps": 3, "epochs": 3.0}
+(folder / "result.json").write_text(json.dumps(result))
+"""
+
+
+class Images:
+    """Data's interface, for the baselines."""
+
+    def clean_batches(self, split, device, limit=None):
+        g = torch.Generator().manual_seed(len(split))
+        labels = torch.arange(60) % 10
+        yield torch.randn(60, 1, 8, 8, generator=g) + labels.view(-1, 1, 1, 1), labels
+
+
+class Study:
+    """A folder with a base, a grid and a fake trainer, and what has happened in it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.out, self.grid = folder, folder / "out", folder / "grid.yaml"
+        self.write(base=BASE, grid=GRID)
+        (folder / "train.py").write_text(TRAIN)
+        self.fake("")
+
+    def write(self, **texts):
+        for name, text in texts.items():
+            (self.folder / f"{name}.yaml").write_text(text)
+
+    def fake(self, how):
+        (self.folder / "fake").write_text(how)
+
+    def ablate(self, **kwargs):
+        kwargs = {"out": self.out, **kwargs}
+        train = [sys.executable, str(self.folder / "train.py")]
+        return ablation.ablate(self.grid, train=train, **kwargs)
+
+    def expand(self, **kwargs):
+        return ablation.expand(self.grid, self.out, **kwargs)
+
+    def calls(self):
+        """Folders that the trainer was called for since the last look."""
+        calls = self.folder / "calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        calls.unlink(missing_ok=True)
+        return lines
+
+    def text(self, name):
+        return (self.out / name).read_text()
+
+    def table(self):
+        with open(self.out / "table.csv", newline="") as file:
+            return {(row["arm"], row["K"]): row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Seeds for which a network was built to measure the baselines."""
+    seeds = []
+
+    def data_and_backbone(cfg):
+        seeds.append(cfg.data["seed"])
+        torch.manual_seed(cfg.data["seed"])
+        return Images(), nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
+
+    monkeypatch.setattr(ablation.build, "data_and_backbone", data_and_backbone)
+    return seeds
+
+
+@pytest.fixture
+def study(tmp_path, measured):
+    return Study(tmp_path)
+
+
+ALL = [
+    f"{arm}/{x}/seed{seed}"
+    for seed in (0, 1)
+    for arm, points in (("moco", "64 256"), ("memory-bank", "64 256"), ("b-end-to-end-b", "64"))
+    for x in points.split()
+]
+
+
+# ---------------------------------------------------------------- what a grid expands to
+
+
+def test_a_grid_expands_to_arms_times_points_times_seeds_seed_by_seed(study):
+    runs = study.expand().runs
+    assert [str(run.folder.relative_to(study.out)) for run in runs] == ALL
+
+
+def test_arms_differ_from_the_base_in_what_the_grid_sets_and_nothing_else(study):
+    runs = {str(run.folder.relative_to(study.out)): run.config for run in study.expand().runs}
+    base = config.load(study.folder / "base.yaml").data
+    always = ["seed: 7 -> 1", "train.epochs: 2 -> 3", "knn.baselines: None -> False"]
+    moco, end = runs["moco/256/seed1"], runs["b-end-to-end-b/64/seed1"]
+    memory = ["method.memory.size: 128 -> 256", "method.memory.momentum: 0.99 -> 0.9"]
+    assert sorted(config.differences(base, moco)) == sorted(always + memory)
+    assert end["method"]["memory"] == {"type": "EndToEnd"}
+    assert (end["data"]["batch_size"], end["optimizer"]["lr"]) == (64, 0.2)
+
+
+def test_overrides_hold_for_every_arm_and_win_over_the_grid(study):
+    runs = study.expand(overrides=["train.epochs=1", "knn.k=5"]).runs
+    assert {(run.config["train"]["epochs"], run.config["knn"]["k"]) for run in runs} == {(1, 5)}
+
+
+def test_another_base_takes_the_grids_place(study):
+    study.write(other=BASE.replace("lr: 0.1", "lr: 0.7"))
+    other = ablation.expand(study.grid, base=study.folder / "other.yaml")
+    assert other.runs[0].config["optimizer"]["lr"] == 0.7
+    assert other.out == Path("runs/ablation/grid-other") and "--base" in other.command
+
+
+def test_an_arm_without_a_sweep_is_one_run_a_seed(study):
+    study.write(grid="base: base.yaml\narms: {A: {}, B: {set: {optimizer.lr: 0.2}}}\n")
+    runs = study.expand().runs
+    assert [str(run.folder.relative_to(study.out)) for run in runs] == ["a/seed0", "b/seed0"]
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("seeds:", "seed:", r"grid.yaml:3: seed: unknown key.*nearest:\s+seeds"),
+        ("seeds: [0, 1]", "seeds: [1, 1]", "none, or one twice"),
+        ("base: base.yaml", "base: bse.yaml", r"no such file.*nearest:.*base.yaml"),
+        (
+            "    sweep: {method.memory.size: [64, 256]}",
+            "    swep: {}",
+            r"grid.yaml:9: arms.MoCo.swep",
+        ),
+        ("{method.memory.size: [64, 256]}", "{method.memory.size: 64}", "neither one key"),
+        ("[64, 256]}\n  memory", "[64, '64 ']}\n  memory", "two runs with one folder"),
+        ("momentum: 0.9}", "momentun: 0.9}", r"arm 'MoCo'.*momentun: unknown key.*nearest:\s+mom"),
+        ("type: EndToEnd", "type: EndToEdn", r"arm '<b>end-to-end</b>'.*nearest:\s+EndToEnd"),
+    ],
+)
+def test_a_wrong_grid_is_an_error_that_says_where_before_anything_runs(study, old, new, message):
+    assert old in GRID
+    study.write(grid=GRID.replace(old, new, 1))
+    with pytest.raises(ConfigError) as error:
+        study.ablate()
+    assert re.search(message, str(error.value), re.DOTALL), str(error.value)
+    assert not study.calls() and not study.out.exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["method.memory.size=8", "method={}", "data.batch_size=4", "seed=3"]
+)
+def test_an_override_of_what_the_arms_differ_in_is_an_error(study, key):
+    with pytest.raises(ConfigError, match="what the arms differ in"):
+        study.expand(overrides=[key])
+
+
+# ---------------------------------------------------------------- running
+
+
+def test_a_study_runs_every_run_once_and_a_second_call_none(study, capfd):
+    assert study.ablate() == 0
+    assert study.calls() == ALL
+    assert study.ablate() == 0
+    assert study.calls() == []
+    assert capfd.readouterr().out.count("(finished)") == len(ALL)
+
+
+def test_only_names_the_arms_to_run(study):
+    assert study.ablate(only=["memory-bank"]) == 0
+    assert study.calls() == [run for run in ALL if run.startswith("memory-bank")]
+    with pytest.raises(ConfigError, match=r"nearest:\s+memory bank"):
+        study.ablate(only=["memry bank"])
+
+
+def test_a_failing_arm_leaves_the_others_alone_and_the_report_says_why(study, capfd):
+    study.fake("moco/256: out of <memory> & time\nmemory-bank/64/seed1: die")
+    assert study.ablate() == 1
+    assert study.calls() == ALL
+    page = study.text("report.html")
+    assert "out of &lt;memory&gt; &amp; time" in page and "killed (SIGKILL)" in page
+    assert "8 of 10" not in page and "7 of 10 runs finished" in page
+    assert "failed: MoCo, 256, seed 0: out of <memory> & time" in capfd.readouterr().out
+    table = study.table()
+    assert table["MoCo", "256"]["failed"] == "2" and table["MoCo", "256"]["knn_top1_mean"] == ""
+    study.fake("")
+    assert study.ablate() == 0
+    assert study.calls() == ["moco/256/seed0", "moco/256/seed1", "memory-bank/64/seed1"]
+    assert "Failed runs" not in study.text("report.html")
+
+
+def test_a_run_without_result_or_message_has_failed(study):
+    (study.folder / "train.py").write_text("")
+    assert study.ablate(only=["MoCo"]) == 1
+    assert "the run ended without a result" in study.text("report.html")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_study_stops_its_run_reports_and_goes_on_there(study, number, capfd):
+    study.fake("moco/256/seed0: sleep")
+    asleep = study.folder / "asleep"
+
+    def stop():
+        while not (asleep.exists() and asleep.read_text()):
+            time.sleep(0.02)
+        if number == signal.SIGINT:  # as a terminal does
+            os.kill(int(asleep.read_text()), number)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert study.ablate() == 130
+    thread.join()
+    assert study.calls() == ALL[:2]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(asleep.read_text()), 0)
+    assert "1 of 10 runs finished" in study.text("report.html")
+    assert "to go on: ssl-zoo ablate" in capfd.readouterr().out
+    study.fake("")
+    assert study.ablate() == 0
+    assert study.calls() == ALL[1:]
+
+
+def test_a_folder_of_another_config_is_an_error_that_names_the_keys(study):
+    study.ablate(only=["MoCo"])
+    before = study.text("moco/64/seed0/config.yaml")
+    study.calls()
+    with pytest.raises(ConfigError, match=r"optimizer.lr: 0.1 -> 0.3") as error:
+        study.ablate(overrides=["optimizer.lr=0.3"])
+    assert "MoCo, 64, seed 0" in str(error.value)
+    assert study.calls() == [] and study.text("moco/64/seed0/config.yaml") == before
+
+
+def test_a_run_that_trained_nothing_takes_a_new_config(study):
+    study.fake("moco: no")
+    study.ablate(only=["MoCo"])
+    study.fake("")
+    assert study.ablate(only=["MoCo"], overrides=["optimizer.lr=0.3"]) == 0
+
+
+# ---------------------------------------------------------------- baselines
+
+
+def test_baselines_are_measured_once_for_the_study_and_each_seed(study, measured):
+    study.ablate()
+    assert measured == [0, 1]
+    known = json.loads(study.text("baselines.json"))
+    assert set(known["random"]) == {"0", "1"}
+    assert known["random"]["0"]["top1"] != known["random"]["1"]["top1"]
+    assert known["pixels"]["protocol"]["k"] == 20
+    study.ablate()
+    assert measured == [0, 1]
+
+
+def test_baselines_are_measured_again_for_another_protocol(study, measured):
+    study.fake("seed: no")
+    study.ablate()
+    study.ablate(overrides=["knn.k=5"])
+    assert measured == [0, 1, 0, 1]
+    assert json.loads(study.text("baselines.json"))["pixels"]["protocol"]["k"] == 5
+
+
+def test_a_study_without_knn_has_no_baselines(study, measured):
+    study.write(base=BASE.replace("knn: {k: 20}", "knn: null"))
+    assert study.ablate(only=["MoCo"]) == 0
+    assert measured == [] and not (study.out / "baselines.json").exists()
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_table_has_mean_and_spread_over_seeds_and_paired_differences(study):
+    study.ablate()
+    table = study.table()
+    moco, bank = table["MoCo", "256"], table["memory bank", "256"]
+    assert float(moco["knn_top1_mean"]) == 82.0  # seeds: 81 and 83
+    assert float(moco["knn_top1_std"]) == pytest.approx(2**0.5)
+    assert float(bank["difference_mean"]) == -10.0 and float(bank["difference_std"]) == 0.0
+    assert moco["difference_mean"] == "" and bank["seeds"] == "0 1"
+    assert {("raw pixels", ""), ("random backbone", "")} < set(table)
+    text = study.text("table.md")
+    assert "| **MoCo** | **256** | **0, 1** | **82.00 ± 1.41** |" in text
+    assert "| memory bank | 64 | 0, 1 | 71.00 ± 1.41 | -10.00 ± 0.00 | 12.5 ± 0.0 | 1000" in text
+    assert "k 20; temperature 0.07; index flat" in text
+
+
+def test_page_stands_alone_and_escapes_what_it_quotes(study):
+    study.ablate()
+    page = study.text("report.html")
+    assert 'src="data:image/png;base64,iVBOR' in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "<b>" not in page and "&lt;b&gt;end-to-end&lt;/b&gt;" in page
+    assert "a &lt;fake&gt;" in page and "seeds 0, 1" in page
+    assert "type: MemoryBank" in page and "ssl-zoo ablate" in page
+
+
+def test_seeds_that_only_one_arm_has_are_left_out_of_the_differences(study):
+    study.fake("memory-bank/64/seed1: no\nmoco/256/seed0: no")
+    study.ablate()
+    table = study.table()
+    assert float(table["memory bank", "64"]["difference_mean"]) == -10.0
+    assert table["memory bank", "64"]["difference_std"] == ""
+    assert float(table["memory bank", "256"]["difference_mean"]) == -10.0
+
+
+def test_a_report_can_be_asked_for_before_anything_has_run(study, measured):
+    assert study.ablate(report_only=True) == 0
+    assert study.calls() == [] and measured == []
+    assert "0 of 10 runs finished" in study.text("report.html")
+    assert (study.out / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sizes_stand_on_a_logarithmic_axis_and_the_rest_side_by_side():
+    from ssl_zoo.report import _positions
+
+    assert _positions(["256", "1024"]) == ({"256": 256.0, "1024": 1024.0}, True)
+    assert _positions(["0.9", "0", "0.99"]) == ({"0": 0, "0.9": 1, "0.99": 2}, False)
+    assert _positions(["on", "off"]) == ({"on": 0, "off": 1}, False)

@@ -1,0 +1,249 @@
+"""Batches: the same by any number of workers and processes and after any resume."""
+
+import multiprocessing
+import time
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.utils import save_image
+
+from ssl_zoo import distributed, rng
+from ssl_zoo.data import Data, Sampler, view_grid
+from ssl_zoo.registry import ConfigError, bind
+
+SYNTHETIC = {"type": "Synthetic", "num_samples": 50, "size": 12}
+NORMALIZE = {"type": "Normalize", "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}
+VIEWS = {
+    "ops": {
+        "crop": {"type": "RandomResizedCrop", "size": 8},
+        "jitter": {"type": "ColorJitter", "brightness": 0.4, "hue": 0.1, "p": 0.8},
+        "flip": {"type": "HorizontalFlip"},
+        "normalize": NORMALIZE,
+    }
+}
+CLEAN = {"ops": {"resize": {"type": "Resize", "size": [8, 8]}, "normalize": NORMALIZE}}
+
+
+def data_of(seed=0, **arguments):
+    block = {"dataset": SYNTHETIC, "views": VIEWS, "clean": CLEAN, "batch_size": 16, **arguments}
+    return bind(Data, block, "data")(seed=seed)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An ImageFolder of 2 classes, 12 + 6 JPEGs of varying size."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in (("train", 6), ("val", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                shape = (3, 16 + 3 * i, 24 - 2 * i)
+                image = rng.uniform(split, i, torch.arange(shape[0] * shape[1] * shape[2]))
+                image = (image.view(shape) + label) / 2
+                save_image(image, root / split / name / f"{i}.JPEG")
+    return {"type": "ImageFolder", "root": str(root)}
+
+
+def assert_same(some, others):
+    some, others = list(some), list(others)
+    assert len(some) == len(others) > 0
+    for a, b in zip(some, others, strict=True):
+        assert torch.equal(a.index, b.index) and torch.equal(a.label, b.label)
+        for view, other in zip(a.views, b.views, strict=True):
+            assert torch.equal(view, other)
+
+
+# ---------------------------------------------------------------------------------- sampler
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "world", "drop_last", "steps", "seen"),
+    [
+        (50, 16, 1, True, 3, 48),
+        (50, 16, 1, False, 4, 50),
+        (50, 16, 4, True, 3, 48),
+        (50, 12, 3, False, 4, 48),  # the last two samples do not share out over three processes
+        (53, 12, 4, False, 5, 52),
+        (48, 16, 2, False, 3, 48),
+        (5, 16, 1, False, 1, 5),
+    ],
+)
+def test_an_epoch_sees_each_sample_once_in_disjoint_shares(n, batch, world, drop_last, steps, seen):
+    whole = Sampler(n, batch, 3, drop_last)
+    ranks = [Sampler(n, batch, 3, drop_last, rank, world) for rank in range(world)]
+    assert {s.steps_per_epoch for s in ranks} == {steps}
+    for epoch in (0, 1):
+        span = (epoch * steps, (epoch + 1) * steps)
+        shares = [[index for _, index in s.steps(*span)] for s in ranks]
+        joined = [torch.cat(parts) for parts in zip(*shares, strict=True)]
+        for parts in zip(*shares, strict=True):
+            assert len({len(index) for index in parts}) == 1  # as collectives need
+        assert torch.equal(torch.cat(joined), whole.permutation(epoch)[:seen])
+        for index, (at, reference) in zip(joined, whole.steps(*span), strict=True):
+            # Contiguous blocks in rank order make up one process's batch.
+            assert at == epoch and torch.equal(index, reference[: len(index)])
+    assert whole.permutation(0).sort().values.tolist() == list(range(n))
+    assert not torch.equal(whole.permutation(0), whole.permutation(1))
+    assert not torch.equal(whole.permutation(0), Sampler(n, batch, 4, drop_last).permutation(0))
+
+
+def test_a_resume_is_a_slice():
+    sampler = Sampler(50, 16, 0, drop_last=False)
+    steps = list(sampler.steps(0, 11))
+    for start in range(11):
+        for (epoch, index), (e, i) in zip(steps[start:], sampler.steps(start, 11), strict=True):
+            assert epoch == e and torch.equal(index, i)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((50, 10, 0, True, 0, 4), "10 is not divisible by 4"),
+        ((50, 64, 0, True), "no step in an epoch of 50 samples .drop_last: false"),
+        ((2, 8, 0, False, 0, 4), "no step in an epoch of 2 samples$"),
+    ],
+)
+def test_impossible_batches_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(*arguments)
+
+
+# ------------------------------------------------------------------------------------- data
+
+
+def test_batches_hold_what_they_say():
+    data = data_of(drop_last=False)
+    assert (data.num_samples, data.steps_per_epoch, data.num_classes) == (50, 4, 10)
+    batches = list(data.batches(0, 8, "cpu"))
+    assert [len(b.index) for b in batches] == [16, 16, 16, 2] * 2
+    for step, batch in enumerate(batches):
+        assert torch.equal(batch.label, data.labels[batch.index])
+        images = data.dataset.fetch(batch.index)
+        for view, expected in zip(
+            batch.views, data.views(images, 0, step // 4, batch.index), strict=True
+        ):
+            assert torch.equal(view, expected) and view.shape[1:] == (3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_workers_and_resume_change_nothing(kind, folder):
+    dataset = folder if kind == "folder" else SYNTHETIC
+    arguments = {"dataset": dataset, "batch_size": 5, "drop_last": False}
+    alone, helped = data_of(**arguments), data_of(**arguments, workers=2)
+    batches = list(alone.batches(0, 8, "cpu"))
+    assert_same(batches, helped.batches(0, 8, "cpu"))
+    assert_same(batches[5:], helped.batches(5, 8, torch.device("cpu")))
+    for (images, label), (other, same) in zip(
+        alone.clean_batches("test", "cpu", 4), helped.clean_batches("test", "cpu", 4), strict=True
+    ):
+        assert torch.equal(images, other) and torch.equal(label, same)
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_processes_share_out_one_process_batch(kind, folder, monkeypatch):
+    arguments = {"dataset": folder, "batch_size": 8} if kind == "folder" else {}
+    whole = list(data_of(**arguments).batches(0, 3, "cpu"))
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(list(data_of(**arguments).batches(0, 3, "cpu")))
+    for batch, first, second in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat([first.index, second.index]), batch.index)
+        for view, *halves in zip(batch.views, first.views, second.views, strict=True):
+            torch.testing.assert_close(torch.cat(halves), view, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_torchs_random_numbers_are_left_alone(kind, workers, folder):
+    dataset = folder if kind == "folder" else SYNTHETIC
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    data = data_of(dataset=dataset, batch_size=6, workers=workers)
+    assert len(list(data.batches(1, 4, "cpu"))) == 3
+    assert len(list(data.clean_batches("train", "cpu", 5))) > 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_abandoned_iterator_leaves_no_worker():
+    data = data_of(workers=2)
+    iterator = data.batches(0, 1000, "cpu")
+    next(iterator)
+    assert len(multiprocessing.active_children()) == 2
+    iterator.close()
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 12), ("test", 6)])
+def test_clean_batches_are_the_split_in_order(split, count, folder):
+    data = data_of(dataset=folder, batch_size=4)
+    images, labels = zip(*data.clean_batches(split, "cpu", 4), strict=True)
+    assert (
+        torch.equal(torch.cat(labels), data.split(split).labels) and sum(map(len, labels)) == count
+    )
+    expected = data.clean(data.split(split).fetch(torch.arange(count)), 0, 0, torch.arange(count))[
+        0
+    ]
+    assert torch.equal(torch.cat(images), expected)
+    dark, bright = (torch.cat(images)[torch.cat(labels) == k].mean() for k in (0, 1))
+    assert bright - dark > 1  # labels belong to their images
+    _, labels = next(data.clean_batches(split, "cpu", limit=4))
+    assert labels.tolist() == [0, 0, 1, 1]  # spread over files that are sorted by class
+
+
+def test_the_training_split_is_held_once():
+    data = data_of()
+    assert data.split("train") is data.split("pretrain") is data.dataset
+    assert data.split("test") is data.split("test") is not data.dataset
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "data: batch_size is at least 1, found 0"),
+        ({"workers": -1}, "data: workers is a number of processes"),
+        (
+            {"clean": {"ops": {"f": {"type": "HorizontalFlip"}}}},
+            r"data\.clean\.ops\.f: evaluation takes no random operation\n.*HorizontalFlip",
+        ),
+    ],
+)
+def test_bad_values_are_refused_when_the_configuration_is_checked(arguments, message):
+    block = {"dataset": SYNTHETIC, "views": VIEWS, "clean": CLEAN, "batch_size": 16, **arguments}
+    with pytest.raises(ConfigError, match=message):
+        bind(Data, block, "data")
+
+
+@pytest.mark.parametrize("which", ["views", "clean"])
+def test_views_must_fit_images_of_varying_size(which, folder):
+    with pytest.raises(ValueError, match="the images vary in size"):
+        data_of(dataset=folder, batch_size=4, **{which: {"ops": {"normalize": NORMALIZE}}})
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_view_grid_shows_originals_and_views(kind, folder, tmp_path):
+    data = data_of(dataset=folder if kind == "folder" else SYNTHETIC, batch_size=4)
+    view_grid(data, tmp_path / "grid.png", samples=5)
+    picture = pil_to_tensor(Image.open(tmp_path / "grid.png"))
+    assert picture.shape == (3, 5 * 100 + 4, 3 * 100 + 4)
+    first = data.dataset.fetch(data.sampler.permutation(0)[:1])[0]
+    shown = picture[:, 4:100, 4:100].float().mean()
+    assert abs(shown - first.float().mean()) < 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_gpu_batches_equal_cpu_batches(workers, folder):
+    for dataset in (SYNTHETIC, folder):
+        data = data_of(dataset=dataset, batch_size=6, workers=workers)
+        for a, b in zip(data.batches(0, 3, "cuda"), data.batches(0, 3, "cpu"), strict=True):
+            assert torch.equal(a.index.cpu(), b.index) and a.label.is_cuda
+            for view, other in zip(a.views, b.views, strict=True):
+                torch.testing.assert_close(view.cpu(), other, atol=1e-4, rtol=0)

@@ -1,0 +1,351 @@
+"""Every operation against torchvision's, with the parameters that it drew."""
+
+import math
+
+import pytest
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from ssl_zoo import rng
+from ssl_zoo.data import Views, transforms
+from ssl_zoo.registry import TRANSFORMS, ConfigError, bind
+
+
+def pictures(n=12, channels=3, height=20, width=17):
+    """float32 [n, C, H, W] in [0, 1] with gray, black, white and tied pixels among them."""
+    images = rng.uniform("pictures", torch.arange(n * channels * height * width))
+    images = images.view(n, channels, height, width)
+    images[0::6] = images[0::6, :1]
+    images[1::6] = 0.0
+    images[2::6] = 1.0
+    images[3::6] = (images[3::6] * 4).round() / 4
+    return images
+
+
+def keys(n, name="k"):
+    return rng.hashed(name, torch.arange(n))
+
+
+def jitter(image, params):
+    adjust = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue]
+    for which in params["order"].tolist():
+        image = adjust[which](image, params["factor"][which].item())
+    return image
+
+
+def blur(taps):
+    def apply(image, params):
+        sizes = [taps or 2 * min(6, side - 1) + 1 for side in image.shape[:0:-1]]
+        return F.gaussian_blur(image, sizes, [params["sigma"].item()] * 2)
+
+    return apply
+
+
+def crop(size, mode="bilinear"):
+    def apply(image, params):
+        image = F.resized_crop(
+            image,
+            *params["box"].tolist(),
+            list(size),
+            interpolation=InterpolationMode(mode),
+            antialias=True,
+        )
+        return image.clamp(0, 1)
+
+    return apply
+
+
+STRENGTHS = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+CASES = {
+    "crop-shrink": (transforms.RandomResizedCrop(size=7), crop((7, 7))),
+    "crop-enlarge": (transforms.RandomResizedCrop(size=(32, 24)), crop((32, 24))),
+    "crop-same": (
+        transforms.RandomResizedCrop(size=(20, 17), scale=(0.9, 1.0)),
+        crop((20, 17)),
+    ),
+    "crop-bicubic": (
+        transforms.RandomResizedCrop(size=(9, 30), interpolation="bicubic"),
+        crop((9, 30), "bicubic"),
+    ),
+    "resize": (transforms.Resize(size=9), lambda x, _: F.resize(x, [9], antialias=True)),
+    "resize-both": (
+        transforms.Resize(size=(9, 40)),
+        lambda x, _: F.resize(x, [9, 40], antialias=True),
+    ),
+    "center": (transforms.CenterCrop(size=(8, 30)), lambda x, _: F.center_crop(x, [8, 30])),
+    "flip": (transforms.HorizontalFlip(p=1.0), lambda x, _: F.horizontal_flip(x)),
+    "jitter": (transforms.ColorJitter(**STRENGTHS), jitter),
+    "jitter-strong": (
+        transforms.ColorJitter(brightness=1.5, contrast=1.5, saturation=1.5, hue=0.5),
+        jitter,
+    ),
+    "hue": (transforms.ColorJitter(hue=0.5), jitter),
+    "gray": (
+        transforms.RandomGrayscale(p=1.0),
+        lambda x, _: F.rgb_to_grayscale(x, num_output_channels=len(x)),
+    ),
+    "solarize": (transforms.Solarize(threshold=0.3, p=1.0), lambda x, _: F.solarize(x, 0.3)),
+    "blur": (transforms.GaussianBlur(p=1.0), blur(None)),
+    "blur-taps": (transforms.GaussianBlur(p=1.0, kernel_size=9, sigma=(0.5, 4.0)), blur(9)),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_matches_torchvision_sample_by_sample(name, channels):
+    op, reference = CASES[name]
+    images = pictures(channels=channels)
+    params = op.draw(keys(len(images)), images.shape[1:])
+    out = op.apply(images.clone(), params)
+    for i, image in enumerate(images):
+        expected = reference(image, {name: value[i] for name, value in params.items()})
+        torch.testing.assert_close(out[i], expected, atol=2e-5, rtol=0)
+    assert out.min() >= -1e-6 and out.max() <= 1 + 1e-6  # each operation keeps to [0, 1]
+
+
+def test_normalize_matches_torchvision_and_is_undone():
+    images, op = pictures(), transforms.Normalize(mean=MEAN, std=STD)
+    out = op.apply(images.clone(), {})
+    torch.testing.assert_close(out, F.normalize(images, MEAN, STD))
+    torch.testing.assert_close(op.undo(out), images, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="3 channels, the images have 1"):
+        op.apply(images[:, :1], {})
+
+
+def test_every_registered_operation_is_covered():
+    assert {type(op) for op, _ in CASES.values()} | {transforms.Normalize} == set(
+        TRANSFORMS.module_dict.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "ratio", "shape"),
+    [
+        ((0.08, 1.0), (3 / 4, 4 / 3), (32, 32)),
+        ((0.5, 1.0), (0.5, 2.0), (20, 41)),
+        ((1.0, 1.0), (3.0, 4.0), (10, 12)),  # nothing fits: the widest central box
+        ((1.0, 1.0), (0.2, 0.3), (10, 12)),  # the tallest
+        ((1.0, 1.0), (1.0, 1.0), (7, 5)),
+    ],
+)
+def test_crop_boxes_follow_torchvisions_rule(scale, ratio, shape):
+    """torchvision's loop of ten tries, written out for one sample at a time."""
+    height, width = shape
+    op = transforms.RandomResizedCrop(size=8, scale=scale, ratio=ratio)
+    boxes = op.draw(keys(200), (3, height, width))["box"].tolist()
+    numbers = rng.uniform(keys(200)[:, None], torch.arange(22)).double().tolist()
+    for box, u in zip(boxes, numbers, strict=True):
+        for area, aspect in zip(u[:10], u[10:20], strict=True):
+            area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+            low, high = math.log(ratio[0]), math.log(ratio[1])
+            aspect = math.exp(low + (high - low) * aspect)
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                expected = [int(u[20] * (height - h + 1)), int(u[21] * (width - w + 1)), h, w]
+                break
+        else:
+            w, h = width, height
+            if width / height < ratio[0]:
+                h = round(width / ratio[0])
+            elif width / height > ratio[1]:
+                w = round(height * ratio[1])
+            expected = [(height - h) // 2, (width - w) // 2, h, w]
+        assert box == expected
+
+
+def test_jitter_draws_every_order_and_the_whole_range():
+    op = transforms.ColorJitter(brightness=0.4, contrast=2.0, saturation=0.4, hue=0.1)
+    params = op.draw(keys(4000), (3, 8, 8))
+    orders, counts = params["order"].unique(dim=0, return_counts=True)
+    assert len(orders) == 24 and counts.min() > 100  # 167 expected
+    low, high = params["factor"].min(0).values, params["factor"].max(0).values
+    torch.testing.assert_close(low, torch.tensor([0.6, 0.0, 0.6, -0.1]), atol=0.01, rtol=0)
+    torch.testing.assert_close(high, torch.tensor([1.4, 3.0, 1.4, 0.1]), atol=0.01, rtol=0)
+    gray = op.draw(keys(100), (1, 8, 8))["order"]
+    assert gray.sort(1).values.unique(dim=0).tolist() == [[0, 1]]  # the rest changes nothing
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_p_is_the_share_of_changed_samples(p):
+    op, images = transforms.HorizontalFlip(p=p), torch.arange(12000.0).view(2000, 1, 2, 3)
+    out = op(images.clone(), keys(len(images)))
+    flipped = (out == images.flip(-1)).flatten(1).all(1)
+    untouched = (out == images).flatten(1).all(1)
+    assert (flipped | untouched).all()
+    assert abs((~untouched).float().mean() - p) < 0.03
+
+
+def test_colour_operations_leave_one_channel_alone():
+    images = pictures(channels=1)
+    for op in (transforms.RandomGrayscale(p=1.0), transforms.ColorJitter(saturation=1.0, hue=0.5)):
+        torch.testing.assert_close(op(images.clone(), keys(12)), images)
+
+
+# ------------------------------------------------------------------------------------ views
+
+OPS = {
+    "crop": {"type": "RandomResizedCrop", "size": 16},
+    "jitter": {"type": "ColorJitter", **STRENGTHS, "p": 0.8},
+    "gray": {"type": "RandomGrayscale", "p": 0.2},
+    "blur": {"type": "GaussianBlur"},
+    "solarize": {"type": "Solarize", "p": 0.3},
+    "flip": {"type": "HorizontalFlip"},
+    "normalize": {"type": "Normalize", "mean": MEAN, "std": STD},
+}
+
+
+SIZES = ((20, 17), (9, 40), (33, 33))
+
+
+def views_of(ops=OPS, **arguments):
+    return bind(Views, {"ops": ops, **arguments})()
+
+
+def key_of(seed, epoch, index, view, label):
+    return rng.hashed(rng.hashed(seed, epoch, index, view), label)
+
+
+def raw(n=24, channels=3, height=20, width=17):
+    return (pictures(n, channels, height, width) * 255).to(torch.uint8)
+
+
+def test_a_view_is_its_operations_in_order():
+    views, images, index = views_of(count=3), raw(), torch.arange(24)
+    before = images.clone()
+    for number, view in enumerate(views(images, 5, 2, index)):
+        expected = images / 255
+        for label, op in views.ops.items():
+            expected = op(expected, key_of(5, 2, index, number, label))
+        torch.testing.assert_close(view, expected)
+        assert view.shape == (24, 3, 16, 16) and view.dtype == torch.float32
+    assert torch.equal(images, before)
+
+
+def test_views_differ_by_seed_epoch_view_and_sample():
+    views, images = views_of(), raw(5)[4:].expand(2, -1, -1, -1)
+    first, second = views(images, 0, 0, torch.tensor([7, 8]))
+    others = [
+        second,
+        first.flip(0),
+        views(images, 1, 0, torch.tensor([7, 8]))[0],
+        views(images, 0, 1, torch.tensor([7, 8]))[0],
+    ]
+    assert all((first - other).abs().mean() > 0.05 for other in others)
+    assert torch.equal(first, views(images, 0, 0, torch.tensor([7, 8]))[0])
+
+
+def test_a_view_does_not_depend_on_the_batch_around_it():
+    views, images, index = views_of(), raw(), torch.arange(100, 124)
+    together = views(images, 0, 3, index)
+    order = rng.permutation(24, "any")
+    shuffled = views(images[order], 0, 3, index[order])
+    alone = [views(images[i : i + 1], 0, 3, index[i : i + 1]) for i in range(24)]
+    for v in range(2):
+        torch.testing.assert_close(shuffled[v], together[v][order], atol=1e-5, rtol=0)
+        single = torch.cat([a[v] for a in alone])
+        torch.testing.assert_close(single, together[v], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["RandomResizedCrop", "ColorJitter", "GaussianBlur"])
+def test_parameters_do_not_depend_on_the_batch_to_the_bit(name):
+    op = next(op for op, _ in CASES.values() if type(op).__name__ == name)
+    params = op.draw(keys(50), (3, 20, 17))
+    some = op.draw(keys(50)[[31, 4]], (3, 20, 17))
+    for key, value in params.items():
+        assert torch.equal(value[[31, 4]], some[key])
+
+
+def test_a_label_seeds_its_operation_alone():
+    images, index = raw(), torch.arange(24)
+    less = {name: OPS[name] for name in ("crop", "flip")}
+    more = {"crop": OPS["crop"], "same": {"type": "Solarize", "p": 0.0}, "flip": OPS["flip"]}
+    renamed = {"crop": OPS["crop"], "mirror": OPS["flip"]}
+    expected = views_of(less)(images, 0, 0, index)[0]
+    assert torch.equal(views_of(more)(images, 0, 0, index)[0], expected)
+    assert not torch.equal(views_of(renamed)(images, 0, 0, index)[0], expected)
+
+
+def test_operations_of_some_views_make_multi_crop_and_asymmetry():
+    ops = {
+        "large": {"type": "RandomResizedCrop", "size": 16, "views": [0, 1]},
+        "small": {"type": "RandomResizedCrop", "size": 8, "views": [2]},
+        "invert": {"type": "Solarize", "threshold": 0.0, "p": 1.0, "views": [1]},
+    }
+    out = views_of(ops, count=3)(torch.full((2, 1, 20, 20), 51, dtype=torch.uint8), 0, 0, keys(2))
+    assert [list(view.shape[2:]) for view in out] == [[16, 16], [16, 16], [8, 8]]
+    means = torch.stack([view.mean() for view in out])
+    torch.testing.assert_close(means, torch.tensor([0.2, 0.8, 0.2]))
+
+
+def test_images_of_varying_size_are_cropped_one_by_one():
+    """To the byte what torchvision makes of a decoded image; the rest is as for a batch."""
+    images = [raw(5, 3, h, w)[4] for h, w in SIZES]
+    views, index = views_of({"crop": OPS["crop"], "flip": OPS["flip"]}), torch.tensor([4, 0, 9])
+    out = views(images, 1, 2, index)
+    for v, view in enumerate(out):
+        key = key_of(1, 2, index, v, "crop")
+        for i, image in enumerate(images):
+            box = views.ops["crop"].draw(key[i : i + 1], image.shape)["box"][0]
+            expected = F.resized_crop(image, *box.tolist(), [16, 16], antialias=True)[None] / 255
+            expected = views.ops["flip"](expected, key_of(1, 2, index[i : i + 1], v, "flip"))
+            torch.testing.assert_close(view[i : i + 1], expected)
+
+
+def test_evaluation_of_images_of_varying_size():
+    images = [raw(5, 3, h, w)[4] for h, w in SIZES]
+    ops = {"resize": {"type": "Resize", "size": 12}, "crop": {"type": "CenterCrop", "size": 8}}
+    (out,) = views_of(ops, count=1)(images, 0, 0, torch.arange(3))
+    for view, image in zip(out, images, strict=True):
+        expected = F.center_crop(F.resize(image, [12], antialias=True), [8, 8]) / 255
+        torch.testing.assert_close(view, expected)
+
+
+@pytest.mark.parametrize(
+    ("ops", "message"),
+    [
+        ({"blur": {"type": "GaussianBlur"}, "crop": OPS["crop"]}, r"ops\.blur \(GaussianBlur\)"),
+        ({"resize": {"type": "Resize", "size": 8}}, "no operation of view 0"),
+        ({}, "no operation of view 0"),
+    ],
+)
+def test_images_of_varying_size_must_be_brought_to_one(ops, message):
+    with pytest.raises(ValueError, match=message):
+        views_of(ops).lead(0)
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        ({"type": "RandomResizedCrop", "size": 0}, "at least 1, found 0"),
+        ({"type": "RandomResizedCrop", "size": 8, "scale": [0.5, 1.5]}, "at most 1"),
+        ({"type": "RandomResizedCrop", "size": 8, "scale": [0.9, 0.5]}, "low <= high"),
+        ({"type": "RandomResizedCrop", "size": 8, "ratio": [0.0, 1.0]}, "0 < low"),
+        ({"type": "HorizontalFlip", "p": 1.5}, "probability, found 1.5"),
+        ({"type": "ColorJitter", "hue": 0.6}, "hue at most 0.5"),
+        ({"type": "ColorJitter", "brightness": -0.1}, "at least 0"),
+        ({"type": "GaussianBlur", "kernel_size": 4}, "odd number of taps, found 4"),
+        ({"type": "GaussianBlur", "sigma": [0.0, 1.0]}, "sigma is"),
+        ({"type": "Solarize", "threshold": 128.0}, r"within \[0, 1\]"),
+        ({"type": "Normalize", "mean": [0.5], "std": [0.0]}, "positive std"),
+        ({"type": "Normalize", "mean": [0.5], "std": [0.1, 0.1]}, "a channel"),
+        ({"type": "HorizontalFlip", "views": [2]}, "count is 2"),
+    ],
+)
+def test_bad_values_are_refused_when_the_configuration_is_checked(op, message):
+    with pytest.raises(ConfigError, match=message):
+        bind(Views, {"ops": {"op": op}}, "data.views")
+    with pytest.raises(ConfigError, match=r"^data\.views"):
+        bind(Views, {"ops": {"op": op}}, "data.views")
+
+
+def test_count_is_positive():
+    with pytest.raises(ConfigError, match="at least 1, found 0"):
+        bind(Views, {"ops": {}, "count": 0})
+
+
+def test_blur_says_when_the_kernel_is_too_wide_for_the_image():
+    op = transforms.GaussianBlur(kernel_size=23, p=1.0)
+    with pytest.raises(ValueError, match=r"kernel_size 23 .* 8 pixels; at most 15"):
+        op(pictures(2, 1, 8, 8), keys(2))
