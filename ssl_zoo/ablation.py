@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ssl_zoo import build, config, distributed, report
+from ssl_zoo import build, checkpoint, config, distributed, report
 from ssl_zoo.evaluation import knn
 from ssl_zoo.registry import ConfigError, Part, bind, nearest
 
@@ -171,11 +171,11 @@ def expand(
                     resolved = config.load(base, [*common, ("seed", seed)])
                     if resolved.data.get("knn") is not None:  # once for the study, see `baselines`
                         resolved.data["knn"]["baselines"] = False
-                    build.parse(resolved)
+                    resolved = build.parse(resolved).spelled_out()
                 except ConfigError as error:
                     error.where = f"{grid_path}, arm {arm_name!r}: {error.where}".rstrip(": ")
                     raise
-                runs.append(Run(arm_name, label, seed, folder / f"seed{seed}", resolved.data))
+                runs.append(Run(arm_name, label, seed, folder / f"seed{seed}", resolved))
     by_folder: dict[Path, Run] = {}
     for run in runs:
         other = by_folder.setdefault(run.folder, run)
@@ -285,7 +285,7 @@ def _chosen(only: Sequence[str] | None, arms: list[str]) -> list[str]:
 def _check_unchanged(run: Run) -> None:
     """A folder in which something was trained belongs to the config that it was trained with."""
     written = run.folder / "config.yaml"
-    started = (run.folder / "result.json").exists() or any(run.folder.glob("checkpoints/*"))
+    started = (run.folder / "result.json").exists() or checkpoint.saved(run.folder)
     if not started or not written.exists():
         return
     changed = config.differences(config.load(written).data, run.config)
@@ -363,17 +363,12 @@ def baselines(study: Study, console: Console) -> None:
     cfg = study.runs[0].config
     if cfg.get("knn") is None:
         return
-    depends = {
-        "dataset": cfg["data"]["dataset"],
-        "clean": cfg["data"]["clean"],
-        "backbone": cfg["backbone"],
-        "knn": cfg["knn"],
-    }
-    depends = json.loads(json.dumps(depends))
+    protocol = {k: v for k, v in cfg["knn"].items() if k not in ("every_epochs", "baselines")}
+    depends = {name: cfg["data"][name] for name in ("dataset", "clean")}
+    depends = {**depends, "backbone": cfg["backbone"], "knn": protocol}
     known = json.loads(path.read_text()) if path.exists() else {}
     if known.get("depends") != depends:
         known = {"depends": depends, "pixels": None, "random": {}}
-    protocol = {k: v for k, v in cfg["knn"].items() if k not in ("every_epochs", "baselines")}
     for seed, run in first.items():
         if str(seed) in known["random"]:
             continue

@@ -42,7 +42,13 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 (failed), 2 (wrong input), 130 (stopped)."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse ends a list of positionals at the first option; overrides may come after one.
+    if rest and (not hasattr(arguments, "overrides") or any(word[0] == "-" for word in rest)):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     # torch and friends take seconds to import: not before the arguments are known to be good.
     from ssl_zoo.hooks import Interrupted
 

@@ -58,6 +58,11 @@ class Outcome:
     def knn(self) -> float | None:
         return (self.result.get("knn") or {}).get("top1")
 
+    @property
+    def why(self) -> str:
+        """The first line of the reason; a traceback follows it."""
+        return self.reason.partition("\n")[0]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -215,6 +220,8 @@ def markdown(study: Study, table: list[Row]) -> str:
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, "|" + " --- |" * len(header))
     notes = [f"- {text}" for text in (*_notes(study, table), f"`{study.command}`")]
+    failed = [o for row in table for o in row.outcomes if o.state == "failed"]
+    notes += [f"- failed: {outcome.run}: {outcome.why}" for outcome in failed]
     return "\n".join([f"# {study.name}", "", *lines, "", *notes, ""])
 
 
@@ -507,10 +514,11 @@ def _environment(outcomes: list[Outcome]) -> str:
     """What the runs ran on; several values where the runs differ."""
     values: dict[str, list[str]] = {}
     for outcome in outcomes:
-        for name, value in outcome.environment.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            if text not in values.setdefault(name, []):
-                values[name].append(text)
+        found = {**outcome.environment, **outcome.environment.get("versions", {})}
+        for name, value in found.items():
+            if name not in ("versions", "command", "started"):  # the last two are each run's own
+                texts = values.setdefault(name, [])
+                texts += [str(value)] if str(value) not in texts else []
     lines = "".join(_tr("td", [name, " | ".join(found)]) for name, found in values.items())
     return f"<h2>Environment</h2><div class=scroll><table>{lines}</table></div>" if values else ""
 
@@ -541,8 +549,7 @@ def show(study: Study, console: Console) -> None:
     console.print(shown)
     for outcome in (outcome for row in table for outcome in row.outcomes):
         if outcome.state == "failed":
-            reason = outcome.reason.splitlines()[0] if outcome.reason else ""
-            console.print(f"failed: {outcome.run}: {reason}", markup=False, highlight=False)
+            console.print(f"failed: {outcome.run}: {outcome.why}", markup=False, highlight=False)
     for note in _notes(study, table):
         console.print(note, markup=False, highlight=False, style="dim")
     report = study.out / "report.html"

@@ -75,15 +75,14 @@ def test_an_epoch_sees_each_sample_once_in_disjoint_shares(n, batch, world, drop
     ranks = [Sampler(n, batch, 3, drop_last, rank, world) for rank in range(world)]
     assert {s.steps_per_epoch for s in ranks} == {steps}
     for epoch in (0, 1):
-        span = (epoch * steps, (epoch + 1) * steps)
-        shares = [[index for _, index in s.steps(*span)] for s in ranks]
-        joined = [torch.cat(parts) for parts in zip(*shares, strict=True)]
+        shares = [list(s.steps(epoch * steps, (epoch + 1) * steps)) for s in ranks]
+        batches = []
         for parts in zip(*shares, strict=True):
-            assert len({len(index) for index in parts}) == 1  # as collectives need
-        assert torch.equal(torch.cat(joined), whole.permutation(epoch)[:seen])
-        for index, (at, reference) in zip(joined, whole.steps(*span), strict=True):
-            # Contiguous blocks in rank order make up one process's batch.
-            assert at == epoch and torch.equal(index, reference[: len(index)])
+            assert {at for at, _ in parts} == {epoch}
+            assert len({len(index) for _, index in parts}) == 1  # as collectives need
+            batches.append(torch.cat([index for _, index in parts]))
+        assert torch.equal(torch.cat(batches), whole.permutation(epoch)[:seen])
+        assert all(len(b) == batch for b in batches[: n // batch])
     assert whole.permutation(0).sort().values.tolist() == list(range(n))
     assert not torch.equal(whole.permutation(0), whole.permutation(1))
     assert not torch.equal(whole.permutation(0), Sampler(n, batch, 4, drop_last).permutation(0))
@@ -178,6 +177,16 @@ def test_an_abandoned_iterator_leaves_no_worker():
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_cannot_be_decoded_is_named(workers, tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "broken.png").write_text("no image")
+    dataset = {"type": "ImageFolder", "root": str(tmp_path)}
+    data = data_of(dataset=dataset, batch_size=1, workers=workers)
+    with pytest.raises(RuntimeError, match=r"broken\.png: cannot be decoded"):
+        next(data.batches(0, 1, "cpu"))
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 12), ("test", 6)])

@@ -257,6 +257,23 @@ def test_parameters_do_not_depend_on_the_batch_to_the_bit(name):
         assert torch.equal(value[[31, 4]], some[key])
 
 
+def test_views_under_autocast_keep_full_precision():
+    views, images = views_of(), raw()
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = views(images, 0, 0, torch.arange(24))
+    for view, expected in zip(lowered, views(images, 0, 0, torch.arange(24)), strict=True):
+        assert torch.equal(view, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name != "normalize"])
+def test_any_operation_may_be_followed_by_one_that_overwrites(name):
+    certain = {**OPS[name], "p": 1.0} if name != "crop" else OPS[name]
+    (plain,) = views_of({name: certain}, count=1)(raw(), 0, 0, torch.arange(24))
+    both = {name: certain, "normalize": OPS["normalize"]}
+    (out,) = views_of(both, count=1)(raw(), 0, 0, torch.arange(24))
+    torch.testing.assert_close(out, F.normalize(plain, MEAN, STD))
+
+
 def test_a_label_seeds_its_operation_alone():
     images, index = raw(), torch.arange(24)
     less = {name: OPS[name] for name in ("crop", "flip")}

@@ -167,7 +167,11 @@ def trainer_for(folder, step=0, total_steps=8):
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"kind": kind, "step": trainer.step, **scalars}) + "\n")
 
-    trainer.record = record
+    def recorded():
+        path = folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    trainer.record, trainer.recorded = record, recorded
     return trainer
 
 
@@ -190,9 +194,8 @@ def run(trainer, hook, stop=None, learn=lambda trainer: None):
         hook.after_train(trainer)
 
 
-def written(folder, kind):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
+def written(trainer, kind):
+    return [line for line in trainer.recorded() if line["kind"] == kind]
 
 
 def test_features_come_in_order_and_in_evaluation_mode():
@@ -248,7 +251,7 @@ def test_monitor_evaluates_every_so_many_epochs_and_at_the_end(tmp_path, every_e
     trainer = trainer_for(tmp_path, total_steps=10)
     hook = KNNMonitor(every_epochs=every_epochs, k=20, baselines=False)
     run(trainer, hook)
-    lines = written(tmp_path, "knn")
+    lines = written(trainer, "knn")
     assert [line["step"] for line in lines] == steps
     assert trainer.status["knn"] == hook.latest["top1"] == lines[-1]["top1"]
     assert lines[0]["protocol"]["bank"] == "train split, clean views, 120 images"
@@ -258,7 +261,7 @@ def test_monitor_evaluates_every_so_many_epochs_and_at_the_end(tmp_path, every_e
 def test_baselines_are_measured_once_before_the_first_step(tmp_path):
     trainer = trainer_for(tmp_path)
     run(trainer, KNNMonitor(k=20))
-    baselines = written(tmp_path, "baseline")
+    baselines = written(trainer, "baseline")
     assert [(line["name"], line["step"]) for line in baselines] == [("pixels", 0), ("random", 0)]
     (bank, y), (queries, z) = trainer.data.splits["train"], trainer.data.splits["test"]
     assert baselines[0]["top1"] == knn.vote(bank, y, queries, z, k=20)["top1"]
@@ -270,11 +273,12 @@ def test_a_resumed_monitor_repeats_nothing_and_knows_its_best(tmp_path):
     run(trainer_for(tmp_path / "whole"), whole, learn=forget)
     run(trainer_for(tmp_path), KNNMonitor(every_epochs=0.5, k=20), stop=4, learn=forget)
     resumed = KNNMonitor(every_epochs=0.5, k=20)
-    run(trainer_for(tmp_path, step=4), resumed, learn=forget)
+    trainer = trainer_for(tmp_path, step=4)
+    run(trainer, resumed, learn=forget)
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == (tmp_path / "whole" / "metrics.jsonl").read_text()
     assert (resumed.latest, resumed.best) == (whole.latest, whole.best)
-    assert whole.best["top1"] == max(line["top1"] for line in written(tmp_path, "knn"))
+    assert whole.best["top1"] == max(line["top1"] for line in written(trainer, "knn"))
     assert whole.best["top1"] > whole.latest["top1"]
 
 

@@ -28,7 +28,7 @@ def decode(path: str) -> Tensor:
             if image.mode[0] in "IF":  # Pillow would clip these, not scale them
                 raise ValueError(f"its mode is {image.mode}, expected 8 bits a channel")
             return pil_to_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # all of which Pillow raises
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RuntimeError(f"{path}: cannot be decoded as an image ({error})") from error
 
 

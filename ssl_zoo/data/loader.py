@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import save_image
 
@@ -114,7 +115,7 @@ class Data:
             raise ValueError(f"batch_size is at least 1, found {batch_size}")
         if workers < 0:
             raise ValueError(f"workers is a number of processes, at least 0, found {workers}")
-        for label, op in clean.kwargs["ops"].items():
+        for label, op in clean.kwargs.get("ops", {}).items():
             if op.target.random:
                 raise ConfigError(
                     join("clean.ops", label),
@@ -207,7 +208,7 @@ def view_grid(data: Data, path: str | Path, samples: int = 8) -> None:
     side = max(96, max(max(view.shape[2:]) for view in views))
     cells = [
         # Nearest neighbour when enlarging: the pixels are what one wants to see.
-        F.resize(cell, [side, side], interpolation=F.InterpolationMode.NEAREST_EXACT)
+        F.resize(cell, [side, side], interpolation=InterpolationMode.NEAREST_EXACT)
         if max(cell.shape[2:]) < side
         else F.resize(cell, [side, side], antialias=True)
         for row in zip(*columns, strict=True)

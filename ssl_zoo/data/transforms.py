@@ -379,7 +379,7 @@ class RandomGrayscale(Transform):
         super().__init__(p, views)
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        return grayscale(images).expand_as(images)
+        return grayscale(images).repeat(1, images.shape[1], 1, 1)
 
 
 @TRANSFORMS.register_module()
@@ -481,11 +481,17 @@ class Normalize(Transform):
                 f"Normalize has numbers for {len(self.mean)} channels, "
                 f"the images have {images.shape[1]}"
             )
-        return F.normalize(images, self.mean, self.std, inplace=True)
+        mean, std = self._columns(images.device)
+        return images.sub_(mean).div_(std)
 
     def undo(self, images: Tensor) -> Tensor:
-        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
-        return images * torch.tensor(self.std, device=images.device)[:, None, None] + mean
+        mean, std = self._columns(images.device)
+        return images * std + mean
+
+    def _columns(self, device: torch.device) -> Tensor:
+        """mean and std, each [C, 1, 1]."""
+        both = torch.tensor([self.mean, self.std])[:, :, None, None]
+        return both.to(device, non_blocking=True)
 
 
 # ------------------------------------------------------------------------------------ views
@@ -581,20 +587,13 @@ class Views:
         Args:
             done: operations that `begin` has applied.
         """
-        images = images.float().div_(255)
-        for i, (op, key) in enumerate(self._keyed(view, seed, epoch, index)):
-            if i >= done:
-                images = op(images, key)
+        # Views keep full precision even where a training loop asks for them under autocast.
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.float().div_(255)
+            for i, (op, key) in enumerate(self._keyed(view, seed, epoch, index)):
+                if i >= done:
+                    images = op(images, key)
         return images
-
-    def one(
-        self, view: int, images: Tensor | list[Tensor], seed: int, epoch: int, index: Tensor
-    ) -> Tensor:
-        """One view, float32 [N, C, h, w]; arguments as for the call."""
-        if isinstance(images, list):
-            images = self.begin(view, images, seed, epoch, index)
-            return self.finish(view, images, seed, epoch, index, done=self.lead(view))
-        return self.finish(view, images, seed, epoch, index)
 
     def __call__(
         self, images: Tensor | list[Tensor], seed: int, epoch: int, index: Tensor
@@ -605,7 +604,14 @@ class Views:
             images: uint8 [N, C, H, W], or a list of uint8 [C, H, W] that vary in size.
             index: [N] int64, positions in the data set; on the CPU, lest a GPU be waited for.
         """
-        return [self.one(view, images, seed, epoch, index) for view in range(self.count)]
+        out = []
+        for view in range(self.count):
+            if isinstance(images, list):
+                first, done = self.begin(view, images, seed, epoch, index), self.lead(view)
+            else:
+                first, done = images, 0
+            out.append(self.finish(view, first, seed, epoch, index, done))
+        return out
 
     def denormalize(self, view: int, images: Tensor) -> Tensor:
         """Undoes the view's normalisation for display, [N, C, h, w] in [0, 1]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from ssl_zoo import distributed
@@ -70,7 +69,7 @@ class KNNMonitor(Hook):
 
     def before_train(self, trainer) -> None:
         # Rank 0's word counts: folders need not be shared between machines.
-        lines = distributed.broadcast(recorded(trainer) if distributed.is_main() else None)
+        lines = distributed.broadcast(trainer.recorded() if distributed.is_main() else None)
         for line in lines:
             if line["kind"] == "knn":
                 self._keep(line, line["step"])
@@ -115,12 +114,3 @@ class KNNMonitor(Hook):
         self.latest, self.evaluated_at = result, step
         if self.best is None or result["top1"] > self.best["top1"]:
             self.best = result
-
-
-def recorded(trainer) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl up to the trainer's step; a killed sitting may have written more."""
-    path = trainer.folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [line for line in map(json.loads, whole) if line["step"] <= trainer.step]

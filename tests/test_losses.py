@@ -1,0 +1,136 @@
+"""Losses against their equations written out plainly, gradients included."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from ranks import on_ranks
+from torch.nn import functional as F
+
+from ssl_zoo import distributed
+from ssl_zoo.losses import NCE, InfoNCE, Margin
+from ssl_zoo.memory import Lookup
+from ssl_zoo.registry import LOSSES
+
+R, M, D, SAMPLES = 5, 12, 4, 50
+
+
+def rows(own: bool):
+    torch.manual_seed(1)
+    q, positive, dictionary = (F.normalize(torch.randn(n, D), dim=1) for n in (R, R, M))
+    excluded = torch.tensor([[i, i + R] for i in range(R)]) if own else None
+    return q.requires_grad_(), positive.requires_grad_(), dictionary.requires_grad_(), excluded
+
+
+def info_nce(pos, neg, t=0.1):
+    return -torch.log(
+        torch.exp(pos / t) / (torch.exp(pos / t) + sum(torch.exp(n / t) for n in neg))
+    )
+
+
+def instdisc(pos, neg, z, t=0.1):
+    m, noise = len(neg), 1 / SAMPLES
+    p = torch.exp(pos / t) / z
+    loss = -torch.log(p / (p + m * noise))
+    for n in neg:
+        p = torch.exp(n / t) / z
+        loss = loss - torch.log(m * noise / (p + m * noise))
+    return loss
+
+
+def triplet(pos, neg, margin=0.4):
+    return sum(torch.clamp(margin - pos + n, min=0) for n in neg) / len(neg)
+
+
+def reference(equation, q, positive, dictionary, excluded, **kwargs):
+    total = 0
+    for i in range(R):
+        skip = [] if excluded is None else excluded[i].tolist()
+        neg = [q[i] @ dictionary[j] for j in range(M) if j not in skip]
+        total = total + equation(q[i] @ positive[i], neg, **kwargs)
+    return total / R
+
+
+def first_batch_constant(q, positive, dictionary, excluded, t=0.1):
+    values = []
+    for i in range(R):
+        skip = [] if excluded is None else excluded[i].tolist()
+        values += [q[i] @ positive[i], *(q[i] @ dictionary[j] for j in range(M) if j not in skip)]
+    return SAMPLES * torch.exp(torch.stack(values) / t).mean().detach()
+
+
+CASES = {
+    "InfoNCE": (InfoNCE(temperature=0.1), info_nce),
+    "NCE": (NCE(SAMPLES, temperature=0.1), instdisc),
+    "Margin": (Margin(margin=0.4), triplet),
+}
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_loss_equals_its_equation_gradients_included(name, own):
+    loss, equation = CASES[name]
+    ours, theirs = rows(own), rows(own)
+    extra = {}
+    if name == "NCE":
+        loss.log_z.fill_(math.nan)
+        extra = {"z": first_batch_constant(*theirs)}
+    value = loss(Lookup(*ours[:3], torch.arange(M), ours[3]))
+    expected = reference(equation, *theirs, **extra)
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    expected.backward()
+    for a, b in zip(ours[:3], theirs[:3], strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_nce_keeps_the_constant_of_its_first_batch():
+    loss = NCE(SAMPLES)
+    q, positive, dictionary, _ = rows(False)
+    loss(Lookup(q, positive, dictionary, torch.arange(M)))
+    first = loss.log_z.clone()
+    loss(Lookup(-q, positive, dictionary, torch.arange(M)))
+    assert torch.equal(loss.log_z, first)
+    assert torch.equal(loss.state_dict()["log_z"], first)
+
+
+def nce_constant_of_my_half() -> torch.Tensor:
+    q, positive, dictionary, _ = (x.detach() if x is not None else None for x in rows(False))
+    mine = slice(2 * distributed.rank(), 2 * distributed.rank() + 4 // distributed.world())
+    loss = NCE(SAMPLES)
+    loss(Lookup(q[mine], positive[mine], dictionary, torch.arange(M)))
+    return loss.log_z
+
+
+def test_nce_constant_is_the_same_on_two_ranks_as_on_one():
+    (one,) = on_ranks(1, nce_constant_of_my_half)
+    for rank in on_ranks(2, nce_constant_of_my_half):
+        torch.testing.assert_close(rank, one)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_identical_keys_give_a_finite_loss_and_gradient(name):
+    loss, _ = CASES[name]
+    q = F.normalize(torch.ones(R, D), dim=1).requires_grad_()
+    value = loss(Lookup(q, q.detach(), q.detach(), torch.arange(R), torch.arange(R)[:, None]))
+    value.backward()
+    assert value.isfinite() and q.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: InfoNCE(temperature=0.0),
+        lambda: NCE(9, temperature=-1.0),
+        lambda: Margin(margin=0.0),
+    ],
+)
+def test_nonsense_is_refused(make):
+    with pytest.raises(ValueError, match="must be above 0"):
+        make()
+
+
+def test_every_registered_loss_is_tested_here():
+    assert {type(loss) for loss, _ in CASES.values()} == set(LOSSES.module_dict.values())

@@ -1,0 +1,331 @@
+"""The three mechanisms against their papers, at world size 1 and 2."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from ranks import on_ranks
+from tiny import TinyNet, batch, share
+from torch.nn import functional as F
+
+from ssl_zoo import distributed
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.heads import MLP, Linear
+from ssl_zoo.losses import InfoNCE
+from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
+from ssl_zoo.methods.contrastive import Contrastive
+from ssl_zoo.registry import MEMORY, Part
+
+N, SAMPLES = 8, 64
+MEMORIES = {
+    "queue": Part(MoCoQueue, size=20, momentum=0.9),
+    "bank": Part(MemoryBank, num_negatives=24),
+    "end-to-end": Part(EndToEnd),
+    "symmetric": Part(EndToEnd, symmetric=True),
+}
+
+
+def make(memory: Part, temperature: float = 0.2, **backbone) -> Contrastive:
+    torch.manual_seed(0)
+    return Contrastive(
+        TinyNet(**backbone),
+        SAMPLES,
+        head=Part(Linear, out_features=6),
+        memory=memory,
+        loss=Part(InfoNCE, temperature=temperature),
+    )
+
+
+def test_moco_queue_follows_algorithm_1_for_12_steps():
+    """Algorithm 1 of arXiv:1911.05722, in its order and with its names, beside ours."""
+    method = make(Part(MoCoQueue, size=20, momentum=0.9))
+    m, t, lr, K = 0.9, 0.2, 0.5, 20
+    f_q = copy.deepcopy(method.encoder)
+    f_k = copy.deepcopy(method.encoder)  # f_k.params = f_q.params
+    queue = method.memory.queue.clone().T  # C x K
+    pointer = 0
+    ours = torch.optim.SGD(method.param_groups(0.0), lr=lr)
+    theirs = torch.optim.SGD(f_q.parameters(), lr=lr)
+    for step in range(12):
+        whole = batch(N, step)
+        out = method(whole)
+        ours.zero_grad()
+        out["loss"].backward()
+        ours.step()
+        method.after_step(whole, {name: value.detach() for name, value in out.items()})
+
+        x_q, x_k = whole.views
+        q = F.normalize(f_q(x_q), dim=1)
+        k = F.normalize(f_k(x_k), dim=1).detach()
+        l_pos = torch.einsum("nc,nc->n", q, k)[:, None]
+        l_neg = torch.einsum("nc,ck->nk", q, queue)
+        logits = torch.cat([l_pos, l_neg], dim=1)
+        loss = F.cross_entropy(logits / t, torch.zeros(N, dtype=torch.long))
+        theirs.zero_grad()
+        loss.backward()
+        theirs.step()
+        with torch.no_grad():
+            for p_k, p_q in zip(f_k.parameters(), f_q.parameters(), strict=True):
+                p_k.copy_(m * p_k + (1 - m) * p_q)
+        for row in k:  # enqueue, dequeue
+            queue[:, pointer] = row
+            pointer = (pointer + 1) % K
+
+        torch.testing.assert_close(out["loss"], loss)
+        torch.testing.assert_close(method.memory.queue.T, queue)
+    for a, b in zip(method.encoder.parameters(), f_q.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(method.memory.key_encoder.parameters(), f_k.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_memory_bank_follows_instdisc():
+    """Row i <- normalise(m v_i + (1 - m) q_i) (arXiv:1805.01978); the positive is the old row."""
+    method = make(MEMORIES["bank"])
+    bank = method.memory.features.clone()
+    for step in range(3):
+        whole = batch(N, step)
+        out = method(whole)
+        torch.testing.assert_close(out["k"], bank[whole.index])
+        method.after_step(whole, out)
+        for i, q in zip(whole.index.tolist(), out["q"].detach(), strict=True):
+            row = 0.5 * bank[i] + 0.5 * q
+            bank[i] = row / row.norm()
+        torch.testing.assert_close(method.memory.features, bank)
+
+
+def test_memory_bank_draws_evenly_from_all_rows_outside_the_batch():
+    bank = MemoryBank(make(MEMORIES["bank"]).encoder, 20, num_negatives=40_000)
+    index = torch.tensor([3, 0, 19, 7])
+    rows = bank._other_rows(index)
+    counts = torch.bincount(rows, minlength=20)
+    assert counts[index].sum() == 0
+    others = counts[counts > 0].float()
+    assert len(others) == 16
+    assert (others / 2500 - 1).abs().max() < 0.1  # 5 standard deviations
+    bank.steps += 1
+    assert not torch.equal(rows, bank._other_rows(index))
+
+
+def test_memory_bank_smaller_than_the_batch_says_so():
+    bank = MemoryBank(make(MEMORIES["bank"]).encoder, N)
+    with pytest.raises(ValueError, match="8 rows has no negatives for a batch of 8"):
+        bank._other_rows(torch.arange(N))
+
+
+def test_end_to_end_scores_the_batchs_other_keys():
+    method = make(MEMORIES["end-to-end"])
+    whole = batch(N)
+    q, k = (F.normalize(method.encoder(view), dim=1) for view in whole.views)
+    expected = F.cross_entropy(q @ k.T / 0.2, torch.arange(N))
+    torch.testing.assert_close(method(whole)["loss"], expected)
+
+
+def test_symmetric_end_to_end_equals_lightlys_ntxent():
+    lightly_loss = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.2)
+    method = make(MEMORIES["symmetric"])
+    whole = batch(N)
+    method(whole)["loss"].backward()
+    ours = [p.grad.clone() for p in method.encoder.parameters()]
+    loss = method(whole)["loss"]
+    method.zero_grad()
+    q, k = (method.encoder(view) for view in whole.views)
+    expected = lightly_loss(q, k)
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(ours, method.encoder.parameters(), strict=True):
+        torch.testing.assert_close(a, b.grad)
+
+
+def test_only_end_to_end_keys_carry_a_gradient():
+    for name, memory in MEMORIES.items():
+        k = make(memory)(batch(N))["k"]
+        assert k.requires_grad == (name in ("end-to-end", "symmetric")), name
+
+
+# Traps that other frameworks fell into.
+
+
+@pytest.mark.parametrize("name", ["queue", "bank"])
+def test_trap_6_dictionary_lacks_the_batch_before_the_update_and_holds_it_after(name):
+    method = make(MEMORIES[name])
+    memory = method.memory
+    for step in range(5):
+        whole = batch(N, step)
+        out = method(whole)
+        found = memory.lookup(out["q"], out["k"], whole.index)
+        nearest = (out["k"] @ found.dictionary.T).max(dim=1).values
+        assert (nearest < 1 - 1e-6).all()
+        method.after_step(whole, {n: v.detach() for n, v in out.items()})
+        stored = memory.queue if name == "queue" else memory.features
+        written = out["k"] if name == "queue" else memory.features[whole.index]
+        assert ((written @ stored.T).max(dim=1).values > 1 - 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["queue", "bank"])
+def test_trap_9_rows_have_unit_length_from_the_start(name):
+    memory = make(MEMORIES[name]).memory
+    rows = memory.queue if name == "queue" else memory.features
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 20])
+@pytest.mark.parametrize("n", [1, 5, 8, 13])
+def test_trap_13_any_queue_size_takes_any_batch(size, n):
+    method = make(Part(MoCoQueue, size=size))
+    memory = method.memory
+    newest = list(memory.queue)
+    for step in range(4):
+        whole = batch(n, step)
+        out = {name: value.detach() for name, value in method(whole).items()}
+        method.after_step(whole, out)
+        newest = [*newest, *out["k"]][-size:]
+    order = (int(memory.head) + torch.arange(size)) % size  # oldest first
+    torch.testing.assert_close(memory.queue[order], torch.stack(newest))
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_trap_5_state_is_in_the_state_dict(name):
+    method, other = make(MEMORIES[name]), make(MEMORIES[name])
+    for step in range(3):
+        whole = batch(N, step)
+        method.after_step(whole, {n: v.detach() for n, v in method(whole).items()})
+    other.load_state_dict(method.state_dict())
+    whole = batch(N, 3)
+    assert torch.equal(method(whole)["loss"], other(whole)["loss"])
+
+
+def test_trap_7_key_encoder_starts_equal_head_included_and_follows_all_of_it():
+    encoder = Encoder(TinyNet(), MLP(8, out_features=6))
+    queue = MoCoQueue(encoder, size=4, momentum=0.75)
+    old = [p.clone() for p in queue.key_encoder.parameters()]
+    for a, b in zip(old, encoder.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(1.0)
+    q = F.normalize(torch.randn(2, 6), dim=1)
+    queue.update(encoder, q, q, torch.arange(2))
+    for a, b in zip(old, queue.key_encoder.parameters(), strict=True):
+        torch.testing.assert_close(b, a + 0.25)
+        assert not b.requires_grad
+
+
+# World size 2 equals world size 1.
+
+
+def train_two_steps(name: str) -> dict:
+    """Loss, gradients and memory after two steps of a global batch of 8, on any world size."""
+    torch.manual_seed(0)
+    method = make(MEMORIES[name])
+    optimizer = torch.optim.SGD(method.param_groups(0.0), lr=0.1)
+    losses, gradients = [], []
+    for step in range(2):
+        part = share(batch(N, step), distributed.rank(), distributed.world())
+        out = method(part)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        for p in method.encoder.parameters():
+            p.grad = distributed.mean(p.grad)  # as DistributedDataParallel does
+        losses.append(distributed.mean(out["loss"].detach()))
+        gradients += [p.grad.clone() for p in method.encoder.parameters()]
+        optimizer.step()
+        method.after_step(part, {n: v.detach() for n, v in out.items()})
+    return {"losses": losses, "gradients": gradients, "memory": dict(method.memory.state_dict())}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_trap_3_and_4_two_ranks_equal_one_in_loss_gradient_and_memory(name):
+    (one,) = on_ranks(1, train_two_steps, name)
+    for rank in on_ranks(2, train_two_steps, name):
+        torch.testing.assert_close(rank, one)
+
+
+# ShuffleBN.
+
+
+def with_batchnorm(groups: int) -> dict:
+    """Keys and gradients with ShuffleBN; one process with groups, or as many ranks as groups."""
+    method = make(Part(MoCoQueue, size=20), norm=True, bn_groups=groups // distributed.world())
+    part = share(batch(N), distributed.rank(), distributed.world())
+    out = method(part)
+    out["loss"].backward()
+    return {
+        "k": distributed.gather(out["k"]),
+        "gradients": [distributed.mean(p.grad) for p in method.encoder.parameters()],
+    }
+
+
+def test_trap_1_two_batchnorm_groups_equal_two_ranks_and_one_group_does_not():
+    (groups,) = on_ranks(1, with_batchnorm, 2)
+    for rank in on_ranks(2, with_batchnorm, 2):
+        torch.testing.assert_close(rank, groups)
+    (single,) = on_ranks(1, with_batchnorm, 1)
+    assert (groups["k"] - single["k"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("groups", "changes"), [(1, False), (2, True)])
+def test_trap_1_shuffling_changes_keys_between_groups_only(groups, changes):
+    on, off = (
+        make(Part(MoCoQueue, size=20, shuffle_bn=shuffle), norm=True, bn_groups=groups)(batch(N))[
+            "k"
+        ]
+        for shuffle in (True, False)
+    )
+    assert ((on - off).abs().max() > 1e-3) == changes
+
+
+def test_shuffled_end_to_end_keys_come_back_in_order_with_their_gradient():
+    """Without BatchNorm the order of encoding cannot matter."""
+    gradients = []
+    for shuffle in (True, False):
+        method = make(Part(EndToEnd, shuffle_bn=shuffle))
+        method(batch(N))["loss"].backward()
+        gradients.append([p.grad for p in method.encoder.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+# Telemetry.
+
+
+def test_telemetry_of_fresh_and_of_drifted_keys():
+    method = make(Part(MoCoQueue, size=16, momentum=1.0))
+    labels = torch.arange(SAMPLES) % 10
+    for step in range(2):
+        whole = batch(N, step)
+        method.after_step(whole, {n: v.detach() for n, v in method(whole).items()})
+    told = method.telemetry(labels)
+    assert told["key_age"] == 0.5  # half written one step ago, half now
+    assert told["key_cosine"] == pytest.approx(1.0, abs=1e-5)
+    with torch.no_grad():
+        for p in method.memory.key_encoder.parameters():
+            p.add_(torch.randn_like(p))
+    assert method.telemetry(labels)["key_cosine"] < 0.99
+
+
+def test_share_of_same_label_negatives():
+    method = make(MEMORIES["end-to-end"])
+    whole = batch(N)
+    method(whole)
+    labels = torch.zeros(SAMPLES, dtype=torch.int64)
+    assert method.telemetry(labels)["same_label_negatives"] == 100.0
+    labels[whole.index[:4]] = 1
+    assert method.telemetry(labels)["same_label_negatives"] == 50.0
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_pretext_accuracy_counts_the_positives_rank(name):
+    method = make(MEMORIES[name])
+    whole = batch(N)
+    out = method(whole)
+    found = method.memory.lookup(out["q"], out["k"], whole.index)
+    logits = torch.cat([found.positives, found.negatives], dim=1)
+    rank = (logits[:, 1:] >= logits[:, :1]).sum(1)
+    assert out["top1"] == pytest.approx(100 * (rank == 0).float().mean().item())
+    assert out["top5"] == pytest.approx(100 * (rank < 5).float().mean().item())
+
+
+def test_every_registered_memory_is_tested_here():
+    assert {part.target for part in MEMORIES.values()} == set(MEMORY.module_dict.values())
