@@ -342,8 +342,6 @@ def _draw_arms(axes, study: Study, table: list[Row]) -> None:
         _baseline(axes.axvline, name, statistics.fmean(top1))
     axes.set_title("kNN accuracy at the end of training")
     axes.set_xlabel("kNN top-1, %")
-    if baselines(study):
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
 
 
 def _draw_sweep(axes, study: Study, table: list[Row]) -> None:
@@ -375,8 +373,7 @@ def _draw_sweep(axes, study: Study, table: list[Row]) -> None:
     axes.set_xlabel(study.x)
     axes.set_ylabel("kNN top-1, %")
     axes.set_title(f"kNN accuracy over {study.x}")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9)
+    _legend(axes)
 
 
 def _positions(labels: list[str]) -> tuple[dict[str, float], bool]:
@@ -417,8 +414,13 @@ def _draw_epochs(axes, study: Study, table: list[Row]) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("kNN top-1, %")
     axes.set_title("kNN accuracy during training")
+    _legend(axes)
+
+
+def _legend(axes) -> None:
+    """Under the axes, where it hides no data."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9)
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.13), ncols=2, fontsize=9.5)
 
 
 def _baseline(line, name: str, value: float) -> None:

@@ -38,7 +38,6 @@ class Transform:
 
     random = True  # draws random numbers, so it has no place in evaluation
     colour = False  # an identity on images of one channel
-    geometric = False  # has `apply_one`, hence takes images that vary in size
     one_size = False  # images come out in one size, whatever went in
 
     def __init__(self, p: float = 1.0, views: list[int] | None = None):
@@ -76,23 +75,21 @@ class Transform:
 class GeometricTransform(Transform):
     """An operation that also takes images one at a time, as bytes, each of its own size."""
 
-    geometric = True
-
     def apply_one(self, image: Tensor, params: Params) -> Tensor:
         """uint8 [C, H, W] -> uint8 [C, h, w], with a single sample's parameters."""
         raise NotImplementedError
 
 
-def _pair(size: int | tuple[int, int], name: str = "size") -> tuple[int, int]:
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
-        raise ValueError(f"{name} is in pixels and at least 1, found {size}")
+        raise ValueError(f"size is in pixels and at least 1, found {size}")
     return height, width
 
 
-def _interval(bounds: tuple[float, float], name: str, least: float) -> None:
-    if not least < bounds[0] <= bounds[1]:
-        raise ValueError(f"{name} is [low, high] with {least:g} < low <= high, found {bounds}")
+def _interval(bounds: tuple[float, float], name: str) -> None:
+    if not 0 < bounds[0] <= bounds[1]:
+        raise ValueError(f"{name} is [low, high] with 0 < low <= high, found {bounds}")
 
 
 def _slots(key: Tensor, count: int) -> Tensor:
@@ -172,8 +169,8 @@ class RandomResizedCrop(GeometricTransform):
         views: list[int] | None = None,
     ):
         super().__init__(views=views)
-        _interval(scale, "scale", 0)
-        _interval(ratio, "ratio", 0)
+        _interval(scale, "scale")
+        _interval(ratio, "ratio")
         if scale[1] > 1:
             raise ValueError(f"scale is a share of the image's area, at most 1, found {scale}")
         self.size, self.scale, self.ratio = _pair(size), tuple(scale), tuple(ratio)
@@ -423,7 +420,7 @@ class GaussianBlur(Transform):
         views: list[int] | None = None,
     ):
         super().__init__(p, views)
-        _interval(sigma, "sigma", 0)
+        _interval(sigma, "sigma")
         if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
             raise ValueError(f"kernel_size is an odd number of taps, found {kernel_size}")
         self.sigma, self.kernel_size = tuple(sigma), kernel_size
@@ -536,7 +533,7 @@ class Views:
             ValueError: the view's operations do not begin so.
         """
         for i, (label, op) in enumerate(self.ops_of(view)):
-            if not op.geometric:
+            if not isinstance(op, GeometricTransform):
                 raise ValueError(
                     f"the images vary in size, so view {view} must first crop or resize them to "
                     f"one size (RandomResizedCrop, CenterCrop, or Resize to [height, width]); "

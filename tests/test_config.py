@@ -1,0 +1,212 @@
+"""Configs: what is read, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ssl_zoo import build, config
+from ssl_zoo.registry import HEADS, ConfigError, Part, bind
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(
+    path
+    for path in (ROOT / "configs").glob("*/*.yaml")
+    if path.parent.name not in ("_base_", "ablation")
+)
+DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def error_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build.parse(config.load(path, overrides))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_recipe_is_valid(path):
+    build.parse(config.load(path))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_resolved_recipe_is_the_same_recipe(path, tmp_path):
+    resolved = build.parse(config.load(path)).spelled_out()
+    config.dump(resolved, tmp_path / "config.yaml")
+    again = config.load(tmp_path / "config.yaml")
+    assert again.data == resolved
+    assert build.parse(again).spelled_out() == resolved
+    yaml.safe_load((tmp_path / "config.yaml").read_text())  # no python tags
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1.0E5", 100000.0),
+        (".5", 0.5),
+        ("010", 10),
+        ("-7", -7),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("12:30", "12:30"),
+        ("[1, 2.5, a]", [1, 2.5, "a"]),
+    ],
+)
+def test_yaml_reads_numbers_as_numbers_and_words_as_words(text, value, tmp_path):
+    data = config.load(write(tmp_path, "a.yaml", f"key: {text}")).data
+    assert data == {"key": value}
+    assert type(data["key"]) is type(value)
+    assert config.load(write(tmp_path, "b.yaml", config.dump(data))).data == data
+
+
+def test_bases_merge_and_a_changed_type_starts_afresh(tmp_path):
+    write(tmp_path, "base.yaml", "a: {x: 1, y: {type: P, p: 1, q: 2}}\nlist: [1, 2]")
+    child = write(
+        tmp_path, "child.yaml", "_base_: base.yaml\na: {x: 2, y: {type: R, r: 3}}\nlist: [3]"
+    )
+    assert config.load(child).data == {"a": {"x": 2, "y": {"type": "R", "r": 3}}, "list": [3]}
+    same = write(tmp_path, "same.yaml", "_base_: base.yaml\na: {y: {type: P, q: 5}}")
+    assert config.load(same).data["a"] == {"x": 1, "y": {"type": "P", "p": 1, "q": 5}}
+
+
+def test_overrides_reach_nested_keys_dotted_names_and_types(tmp_path):
+    path = write(
+        tmp_path, "a.yaml", "m: {type: A, a: 1}\nschedules: {optimizer.lr: {type: Cosine}}"
+    )
+    changed = config.load(
+        path, ["m.type=B", "m.b=1e-3", "schedules.optimizer.lr.final=0.1", ("n", 2)]
+    )
+    assert changed.data == {
+        "m": {"type": "B", "b": 0.001},
+        "schedules": {"optimizer.lr": {"type": "Cosine", "final": 0.1}},
+        "n": 2,
+    }
+    assert config.load(path, ["m={type: B}"]).data["m"] == {"type": "B"}
+
+
+def test_a_mechanism_is_swapped_by_one_override():
+    parts = build.parse(config.load(DIGITS, ["method.memory={type: EndToEnd, symmetric: true}"]))
+    memory = parts.kwargs["method"].kwargs["memory"]
+    assert memory.spelled_out() == {"type": "EndToEnd", "symmetric": True, "shuffle_bn": True}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "method.memory.sise=4",
+            ["method.memory.sise", "unknown key of MoCoQueue", "'sise'", "size"],
+        ),
+        (
+            "method.memory.type=MocoQueue",
+            ["method.memory.type", "no memory", "nearest:  MoCoQueue"],
+        ),
+        ("method.memory.size=big", ["method.memory.size", "'big' (str)", "an integer"]),
+        ("method.memory.size=1.5", ["method.memory.size", "1.5 (float)", "an integer"]),
+        ("method.memory.momentum=true", ["method.memory.momentum", "a number"]),
+        ("method.memory.encoder=1", ["method.memory.encoder", "handed over by the code"]),
+        ("train.precision=bf8", ["train.precision", "fp32, bf16, fp16", "nearest"]),
+        ("backbone.name=resnet81", ["backbone.name", "timm knows no such model", "resnet"]),
+        ("backbone.weights=/no/such.pth", ["backbone.weights", "no such file"]),
+        ("data.views.count=1", ["data.views.count", "too few views for Contrastive", "at least 2"]),
+        ("optimiser.lr=1", ["optimiser", "unknown key", "nearest:  optimizer"]),
+        ("schedules={method.memory.momentun: {type: Cosine}}", ["momentun", "nearest:  momentum"]),
+        (
+            "schedules={methods.memory.momentum: {type: Cosine}}",
+            ["names no part", "nearest:  method"],
+        ),
+        ("train.sync_bn=true", ["train.sync_bn", "undoes ShuffleBN"]),
+        ("method.loss=InfoNCE", ["method.loss", "not a block", "'InfoNCE' (str)"]),
+        (
+            "schedules={method.loss.temperature: {final: 1}}",
+            ["method.loss.temperature", "names no schedule", "Constant, Cosine"],
+        ),
+        ("seed", ["seed", "not an override", "key=value"]),
+        ("train.epochs.deep=1", ["'train.epochs' is a value and holds no keys"]),
+        ("seed=[", ["seed", "not YAML"]),
+        ("knn.k=0", ["knn", "k must be at least 1"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_the_way_out(override, said):
+    message = error_of(DIGITS, override)
+    assert all(words in message for words in said), message
+
+
+def test_a_mistake_in_a_base_names_the_bases_file_and_line(tmp_path):
+    base = write(tmp_path, "base.yaml", "seed: 0\nmethod:\n  type: Contrastiv\n")
+    child = write(tmp_path, "child.yaml", "_base_: base.yaml\n")
+    message = error_of(child)
+    assert f"{base}:3" in message
+    assert "nearest:  Contrastive" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb: 2\na: 3", ["bad.yaml:3", "duplicate key"]),
+        ("a:\n  1: x", ["bad.yaml:2", "not a string", "put quotes"]),
+        ("a: [1", ["bad.yaml", "not YAML"]),
+        ("- 1", ["bad.yaml", "not a config"]),
+        ("a: &x [*x]", ["an alias that contains itself"]),
+        ("_base_: goood.yaml", ["no such file", "nearest", "good.yaml"]),
+        ("_base_: bad.yaml", ["cyclic bases", "bad.yaml -> bad.yaml"]),
+        ("_base_: 3", ["_base_", "not a path"]),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_place(text, said, tmp_path):
+    write(tmp_path, "good.yaml", "a: 1")
+    message = error_of(write(tmp_path, "bad.yaml", text))
+    assert all(words in message for words in said), message
+
+
+def test_a_missing_config_names_its_nearest_neighbour(tmp_path):
+    write(tmp_path, "moco.yaml", "a: 1")
+    assert "nearest:  " + str(tmp_path / "moco.yaml") in error_of(tmp_path / "mocco.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!python/object/apply:os.system ['touch ran']",
+        "a: !!python/name:os.system ''",
+        "method: {type: os.system}",
+        "method: {type: ssl_zoo.methods.contrastive.Contrastive}",
+        "custom_imports: {imports: [antigravity]}",
+    ],
+)
+def test_a_config_runs_no_code_and_imports_nothing(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error_of(write(tmp_path, "evil.yaml", text))
+    assert not (tmp_path / "ran").exists()
+    assert "antigravity" not in sys.modules
+
+
+def test_constructor_objections_carry_the_key():
+    part = bind(HEADS, {"type": "MLP", "depth": 0}, key="method.head")
+    with pytest.raises(ConfigError, match=r"method\.head: depth must be at least 1, found 0"):
+        part(in_features=4)
+
+
+def test_lists_become_tuples_and_integers_floats():
+    def call(*, pair: tuple[float, float], many: list[int], named: dict[str, Part[HEADS]]):
+        """A constructor."""
+
+    block = {"pair": [1, 2], "many": [3], "named": {"a": {"type": "Linear"}, "gone": None}}
+    part = bind(call, block)
+    assert part.kwargs["pair"] == (1.0, 2.0) and isinstance(part.kwargs["pair"][0], float)
+    assert part.kwargs["many"] == [3] and list(part.kwargs["named"]) == ["a"]
+    with pytest.raises(ConfigError, match=r"pair: value of the wrong type"):
+        bind(call, {**block, "pair": [1, 2, 3]})
+    with pytest.raises(ConfigError, match=r"many\[0\]: value of the wrong type"):
+        bind(call, {**block, "many": ["x"]})
