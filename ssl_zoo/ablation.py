@@ -61,7 +61,8 @@ class Arm:
             if isinstance(point, dict):
                 yield name, point
             else:
-                yield from ((f"{value}", {name: value}) for value in point)
+                for value in point:
+                    yield value if isinstance(value, str) else json.dumps(value), {name: value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ class Study:
 
     Attributes:
         runs: seed by seed, so that a study that was stopped has compared its arms.
+        common: what all arms have in common, as the grid has it.
         blocks: what each arm sets, as the grid has it.
         command: what the user types to run or continue the study.
     """
@@ -118,6 +120,7 @@ class Study:
     out: Path
     x: str
     runs: list[Run]
+    common: dict[str, Any]
     blocks: dict[str, dict[str, Any]]
     command: str
 
@@ -164,11 +167,11 @@ def expand(
     runs = []
     for arm_name, arm in arms.items():
         for label, point in arm.points():
-            common = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
+            settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
             folder = out / slug(arm_name) / slug(label) if label else out / slug(arm_name)
             for seed in grid.seeds:
                 try:
-                    resolved = config.load(base, [*common, ("seed", seed)])
+                    resolved = config.load(base, [*settings, ("seed", seed)])
                     if resolved.data.get("knn") is not None:  # once for the study, see `baselines`
                         resolved.data["knn"]["baselines"] = False
                     resolved = build.parse(resolved).spelled_out()
@@ -186,8 +189,10 @@ def expand(
     runs.sort(key=lambda run: grid.seeds.index(run.seed))
     swept = (key for arm in arms.values() for key, at in arm.sweep.items() if isinstance(at, list))
     x = grid.x or next(swept, "point").rpartition(".")[2]
+    common = {"base": str(base), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
+    common = {name: value for name, value in common.items() if value}
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in arms.items()}
-    return Study(name, out, x, runs, blocks, shlex.join(command))
+    return Study(name, out, x, runs, common, blocks, shlex.join(command))
 
 
 def _check_overrides(overrides: list[str], arms: dict[str, Arm]) -> None:
@@ -261,7 +266,7 @@ def ablate(
     report.write(study)
     report.show(study, console)
     if stopped:
-        console.print(f"stopped; to go on: {study.command}", markup=False, soft_wrap=True)
+        console.print("stopped; the same command goes on from here")
     return 130 if stopped else int(failed)
 
 
@@ -286,9 +291,7 @@ def _check_unchanged(run: Run) -> None:
     """A folder in which something was trained belongs to the config that it was trained with."""
     written = run.folder / "config.yaml"
     started = (run.folder / "result.json").exists() or checkpoint.saved(run.folder)
-    if not started or not written.exists():
-        return
-    changed = config.differences(config.load(written).data, run.config)
+    changed = config.differences(config.load(written).data, run.config) if started else []
     if changed:
         raise ConfigError(
             "",
@@ -354,30 +357,37 @@ def _why(code: int) -> str:
 def baselines(study: Study, console: Console) -> None:
     """Measures what the arms have to beat, into baselines.json: pixels, and each seed's start.
 
-    The network is the first arm's, with the weights that the arms start from.
+    The network is the first arm's, with the weights that its runs start from.
+
+    Raises:
+        ConfigError: the kNN vote cannot be taken on this data set.
     """
+    cfg = study.runs[0].config
+    if cfg["knn"] is None:
+        return
+    settings = {k: v for k, v in cfg["knn"].items() if k not in ("every_epochs", "baselines")}
+    measured = {name: cfg["data"][name] for name in ("dataset", "clean")}
+    measured |= {"backbone": cfg["backbone"], "knn": settings}
     path = study.out / "baselines.json"
-    first: dict[int, Run] = {}  # by seed
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known.get("measured") != measured:
+        known = {"measured": measured, "pixels": None, "random": {}}
+    first: dict[int, Run] = {}
     for run in study.runs:
         first.setdefault(run.seed, run)
-    cfg = study.runs[0].config
-    if cfg.get("knn") is None:
-        return
-    protocol = {k: v for k, v in cfg["knn"].items() if k not in ("every_epochs", "baselines")}
-    depends = {name: cfg["data"][name] for name in ("dataset", "clean")}
-    depends = {**depends, "backbone": cfg["backbone"], "knn": protocol}
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if known.get("depends") != depends:
-        known = {"depends": depends, "pixels": None, "random": {}}
     for seed, run in first.items():
         if str(seed) in known["random"]:
             continue
         console.print(f"baselines, seed {seed}", highlight=False)
         data, backbone = build.data_and_backbone(config.Config(run.config))
         device = distributed.start()
-        if known["pixels"] is None:
-            known["pixels"] = knn.evaluate(knn.Pixels(), data, device, **protocol)
-        known["random"][str(seed)] = knn.evaluate(backbone.to(device), data, device, **protocol)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".tmp").write_text(json.dumps(known, indent=1), encoding="utf-8")
-        path.with_suffix(".tmp").replace(path)
+        try:
+            if known["pixels"] is None:
+                known["pixels"] = knn.evaluate(knn.Pixels(), data, device, **settings)
+            known["random"][str(seed)] = knn.evaluate(backbone.to(device), data, device, **settings)
+        except ValueError as error:
+            raise ConfigError("knn", str(error)) from error
+        study.out.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(".tmp")
+        staged.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        staged.replace(path)

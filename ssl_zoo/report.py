@@ -233,6 +233,9 @@ def _notes(study: Study, table: list[Row]) -> list[str]:
     if any(row.differences for row in table):
         first = next(iter(study.blocks))
         notes.append(f"differences to {first} are taken seed by seed, in percentage points")
+    backbones = {json.dumps(run.config["backbone"]) for run in study.runs}
+    if len(backbones) > 1 and baselines(study):
+        notes.append(f"the random backbone is that of {next(iter(study.blocks))}")
     return notes + protocols(study, table)
 
 
@@ -468,8 +471,8 @@ def page(study: Study, table: list[Row], picture: Path) -> str:
         _failures(outcomes),
         "<h2>What the arms set</h2>",
         *(
-            f"<h3>{_escape(arm)}</h3><pre>{_escape(config.dump(block).strip())}</pre>"
-            for arm, block in study.blocks.items()
+            f"<h3>{_escape(name)}</h3><pre>{_escape(_yaml(block))}</pre>"
+            for name, block in {"all of them": study.common, **study.blocks}.items()
         ),
         "<p>All else is the same: with one seed the arms see the same images in the same order "
         "through the same views and start from the same weights.</p>",
@@ -488,6 +491,10 @@ def page(study: Study, table: list[Row], picture: Path) -> str:
 
 def _escape(text: object) -> str:
     return html.escape(str(text))
+
+
+def _yaml(block: dict[str, Any]) -> str:
+    return config.dump(block).strip() if block else "nothing"
 
 
 def _tr(tag: str, row: list[str], kind: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import time
@@ -21,6 +22,14 @@ from ssl_zoo.memory_use import PeakMemory
 from ssl_zoo.method import Batch, Method, merge_outputs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# BatchNorm statistics and memories are each rank's own business. torch 2.15 renames the switch.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 class NonFiniteLoss(RuntimeError):
@@ -87,7 +96,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.model: nn.Module = method
         if distributed.world() > 1:
-            self.model = DistributedDataParallel(method, broadcast_buffers=False)
+            self.model = DistributedDataParallel(method, **{_SYNC_BUFFERS: False})
         self.step = 0
         self.seconds = 0.0  # of training, over all sittings
         self.status: dict[str, float] = {}

@@ -199,7 +199,7 @@ def test_arms_differ_from_the_base_in_what_the_grid_sets_and_nothing_else(study)
     moco, end = runs["moco/256/seed1"], runs["b-end-to-end-b/64/seed1"]
     memory = ["method.memory.size: 128 -> 256", "method.memory.momentum: 0.99 -> 0.9"]
     assert sorted(config.differences(base, moco)) == sorted(always + memory)
-    assert end["method"]["memory"] == {"type": "EndToEnd"}
+    assert end["method"]["memory"]["type"] == "EndToEnd" and "size" not in end["method"]["memory"]
     assert (end["data"]["batch_size"], end["optimizer"]["lr"]) == (64, 0.2)
 
 
@@ -314,7 +314,7 @@ def test_a_stopped_study_stops_its_run_reports_and_goes_on_there(study, number, 
     with pytest.raises(ProcessLookupError):
         os.kill(int(asleep.read_text()), 0)
     assert "1 of 10 runs finished" in study.text("report.html")
-    assert "to go on: ssl-zoo ablate" in capfd.readouterr().out
+    assert "the same command goes on from here" in capfd.readouterr().out
     study.fake("")
     assert study.ablate(only=["MoCo"]) == 0
     assert study.calls() == ["moco/256/seed0", "moco/64/seed1", "moco/256/seed1"]
@@ -357,6 +357,12 @@ def test_baselines_are_measured_again_for_another_protocol(study, measured):
     study.ablate(only=["MoCo"], overrides=["knn.k=5"])
     assert measured == [0, 1, 0, 1]
     assert json.loads(study.text("baselines.json"))["pixels"]["protocol"]["k"] == 5
+
+
+def test_a_vote_that_cannot_be_taken_is_an_error_before_anything_runs(study):
+    with pytest.raises(ConfigError, match=r"knn: .* k = 99 .* bank of 60 images"):
+        study.ablate(overrides=["knn.k=99"])
+    assert study.calls() == []
 
 
 def test_a_study_without_knn_has_no_baselines(study, measured):

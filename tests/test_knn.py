@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ranks import on_ranks
 from torch import nn
 
 from ssl_zoo.evaluation import features, knn
@@ -124,9 +125,11 @@ class Images:
     steps_per_epoch, num_classes = 4, 5
 
     def __init__(self):
+        self.passes = 0
         self.splits = {"train": clusters(120, 5, 64), "test": clusters(40, 5, 64, seed=1)}
 
     def clean_batches(self, split, device, batch_size=50, limit=None):
+        self.passes += 1
         images, labels = self.splits[split]
         images = images.view(-1, 1, 8, 8)
         yield from zip(
@@ -297,6 +300,21 @@ def test_limits_are_in_the_protocol(tmp_path):
     run(trainer_for(tmp_path), hook)
     protocol = hook.latest["protocol"]
     assert "60 images" in protocol["bank"] and "30 images" in protocol["queries"]
+
+
+def monitored(folder):
+    """A monitor's latest result, and how often this rank went over the data."""
+    trainer, hook = trainer_for(folder), KNNMonitor(k=20, baselines=False)
+    run(trainer, hook)
+    return hook.latest, trainer.data.passes
+
+
+def test_on_two_ranks_one_evaluates_and_both_know_the_result(tmp_path):
+    (alone, _) = monitored(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    (first, passes), (second, none) = on_ranks(2, monitored, tmp_path)
+    assert first == second == alone
+    assert (passes, none) == (4, 0)
 
 
 @pytest.mark.parametrize(

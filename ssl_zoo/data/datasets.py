@@ -12,9 +12,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from .. import rng
-from ..registry import DATASETS
-from . import idx
+from ssl_zoo import rng
+from ssl_zoo.registry import DATASETS
+from ssl_zoo.data. import idx
 
 Split = Literal["pretrain", "train", "test"]
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..registry import DATASETS
-from .datasets import ImageSet, Split, check_split, roots
+from ssl_zoo.data.datasets import ImageSet, Split, check_split, roots
+from ssl_zoo.registry import DATASETS
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 

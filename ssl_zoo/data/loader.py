@@ -14,12 +14,12 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import save_image
 
-from .. import distributed
-from ..method import Batch
-from ..registry import DATASETS, ConfigError, Part, join
-from .datasets import ImageSet
-from .sampler import Sampler
-from .transforms import Views
+from ssl_zoo import distributed
+from ssl_zoo.data.datasets import ImageSet
+from ssl_zoo.data.sampler import Sampler
+from ssl_zoo.data.transforms import Views
+from ssl_zoo.method import Batch
+from ssl_zoo.registry import DATASETS, ConfigError, Part, join
 
 
 class Job(NamedTuple):
@@ -146,6 +146,10 @@ class Data:
                 loaded.index.to(device, non_blocking=True),
                 loaded.label.to(device, non_blocking=True),
             )
+
+    def indices(self, step: int) -> Tensor:
+        """Which samples are this rank's share of a step, [n] int64."""
+        return next(self.sampler.steps(step, step + 1))[1]
 
     def clean_batches(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from .. import rng
+from ssl_zoo import rng
 
 
 class Sampler:

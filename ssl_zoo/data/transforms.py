@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from .. import rng
-from ..registry import TRANSFORMS, Part
+from ssl_zoo import rng
+from ssl_zoo.registry import TRANSFORMS, Part
 
 Params = dict[str, Tensor]
 Shape = tuple[int, int | Tensor, int | Tensor]  # C, H, W; H and W are [N] where images vary in size

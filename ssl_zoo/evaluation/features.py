@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ssl_zoo.encoder import eval_mode
+
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -15,19 +17,12 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def frozen(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
     """Evaluation mode, no gradients; afterwards modes and torch's RNG are bitwise as they were.
 
-    Each submodule gets its own flag back: a `module.train()` would also wake what was meant to
-    stay in evaluation mode. BatchNorm's running statistics do not move in evaluation mode.
+    BatchNorm's running statistics do not move in evaluation mode.
     """
     device = torch.device(device)
-    modes = [(m, m.training) for m in module.modules()]
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.no_grad():
-        module.eval()
-        try:
-            yield
-        finally:
-            for m, training in modes:
-                m.training = training
+    with torch.random.fork_rng(devices=cuda), torch.no_grad(), eval_mode(module):
+        yield
 
 
 def extract(

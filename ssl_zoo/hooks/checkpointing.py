@@ -47,7 +47,7 @@ class Checkpointing(Hook):
         every = max(1, round(self.every_epochs * trainer.data.steps_per_epoch))
         last = trainer.step == trainer.total_steps
         stop = self._stop(trainer)
-        if stop or last or trainer.step % every == 0:
+        if stop or last or trainer.step % every == 0 or _improved(trainer):
             path = self.save(trainer)
             if stop and not last:
                 raise Interrupted(f"stopped at step {trainer.step}; saved {path}")
@@ -63,8 +63,7 @@ class Checkpointing(Hook):
         with trainer.paused():
             path = checkpoint.save(trainer)
             if distributed.is_main():
-                knn = next((hook for hook in trainer.hooks if isinstance(hook, KNNMonitor)), None)
-                if knn and knn.evaluated_at == trainer.step and knn.latest == knn.best:
+                if _improved(trainer):
                     staged = path.with_name("best.pt.tmp")
                     shutil.copyfile(path, staged)
                     staged.replace(path.with_name("best.pt"))
@@ -76,3 +75,9 @@ class Checkpointing(Hook):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
+
+
+def _improved(trainer) -> bool:
+    """Whether the kNN monitor has just seen its best accuracy."""
+    monitors = [hook for hook in trainer.hooks if isinstance(hook, KNNMonitor)]
+    return any(m.evaluated_at == trainer.step and m.latest is m.best for m in monitors)

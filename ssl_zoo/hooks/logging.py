@@ -38,7 +38,7 @@ class MetricsLogger(Hook):
             self._line(trainer)
 
     def _line(self, trainer) -> None:
-        means = {name: (total / self.count).item() for name, total in self.sums.items()}
+        means = {n: distributed.mean(s / self.count).item() for n, s in self.sums.items()}
         trainer.check_finite()
         steps, seconds = trainer.step - self.mark[0], trainer.seconds - self.mark[1]
         rate = steps * trainer.data.batch_size / max(seconds, 1e-9)

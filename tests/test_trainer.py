@@ -1,0 +1,396 @@
+"""The loop: resume, accumulation, precision, schedules, and what stops it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny  # noqa: F401  (registers TinyNet on every rank)
+import torch
+from ranks import on_ranks
+
+from ssl_zoo import build, checkpoint, config, distributed
+from ssl_zoo.hooks import Checkpointing, Hook
+from ssl_zoo.hooks.schedules import Constant, Cosine, Exponential, Step
+from ssl_zoo.registry import ConfigError
+from ssl_zoo.trainer import NonFiniteLoss, Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"
+TINY = [
+    ("backbone", {"type": "TinyNet", "norm": True, "bn_groups": 2}),
+    ("data.dataset.limit", 160),
+    "data.batch_size=32",
+    "knn=null",
+    "train.precision=fp32",
+    "train.epochs=3",
+    "train.log_every=1",
+    "method.memory.size=50",
+    "checkpoint.every_epochs=0.4",
+    "checkpoint.keep=100",
+]
+
+
+def make(folder: Path, *overrides) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    cfg = config.load(DIGITS, [*TINY, *overrides])
+    return build.trainer(cfg, torch.device("cpu"), folder)
+
+
+def everything(trainer: Trainer) -> dict:
+    """All that training has moved, to be compared bitwise."""
+    optimizer = trainer.optimizer.state_dict()["state"]
+    return {
+        "method": trainer.method.state_dict(),
+        "optimizer": {i: state["momentum_buffer"] for i, state in optimizer.items()},
+        "rng": torch.get_rng_state(),
+    }
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return torch.equal(a, b)
+
+
+def full_and_resumed(folder: str, overrides: list, resumed_overrides: list) -> tuple[bool, bool]:
+    """Whether 7 steps, a stop in mid-epoch and 8 more equal 15 steps; and whether 7 do not."""
+    folder = Path(folder)
+    whole = make(folder / "whole", *overrides)
+    whole.fit()
+    first = make(folder / "parts", *overrides)
+    first.total_steps = 7  # 5 steps an epoch: the stop is inside the second
+    # Schedules see the whole run's length in the first part too.
+    first.hooks[1].before_step = lambda t, plain=first.hooks[1].before_step: with_steps(
+        t, 15, plain
+    )
+    first.fit()
+    checkpoint.save(first)
+    early = same(everything(first), everything(whole))
+    torch.manual_seed(99)
+    second = make(folder / "parts", *overrides, *resumed_overrides)
+    checkpoint.restore(second, checkpoint.saved(folder / "parts")[-1])
+    second.fit()
+    return same(everything(second), everything(whole)), early
+
+
+def with_steps(trainer, steps, call) -> None:
+    kept, trainer.total_steps = trainer.total_steps, steps
+    call(trainer)
+    trainer.total_steps = kept
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"type": "MoCoQueue", "size": 50, "momentum": 0.9},
+        {"type": "MemoryBank", "num_negatives": 40},
+        {"type": "EndToEnd"},
+    ],
+    ids=lambda memory: memory["type"],
+)
+def test_resume_in_mid_epoch_is_bitwise(memory, tmp_path):
+    resumed, early = full_and_resumed(str(tmp_path), [("method.memory", memory)], [])
+    assert resumed and not early
+
+
+def test_resume_is_bitwise_with_other_workers_and_a_kept_last_batch(tmp_path):
+    resumed, early = full_and_resumed(
+        str(tmp_path), ["data.drop_last=false", "data.dataset.limit=150"], ["data.workers=2"]
+    )
+    assert resumed and not early
+
+
+def test_resume_is_bitwise_on_two_ranks(tmp_path):
+    for rank in on_ranks(2, full_and_resumed, str(tmp_path), [], []):
+        assert rank == (True, False)
+
+
+def trained_on_ranks(folder: str) -> dict:
+    trainer = make(
+        Path(folder), ("backbone.norm", False), "method.memory.shuffle_bn=false"
+    )
+    trainer.fit()
+    return {k: v for k, v in trainer.method.state_dict().items() if "seed" not in k}
+
+
+def test_two_ranks_train_what_one_does(tmp_path):
+    (one,) = on_ranks(1, trained_on_ranks, str(tmp_path / "one"))
+    for rank in on_ranks(2, trained_on_ranks, str(tmp_path / "two")):
+        torch.testing.assert_close(rank, one, rtol=1e-4, atol=1e-5)
+
+
+def test_accumulation_equals_one_large_batch_in_weights_memory_and_ema_count(tmp_path):
+    """BatchNorm aside, with a queue that all micro-batches share."""
+    plain, split = (
+        make(tmp_path / str(n), ("backbone.norm", False), f"train.accumulate={n}")
+        for n in (1, 3)  # 32 is no multiple of 3
+    )
+    for trainer in (plain, split):
+        trainer.fit()
+    assert int(split.method.memory.steps) == split.total_steps == 15
+    torch.testing.assert_close(
+        split.method.state_dict(), plain.method.state_dict(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_bf16_stays_near_fp32(tmp_path):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        trainer = make(tmp_path / precision, f"train.precision={precision}", "train.epochs=1")
+        trainer.fit()
+        losses.append([line["loss"] for line in trainer.recorded()])
+        assert all(p.dtype == torch.float32 for p in trainer.method.parameters())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_fp16_on_a_cpu_is_refused_and_bf16_recommended(tmp_path):
+    with pytest.raises(ConfigError, match="fp16 is for GPUs; bf16 runs here"):
+        make(tmp_path, "train.precision=fp16")
+
+
+def test_lr_scales_with_the_global_batch(tmp_path):
+    trainer = make(tmp_path, "optimizer.lr=0.4", "train.lr_reference_batch=256")
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * 32 / 256)
+
+
+def test_clipping_bounds_the_gradient(tmp_path):
+    norms = []
+
+    class Norm(Hook):
+        def before_step(self, trainer):
+            step = trainer.optimizer.step
+            trainer.optimizer.step = lambda: (norms.append(norm(trainer)), step())
+
+    def norm(trainer):
+        grads = [p.grad.norm() for p in trainer.method.parameters() if p.grad is not None]
+        return torch.stack(grads).norm().item()
+
+    trainer = make(tmp_path, "train.clip_grad=0.001", "train.epochs=1")
+    trainer.hooks.insert(0, Norm())
+    trainer.fit()
+    assert norms and all(n <= 0.001 * (1 + 1e-3) for n in norms)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_images_and_checkpoint(tmp_path):
+    trainer = make(tmp_path)
+
+    class Poison(Hook):
+        def before_step(self, trainer):
+            if trainer.step == 8:
+                trainer.method.loss.temperature = math.nan
+
+    trainer.hooks.insert(0, Poison())
+    with pytest.raises(NonFiniteLoss) as caught:
+        trainer.fit()
+    assert trainer.step == 8
+    message = str(caught.value)
+    good = checkpoint.saved(tmp_path)[-1]
+    assert good.name == "step_00000008.pt"
+    images = trainer.data.indices(8)[:8].tolist()
+    for words in ("step 8", f"[{', '.join(map(str, images))}, ...]", "32 images", str(good)):
+        assert words in message
+    weights = checkpoint.read(good)["method"]
+    assert all(v.isfinite().all() for v in weights.values() if v.is_floating_point())
+
+
+# Schedules.
+
+
+def test_schedules_are_their_formulas():
+    assert Constant()(0.3, 5, 10) == 0.3
+    assert Constant(warmup_epochs=2)(0.3, 0.5, 10) == pytest.approx(0.3 * 0.25)
+    cosine = Cosine(final=0.1, warmup_epochs=2)
+    assert cosine(0.3, 1, 10) == pytest.approx(0.15)
+    assert cosine(0.3, 2, 10) == pytest.approx(0.3)
+    assert cosine(0.3, 4, 10) == pytest.approx(0.1 + 0.2 * (1 + math.cos(math.pi * 2 / 8)) / 2)
+    assert cosine(0.3, 10, 10) == pytest.approx(0.1)
+    step = Step(milestones=[120, 160])
+    assert [step(0.03, e, 200) for e in (0, 119.9, 120, 160)] == pytest.approx(
+        [0.03, 0.03, 0.003, 0.0003]
+    )
+    decay = Exponential(gamma=0.9, every_epochs=2)
+    assert [decay(1.0, e, 10) for e in (0, 1.9, 2, 4)] == pytest.approx([1, 1, 0.9, 0.81])
+
+
+def test_any_dotted_number_can_be_scheduled_and_is_used(tmp_path):
+    trainer = make(
+        tmp_path,
+        ("schedules", {"method.memory.momentum": {"type": "Cosine", "final": 1.0}}),
+        (
+            "schedules",
+            {"method.loss.temperature": {"type": "Step", "milestones": [1], "gamma": 2.0}},
+        ),
+    )
+    trainer.fit()
+    last = trainer.recorded()[-1]
+    expected = 1.0 - 0.01 * (1 + math.cos(math.pi * 14 / 15)) / 2
+    assert last["method.memory.momentum"] == pytest.approx(expected)
+    assert trainer.method.memory.momentum == pytest.approx(expected)
+    assert last["method.loss.temperature"] == pytest.approx(0.4)
+    assert last["lr"] == last["optimizer.lr"] < 0.03
+
+
+def test_scheduled_weight_decay_leaves_norms_and_biases_without(tmp_path):
+    trainer = make(
+        tmp_path,
+        ("optimizer", {"type": "AdamW", "lr": 0.001, "weight_decay": 0.04}),
+        ("schedules", {"optimizer.weight_decay": {"type": "Cosine", "final": 0.4}}),
+    )
+    trainer.fit()
+    decay, none = (group["weight_decay"] for group in trainer.optimizer.param_groups)
+    assert decay > 0.04 and none == 0.0
+    assert all(p.ndim < 2 for p in trainer.optimizer.param_groups[1]["params"])
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "LARS"])
+def test_every_optimiser_lowers_the_loss_on_one_batch(kind, tmp_path):
+    lr = {"SGD": 1.0, "AdamW": 0.01, "LARS": 5.0}[kind]
+    trainer = make(
+        tmp_path, ("optimizer", {"type": kind, "lr": lr}), "method.memory={type: EndToEnd}"
+    )
+    batch = next(trainer.data.batches(0, 1, "cpu"))
+    losses = [trainer.train_step(batch)["loss"].item() for _ in range(30)]
+    assert losses[-1] < 0.99 * losses[0]
+
+
+# Checkpoints.
+
+
+def test_a_checkpoint_loads_weights_only_and_is_complete(tmp_path):
+    trainer = make(tmp_path)
+    trainer.fit()
+    state = torch.load(checkpoint.saved(tmp_path)[-1], weights_only=True)
+    assert state["step"] == 15
+    assert {
+        "memory.queue",
+        "memory.head",
+        "memory.key_encoder.encoder.head.layers.0.weight",
+    } <= set(state["method"])
+    assert set(state["ranks"][0]["random"]) == {"torch", "cuda", "numpy", "python"}
+    assert build.parse(config.loads(state["config"], "saved")).spelled_out()["seed"] == 0
+
+
+def test_old_checkpoints_go_only_after_a_newer_one_is_whole(tmp_path, monkeypatch):
+    trainer = make(tmp_path, "checkpoint.keep=2", "checkpoint.every_epochs=1")
+    trainer.fit()
+    assert [p.name for p in checkpoint.saved(tmp_path)] == ["step_00000010.pt", "step_00000015.pt"]
+
+    def power_cut(state, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    before = {p: p.read_bytes() for p in checkpoint.saved(tmp_path)}
+    monkeypatch.setattr(torch, "save", power_cut)
+    trainer.step = 16
+    hook = next(h for h in trainer.hooks if isinstance(h, Checkpointing))
+    with pytest.raises(KeyboardInterrupt):
+        hook.save(trainer)
+    assert {p: p.read_bytes() for p in checkpoint.saved(tmp_path)} == before
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="not an ssl_zoo checkpoint of format 1; found None"):
+        checkpoint.read(tmp_path / "other.pt")
+
+
+def test_the_best_checkpoint_is_kept_besides(tmp_path):
+    trainer = make(tmp_path, ("knn", {"k": 10, "every_epochs": 1}), "checkpoint.keep=1")
+    trainer.fit()
+    lines = [line for line in trainer.recorded() if line["kind"] == "knn"]
+    best = max(lines, key=lambda line: line["top1"])
+    assert checkpoint.read(tmp_path / "checkpoints" / "best.pt")["step"] == best["step"]
+
+
+# From outside.
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "train.py"), *map(str, words)]
+
+
+QUICK = [
+    "backbone.options={layers: [1, 1, 1, 1], channels: [4, 4, 4, 4]}",
+    "data.dataset.limit=320",
+    "data.batch_size=32",
+    "train.log_every=1",
+    "knn.k=20",
+    "train.precision=fp32",
+]
+
+
+def test_a_run_stopped_by_a_signal_saves_itself_and_resumes_to_the_same_end(tmp_path):
+    """SIGTERM in mid-epoch, then --resume; against a run that was never stopped."""
+    args = [DIGITS, *QUICK, "train.epochs=4", "--device", "cpu"]
+    folder = tmp_path / "stopped"
+    process = subprocess.Popen(command(*args, "--out", folder), stderr=subprocess.PIPE, text=True)
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if metrics.exists() and '"train"' in metrics.read_text():
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopped at step" in errors and "--resume" in errors
+    assert not (folder / "result.json").exists()
+    step = checkpoint.read(checkpoint.saved(folder)[-1])["step"]
+    assert 0 < step < 40
+
+    done = subprocess.run(
+        command(*args, "--out", folder, "--resume"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"resuming at step {step}" in done.stdout
+    whole = subprocess.run(
+        command(*args, "--out", tmp_path / "whole"), capture_output=True, text=True
+    )
+    assert whole.returncode == 0, whole.stderr
+    states = [checkpoint.read(checkpoint.saved(f)[-1]) for f in (folder, tmp_path / "whole")]
+    assert same(states[0]["method"], states[1]["method"])
+    again = subprocess.run(
+        command(*args, "--out", folder, "--resume"), capture_output=True, text=True
+    )
+    assert "finished already" in again.stdout
+    other = subprocess.run(
+        command(*args, "seed=1", "--out", folder, "--resume"), capture_output=True, text=True
+    )
+    assert other.returncode == 2 and "seed: 0 -> 1" in other.stderr
+
+    lines = [json.loads(x) for x in metrics.read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert steps == list(range(1, 41))  # no line twice, none missing
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "log.txt", "result.json"} <= {
+        p.name for p in folder.iterdir()
+    }
+
+
+def test_torchrun_trains_on_two_processes(tmp_path):
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    run = subprocess.run(
+        [*words, str(ROOT / "tools" / "train.py"), str(DIGITS), *QUICK, "train.epochs=1"]
+        + ["--out", str(tmp_path / "run"), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 10
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
+    assert len(checkpoint.read(checkpoint.saved(tmp_path / "run")[-1])["ranks"]) == 2
+
+
+def test_distributed_verbs_are_the_identity_on_one_process():
+    x = torch.randn(3, 2)
+    assert distributed.gather(x) is x and distributed.mean(x) is x
+    assert distributed.collect("a") == ["a"] and distributed.broadcast("a") == "a"
