@@ -13,8 +13,8 @@ import torchvision
 from torch import Tensor
 
 from ssl_zoo import rng
+from ssl_zoo.data import idx
 from ssl_zoo.registry import DATASETS
-from ssl_zoo.data. import idx
 
 Split = Literal["pretrain", "train", "test"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torchvision
 
-from ssl_zoo.registry import nearest
-from ssl_zoo.data. import idx
+from ssl_zoo.data import idx
 from ssl_zoo.data.datasets import roots
+from ssl_zoo.registry import nearest
 
 PACKAGE = "dataset-fashion-mnist"
 Log = Callable[[str], object]
