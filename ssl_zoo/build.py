@@ -156,7 +156,8 @@ def _seeded(seed: int, backbone: Part) -> nn.Module:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    return backbone()
+    # Channels last is what convolutions run fastest in, in training and in evaluation alike.
+    return backbone().to(memory_format=torch.channels_last)
 
 
 def _check_schedules(whole: Part) -> None:
@@ -184,7 +185,7 @@ def _check_schedules(whole: Part) -> None:
                 key,
                 "not a number that can be scheduled",
                 found=path[-1],
-                expected=f"a number of {getattr(owner.target, '__name__', owner)}: {', '.join(numbers)}",
+                expected=f"a number of {owner.target.__name__}: {', '.join(numbers)}",
                 nearest=nearest(path[-1], numbers),
             )
 
@@ -203,7 +204,7 @@ def _check_views(whole: Part) -> None:
 
 
 def _check_sync_bn(whole: Part) -> None:
-    """SyncBatchNorm computes one statistic over all processes, so shuffling between them is idle."""
+    """One statistic over all processes leaves ShuffleBN nothing to shuffle between."""
     memory_part = whole.kwargs["method"].kwargs.get("memory")
     shuffles = memory_part is not None and memory_part.spelled_out().get("shuffle_bn", False)
     if whole.kwargs["train"].kwargs.get("sync_bn") and shuffles:

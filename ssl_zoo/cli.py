@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "environment.json, metrics.jsonl, log.txt, checkpoints/, and result.json when finished.",
         epilog="examples:\n"
         "  ssl-zoo train configs/fashion_mnist/moco_v2.yaml\n"
-        "  ssl-zoo train configs/fashion_mnist/moco_v2.yaml method.memory.size=4096 seed=1 --out runs/k4096\n"
+        "  ssl-zoo train CONFIG method.memory.size=4096 seed=1 --out runs/k4096\n"
         "  ssl-zoo train CONFIG method.memory='{type: EndToEnd, symmetric: true}'\n"
         "  torchrun --nproc-per-node=2 tools/train.py CONFIG\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -217,7 +217,7 @@ def _finished(folder: Path, resolved: dict, resume: bool) -> bool:
 
 
 def run_folder(path: Path, seed: int) -> Path:
-    """runs/<name>/seed<seed>; the name is the config's path below a folder `configs`, if it has one."""
+    """runs/<name>/seed<seed>; the name is the path below a folder `configs`, if there is one."""
     parts = path.with_suffix("").parts
     below = parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:]
     return Path("runs", *below, f"seed{seed}")
@@ -311,7 +311,8 @@ def _evaluate_knn(arguments: argparse.Namespace) -> int:
         query_limit=arguments.query_limit,
     )
     print(
-        f"kNN top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%  ({source['path']}, step {source['step']})"
+        f"kNN top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%"
+        f"  ({source['path']}, step {source['step']})"
     )
     print("protocol: " + ", ".join(f"{name} {value}" for name, value in result["protocol"].items()))
     return 0

@@ -24,7 +24,7 @@ def _positive(name: str, value: float) -> float:
 
 @LOSSES.register_module()
 class InfoNCE(nn.Module):
-    """L = -log exp(q.k+ / t) / (exp(q.k+ / t) + sum_i exp(q.k_i / t)) (arXiv:1911.05722, equation 1).
+    """L = -log exp(q.k+/t) / (exp(q.k+/t) + sum_i exp(q.k_i/t)) (arXiv:1911.05722, eq. 1).
 
     Args:
         temperature: t; 0.07 in MoCo v1 and InstDisc, 0.2 in v2.

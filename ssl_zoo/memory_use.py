@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -48,7 +48,5 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
-        try:
+        with suppress(OSError):  # not Linux, or not allowed: the peak then includes evaluation
             Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
-        except OSError:
-            pass  # not Linux, or not allowed: the peak then includes evaluation, as documented

@@ -41,7 +41,7 @@ class Method(nn.Module):
     encoder: nn.Module
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns 'loss' (a scalar) and whatever else: scalars are logged, the rest is for `after_step`."""
+        """Returns 'loss', further scalars to be logged, and rows [N, ...] for `after_step`."""
         raise NotImplementedError
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:

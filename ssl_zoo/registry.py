@@ -68,7 +68,7 @@ class Registry(_MMEngineRegistry):
         return self.module_dict[name]
 
     def build(self, cfg: Mapping, **offered) -> Any:
-        """Checks a block, then calls its constructor: `HEADS.build({'type': 'MLP'}, in_features=8)`."""
+        """Checks a block, then calls its constructor: `HEADS.build(block, in_features=8)`."""
         return bind(self, cfg, key=self.name)(**offered)
 
     def summary(self) -> list[tuple[str, str, str]]:
@@ -232,7 +232,7 @@ def bind(kind: Registry | Callable, block: Any, key: str = "") -> Part:
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:
-    """A YAML value as the type a parameter asks for: lists to tuples, ints to floats, blocks to Parts.
+    """A YAML value as the type a parameter asks for: list to tuple, int to float, block to Part.
 
     Raises:
         ConfigError: the value is of another type.

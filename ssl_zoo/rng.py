@@ -51,7 +51,7 @@ def uniform(*keys: Tensor | int | str) -> Tensor:
 
 
 def integers(n: int, *keys: Tensor | int | str) -> Tensor:
-    """Integers on [0, n), int64, a function of the keys alone; uniform but for a bias of n / 2^63."""
+    """Integers on [0, n), int64, a function of the keys; uniform but for a bias of n / 2^63."""
     return _shift(hashed(*keys), 1) % n
 
 

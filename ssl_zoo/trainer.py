@@ -89,7 +89,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] *= data.batch_size / lr_reference_batch
         self.method, self.data, self.optimizer, self.hooks = method, data, optimizer, hooks
-        self.device, self.folder, self.name = device, folder, folder.name
+        self.device, self.folder = device, folder
+        self.name = "/".join(folder.parts[-2:])
         self.accumulate, self.clip_grad, self.log_every = accumulate, clip_grad, log_every
         self.total_steps = max(1, round(epochs * data.steps_per_epoch))
         self.dtype = DTYPES[precision]
@@ -161,7 +162,8 @@ class Trainer:
             good = [p for p in checkpoint.saved(self.folder) if int(p.stem.split("_")[1]) <= step]
             shown = ", ".join(map(str, images[:8].tolist()))
             raise NonFiniteLoss(
-                f"the loss is not finite at step {step} (epoch {step / self.data.steps_per_epoch:.2f}); "
+                f"the loss is not finite at step {step} "
+                f"(epoch {step / self.data.steps_per_epoch:.2f}); "
                 f"its {len(images)} images: [{shown}{', ...' if len(images) > 8 else ''}]; "
                 f"last good checkpoint: {good[-1] if good else 'none yet'}"
             )

@@ -114,9 +114,7 @@ def test_resume_is_bitwise_on_two_ranks(tmp_path):
 
 
 def trained_on_ranks(folder: str) -> dict:
-    trainer = make(
-        Path(folder), ("backbone.norm", False), "method.memory.shuffle_bn=false"
-    )
+    trainer = make(Path(folder), ("backbone.norm", False), "method.memory.shuffle_bn=false")
     trainer.fit()
     return {k: v for k, v in trainer.method.state_dict().items() if "seed" not in k}
 
@@ -314,7 +312,8 @@ def test_the_best_checkpoint_is_kept_besides(tmp_path):
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "train.py"), *map(str, words)]
+    tool = ROOT / "tools" / "train.py"
+    return [sys.executable, str(tool), *map(str, words), "--device", "cpu"]
 
 
 QUICK = [
@@ -329,7 +328,7 @@ QUICK = [
 
 def test_a_run_stopped_by_a_signal_saves_itself_and_resumes_to_the_same_end(tmp_path):
     """SIGTERM in mid-epoch, then --resume; against a run that was never stopped."""
-    args = [DIGITS, *QUICK, "train.epochs=4", "--device", "cpu"]
+    args = [DIGITS, *QUICK, "train.epochs=4"]
     folder = tmp_path / "stopped"
     process = subprocess.Popen(command(*args, "--out", folder), stderr=subprocess.PIPE, text=True)
     metrics = folder / "metrics.jsonl"
@@ -377,8 +376,7 @@ def test_a_run_stopped_by_a_signal_saves_itself_and_resumes_to_the_same_end(tmp_
 def test_torchrun_trains_on_two_processes(tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     run = subprocess.run(
-        [*words, str(ROOT / "tools" / "train.py"), str(DIGITS), *QUICK, "train.epochs=1"]
-        + ["--out", str(tmp_path / "run"), "--device", "cpu"],
+        [*words, *command(DIGITS, *QUICK, "train.epochs=1", "--out", tmp_path / "run")[1:]],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

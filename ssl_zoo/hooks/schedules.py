@@ -36,7 +36,7 @@ class Constant(Schedule):
 
 @SCHEDULES.register_module()
 class Cosine(Schedule):
-    """Half a cosine from the base value to `final`, over what the warm-up leaves (arXiv:1608.03983)."""
+    """Half a cosine from the base value to `final`, after the warm-up (arXiv:1608.03983)."""
 
     def __init__(self, *, final: float = 0.0, warmup_epochs: float = 0.0):
         super().__init__(warmup_epochs=warmup_epochs)

@@ -1,4 +1,4 @@
-"""The right-hand side of MoCo's Figure 2: where keys come from, and what a query is compared with."""
+"""The right-hand side of MoCo's Figure 2: where keys come from, and what they are for."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ class MemoryBank(Memory):
         others = len(self.features) - len(index)
         if others < 1:
             raise ValueError(
-                f"a memory bank of {len(self.features)} rows has no negatives for a batch of {len(index)}"
+                f"a memory bank of {len(self.features)} rows has no negatives for a batch of "
+                f"{len(index)}"
             )
         slots = torch.arange(self.num_negatives, device=index.device)
         draw = rng.integers(others, *self._draw("negatives"), slots)

@@ -1,0 +1,35 @@
+# `make demo` and `make test` are all a newcomer needs; both build .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed
+	$(BIN)/python tools/data.py get fashion_mnist
+	$(BIN)/python tools/ablate.py configs/ablation/mechanisms_demo.yaml
+
+test: $(VENV)/installed-test lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit('ssl_zoo needs Python >= 3.10, found ' + sys.version.split()[0] if sys.version_info < (3, 10) else 0)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

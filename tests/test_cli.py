@@ -1,0 +1,132 @@
+"""The commands, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_zoo import build, checkpoint, cli, config
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = str(ROOT / "configs" / "digits" / "moco_v2.yaml")
+QUICK = [
+    "backbone.options={layers: [1, 1, 1, 1], channels: [4, 4, 4, 4]}",
+    "data.dataset.limit=320",
+    "data.batch_size=32",
+    "train.epochs=1",
+    "knn.k=20",
+]
+
+
+def test_check_reads_no_data(capsys):
+    words = ["train", str(ROOT / "configs" / "imagenet" / "moco_v1.yaml"), "--check"]
+    assert cli.main(words) == 0
+    assert "ok" in capsys.readouterr().out
+
+
+def test_a_wrong_key_ends_in_a_message_and_not_in_a_traceback(capsys):
+    assert cli.main(["train", DIGITS, "--check", "method.memory.sise=1"]) == 2
+    errors = capsys.readouterr().err
+    assert "method.memory.sise" in errors and "Traceback" not in errors
+
+
+def test_an_unknown_option_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", DIGITS, "--no"])
+    assert "--no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", cli.KINDS)
+def test_list_names_what_is_registered(kind, capsys):
+    assert cli.main(["list", kind]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.KINDS[kind].module_dict)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["train"], ["ablate"], ["evaluate", "knn"], ["list"], ["data", "get"]]
+)
+def test_help_explains_itself(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out) > 150
+
+
+def test_the_run_folder_is_predictable():
+    assert cli.run_folder(Path("configs/cifar10/moco_v2.yaml"), 3) == Path(
+        "runs/cifar10/moco_v2/seed3"
+    )
+    assert cli.run_folder(Path("/elsewhere/my.yaml"), 0) == Path("runs/my/seed0")
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "rotation"])
+def test_train_then_evaluate_agree_on_knn(name, tmp_path, capsys):
+    recipe = str(ROOT / "configs" / "digits" / f"{name}.yaml")
+    folder = tmp_path / "run"
+    quick = [*QUICK, "data.batch_size=16"] if name == "rotation" else QUICK
+    assert cli.main(["train", recipe, *quick, "--out", str(folder), "--device", "cpu"]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    capsys.readouterr()
+    assert cli.main(["evaluate", "knn", str(folder), "--k", "20", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert f"top-1 {result['knn']['top1']:.2f}%" in shown
+    assert "protocol: k 20, temperature 0.07, index flat" in shown
+    kinds = {json.loads(x)["kind"] for x in (folder / "metrics.jsonl").read_text().splitlines()}
+    assert kinds == {"baseline", "train", "knn"}
+    # The resolved config trains the same run again.
+    again = config.load(folder / "config.yaml")
+    assert build.parse(again).spelled_out() == again.data
+
+
+def test_evaluate_without_a_run_says_what_it_expected(tmp_path, capsys):
+    assert cli.main(["evaluate", "knn", str(tmp_path)]) == 2
+    assert "expected a run folder with checkpoints" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, capsys):
+    words = ["train", DIGITS, *QUICK, "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main(words) == 0
+    assert cli.main(words) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert cli.main([*words, "--resume", "train.epochs=2"]) == 2
+    assert "train.epochs: 1.0 -> 2.0" in capsys.readouterr().err
+
+
+def test_a_failing_run_leaves_its_reason(tmp_path):
+    words = [*QUICK, "optimizer.lr=1e30", "train.precision=fp32", "--out", str(tmp_path)]
+    with pytest.raises(RuntimeError, match="not finite at step"):
+        cli.main(["train", DIGITS, *words, "--device", "cpu"])
+    assert (tmp_path / "error.txt").read_text().startswith("the loss is not finite at step")
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_the_backbone_of_a_checkpoint_is_the_trained_one(tmp_path):
+    cli.main(["train", DIGITS, *QUICK, "--out", str(tmp_path), "--device", "cpu"])
+    _, backbone, source = build.trained_backbone(tmp_path)
+    state = checkpoint.read(Path(source["path"]))["method"]
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, state[f"encoder.backbone.{name}"])
+
+
+@pytest.mark.parametrize("tool", ["train", "ablate", "evaluate", "list", "data"])
+def test_tools_run_from_anywhere_without_installing(tool, tmp_path):
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0 and "usage: ssl-zoo" in run.stdout
+
+
+def test_data_show_writes_a_picture(tmp_path):
+    assert (
+        cli.main(["data", "show", DIGITS, "--out", str(tmp_path / "v.png"), "--samples", "3"]) == 0
+    )
+    assert (tmp_path / "v.png").read_bytes()[:4] == b"\x89PNG"
