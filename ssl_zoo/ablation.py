@@ -8,6 +8,7 @@ the others alone, and a study that was stopped goes on where it stopped.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -22,6 +23,7 @@ from rich.console import Console
 
 from ssl_zoo import build, checkpoint, config, distributed, report
 from ssl_zoo.evaluation import knn
+from ssl_zoo.files import write_text
 from ssl_zoo.registry import ConfigError, Part, bind, nearest
 
 TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train")
@@ -313,7 +315,12 @@ def _run(run: Run, train: Sequence[str]) -> bool:
     run.folder.mkdir(parents=True, exist_ok=True)
     written = run.folder / "config.yaml"
     config.dump(run.config, written)
-    process = subprocess.Popen([*train, str(written), "--out", str(run.folder), "--resume"])
+    # The child finds this package also where it is not installed.
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [*train, str(written), "--out", str(run.folder), "--resume"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
 
     def stop(signum, frame):  # a SIGTERM to the study alone would leave the run an orphan
         process.send_signal(signal.SIGINT)
@@ -385,9 +392,8 @@ def baselines(study: Study, console: Console) -> None:
             if known["pixels"] is None:
                 known["pixels"] = knn.evaluate(knn.Pixels(), data, device, **settings)
             known["random"][str(seed)] = knn.evaluate(backbone.to(device), data, device, **settings)
+            backbone.cpu()  # the arms, in processes of their own, need the GPU's memory
         except ValueError as error:
             raise ConfigError("knn", str(error)) from error
         study.out.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        staged.replace(path)
+        write_text(path, json.dumps(known, indent=1))

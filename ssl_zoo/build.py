@@ -207,7 +207,16 @@ def _check_sync_bn(whole: Part) -> None:
     """One statistic over all processes leaves ShuffleBN nothing to shuffle between."""
     memory_part = whole.kwargs["method"].kwargs.get("memory")
     shuffles = memory_part is not None and memory_part.spelled_out().get("shuffle_bn", False)
-    if whole.kwargs["train"].kwargs.get("sync_bn") and shuffles:
+    if not whole.kwargs["train"].kwargs.get("sync_bn"):
+        return
+    if whole.kwargs["backbone"].spelled_out().get("bn_groups", 1) > 1:
+        raise ConfigError(
+            "train.sync_bn",
+            "joins what bn_groups splits",
+            found="sync_bn: true beside bn_groups above 1",
+            expected="one of the two",
+        )
+    if shuffles:
         raise ConfigError(
             "train.sync_bn",
             "undoes ShuffleBN",

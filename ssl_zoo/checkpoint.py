@@ -35,6 +35,7 @@ def save(trainer) -> Path:
             "format": FORMAT,
             "step": trainer.step,
             "seconds": trainer.seconds,
+            "peak_bytes": trainer.peak_memory.peak(),
             "config": trainer.config_text,
             "method": trainer.method.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
@@ -83,6 +84,7 @@ def restore(trainer, path: Path) -> None:
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scaler.load_state_dict(state["scaler"])
     trainer.step, trainer.seconds = state["step"], state["seconds"]
+    trainer.peak_memory.bytes = state["peak_bytes"]
     ranks = state["ranks"]
     if len(ranks) != distributed.world():
         trainer.say(

@@ -23,7 +23,6 @@ from ssl_zoo.registry import (
     OPTIMIZERS,
     SCHEDULES,
     TRANSFORMS,
-    ConfigError,
 )
 
 KINDS = {
@@ -37,7 +36,7 @@ KINDS = {
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
 }
-USER_ERROR, INTERRUPTED = 2, 130
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,15 +50,22 @@ def main(argv: list[str] | None = None) -> int:
         arguments.overrides += rest
     # torch and friends take seconds to import: not before the arguments are known to be good.
     from ssl_zoo.hooks import Interrupted
+    from ssl_zoo.trainer import NonFiniteLoss
 
     try:
-        return arguments.command(arguments) or 0
-    except (ConfigError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return arguments.command(arguments)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"{stop or 'stopped'}", file=sys.stderr)
+        print(str(stop) or "stopped", file=sys.stderr)
         return INTERRUPTED
+    except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
+        if arguments.traceback:
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
+
+
+def _message(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,10 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="ssl-zoo",
         description="Self-supervised learning from registered parts that YAML assembles.",
     )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
         "train",
+        parents=[common],
         help="train one config",
         description="Trains one config into a run folder: config.yaml (resolved, re-runnable), "
         "environment.json, metrics.jsonl, log.txt, checkpoints/, and result.json when finished.",
@@ -93,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
     ablate = commands.add_parser(
         "ablate",
+        parents=[common],
         help="run a grid of arms and report",
         description="Runs every arm, sweep value and seed of a grid file, paired by seed, and "
         "writes table.md, table.csv, figure.png and report.html. Finished runs are kept, "
@@ -103,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     ablate.add_argument("overrides", nargs="*", metavar="key=value", help="for every arm")
     ablate.add_argument("--base", type=Path, help="another base config than the grid's")
-    ablate.add_argument("--out", type=Path, help="study folder [runs/<grid's name>]")
+    ablate.add_argument("--out", type=Path, help="study folder [runs/ablation/<grid's name>]")
     ablate.add_argument("--only", nargs="+", metavar="ARM", help="these arms only")
     ablate.add_argument(
         "--report-only", action="store_true", help="report on what is there; run nothing"
@@ -112,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="evaluate a trained backbone")
     protocols = evaluate.add_subparsers(required=True, metavar="PROTOCOL")
-    knn = protocols.add_parser("knn", help="weighted k-nearest-neighbour vote (arXiv:1805.01978)")
+    knn = protocols.add_parser(
+        "knn", parents=[common], help="weighted k-nearest-neighbour vote (arXiv:1805.01978)"
+    )
     knn.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT")
     knn.add_argument("--k", type=int, default=200, help="neighbours that vote [200]")
     knn.add_argument("--temperature", type=float, default=0.07, help="of the vote [0.07]")
@@ -124,18 +136,22 @@ def _parser() -> argparse.ArgumentParser:
     knn.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     knn.set_defaults(command=_evaluate_knn)
 
-    listing = commands.add_parser("list", help="what is registered: name, one line, paper")
+    listing = commands.add_parser(
+        "list", parents=[common], help="what is registered: name, one line, paper"
+    )
     listing.add_argument("kind", nargs="?", choices=list(KINDS), help="one kind only")
     listing.set_defaults(command=_list)
 
     data = commands.add_parser("data", help="get a data set, or look at a config's views")
     actions = data.add_subparsers(required=True, metavar="ACTION")
-    get = actions.add_parser("get", help="obtain a data set, saying where it is looked for")
+    get = actions.add_parser(
+        "get", parents=[common], help="obtain a data set, saying where it is looked for"
+    )
     get.add_argument("name", metavar="NAME", help="fashion_mnist, cifar10, cifar100 or stl10")
     get.add_argument("--root", type=Path, help="folder [$SSL_ZOO_DATA, or ./data]")
     get.set_defaults(command=_data_get)
     show = actions.add_parser(
-        "show", help="write a PNG: images and the views a config makes of them"
+        "show", parents=[common], help="write a PNG: images and the views a config makes of them"
     )
     show.add_argument("config", type=Path, metavar="CONFIG")
     show.add_argument("overrides", nargs="*", metavar="key=value")
@@ -147,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(arguments: argparse.Namespace) -> int:
     from ssl_zoo import build, checkpoint, config, distributed
+    from ssl_zoo.hooks import Interrupted
 
     cfg = config.load(arguments.config, arguments.overrides)
     resolved = build.parse(cfg).spelled_out()
@@ -155,65 +172,67 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     folder = arguments.out or run_folder(arguments.config, resolved["seed"])
     device = distributed.start(arguments.device)
+    # One rank looks and writes; all ranks act on what it found.
+    found = distributed.attempt(lambda: _open_folder(folder, resolved, arguments.resume, device))
+    if found == "finished":
+        distributed.stop()
+        return 0
     try:
-        if _finished(folder, resolved, arguments.resume):
-            return 0
-        if distributed.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").unlink(missing_ok=True)
-            config.dump(resolved, folder / "config.yaml")
-            (folder / "environment.json").write_text(json.dumps(environment(device), indent=2))
         trainer = build.trainer(cfg, device, folder)
-        found = checkpoint.saved(folder)
         if found:
-            checkpoint.restore(trainer, found[-1])
-            trainer.say(f"{trainer.name}: resuming at step {trainer.step} from {found[-1]}")
+            checkpoint.restore(trainer, folder / "checkpoints" / found)
         trainer.forget_after_step()
+        trainer.say(
+            f"{trainer.name}: {'from step ' + str(trainer.step) if found else 'starting'}, "
+            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device}"
+        )
+        if not found and (remark := trainer.method.remark(trainer.data.batch_size)):
+            trainer.say(f"{trainer.name}: {remark}")
         trainer.fit()
         trainer.say(f"{trainer.name}: finished; results in {folder}")
-        return 0
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}\nThe same command with --resume goes on from there.") from None
     except Exception as error:
-        from ssl_zoo.hooks import Interrupted
-
-        if not isinstance(error, Interrupted) and distributed.is_main() and folder.is_dir():
-            (folder / "error.txt").write_text(
-                f"{error}\n\n{traceback.format_exc()}", encoding="utf-8"
-            )
-        if isinstance(error, Interrupted):
-            raise Interrupted(
-                f"{error}\nThe same command with --resume goes on from there."
-            ) from None
+        if distributed.is_main():
+            text = f"{_message(error)}\n\n{traceback.format_exc()}"
+            (folder / "error.txt").write_text(text, encoding="utf-8")
         raise
-    finally:
-        distributed.stop()
+    distributed.stop()  # not after an error: the other ranks may sit in a collective
+    return 0
 
 
-def _finished(folder: Path, resolved: dict, resume: bool) -> bool:
-    """Whether the folder's run is complete. Refuses to mix two runs in one folder."""
-    from ssl_zoo import checkpoint, config, distributed
+def _open_folder(folder: Path, resolved: dict, resume: bool, device) -> str:
+    """Makes a run folder ready; returns 'finished', a checkpoint's name to resume from, or ''.
 
-    written = folder / "config.yaml"
+    Raises:
+        FileExistsError: the folder holds another run, or this one and `resume` was not asked for.
+    """
+    from ssl_zoo import checkpoint, config
+    from ssl_zoo.files import write_text
+
+    written, finished = folder / "config.yaml", (folder / "result.json").exists()
+    saved = checkpoint.saved(folder)
     changed = config.differences(config.load(written).data, resolved) if written.exists() else []
-    if not (folder / "result.json").exists() and not checkpoint.saved(folder):
-        if (
-            changed and distributed.is_main()
-        ):  # nothing worth keeping was saved under the old config
-            (folder / "metrics.jsonl").unlink(missing_ok=True)
-        return False
-    if changed:
-        raise FileExistsError(
-            f"{folder} holds a run of another config:\n  "
-            + "\n  ".join(changed)
-            + "\nGive another --out."
-        )
-    if not resume:
-        raise FileExistsError(
-            f"{folder} holds a run already: --resume goes on, --out names another folder."
-        )
-    if (folder / "result.json").exists():
+    if finished or saved:
+        if changed:
+            changes = "\n  ".join(changed)
+            raise FileExistsError(
+                f"{folder} holds a run of another config:\n  {changes}\nGive another --out."
+            )
+        if not resume:
+            raise FileExistsError(
+                f"{folder} holds a run already: --resume goes on, --out names another folder."
+            )
+    elif changed:  # nothing worth keeping was saved under the other config
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    if finished:
         print(f"finished already: {folder}")
-        return True
-    return False
+        return "finished"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").unlink(missing_ok=True)
+    config.dump(resolved, written)
+    write_text(folder / "environment.json", json.dumps(environment(device), indent=2))
+    return saved[-1].name if saved else ""
 
 
 def run_folder(path: Path, seed: int) -> Path:

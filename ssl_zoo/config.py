@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ssl_zoo.files import write_text
 from ssl_zoo.registry import ConfigError, join, nearest
 
 _NUMBER_OR_WORD = {  # YAML 1.2's core schema: `1e-3` is a number, `010` is ten, `on` is a word
@@ -120,7 +121,7 @@ def dump(config: Config | Mapping, path: str | Path | None = None) -> str:
     data = config.data if isinstance(config, Config) else config
     text = yaml.dump(_plain(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(path, text)
     return text
 
 
@@ -230,11 +231,11 @@ def _merge(base: Any, new: Any) -> Any:
 
 
 def _override(config: Config, dotted: str, value: Any, where: str) -> None:
-    """Sets one dotted key. A name may itself hold dots (`schedules.optimizer.lr.final=0`)."""
+    """Sets one dotted key. Under `schedules` names hold dots: `schedules.optimizer.lr.final=0`."""
     parts, block, path = dotted.split("."), config.data, ""
     while True:
         known = (n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in block)
-        taken = next(known, 1)
+        taken = next(known, len(parts) if path == "schedules" else 1)
         name, parts = ".".join(parts[:taken]), parts[taken:]
         path = join(path, name)
         if not parts:

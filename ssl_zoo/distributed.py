@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -35,8 +37,11 @@ def start(device: str = "auto") -> torch.device:
         device: 'auto' (CUDA when there is one), 'cpu', 'cuda' or 'cuda:N'.
 
     Raises:
-        ValueError: CUDA is asked for and there is none.
+        ValueError: no such device here.
     """
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
+        raise ValueError(f"no such device: {device!r}; expected auto, cpu, cuda or cuda:N")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -46,7 +51,9 @@ def start(device: str = "auto") -> torch.device:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not is_on():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # The other ranks wait while rank 0 evaluates, which on a large set outlasts the default.
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=12))
     return chosen
 
 
@@ -67,7 +74,8 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         # Every rank's loss depends on every rank's rows. The sum over ranks here and DDP's mean
         # over ranks afterwards give the gradient of the mean of the ranks' losses.
-        grad = grad.contiguous()
+        # A copy: autograd may hand the same tensor to other inputs.
+        grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
@@ -110,6 +118,20 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def attempt(function: Callable[[], Any]) -> Any:
+    """What `function` returns or raises on rank 0, returned or raised on every rank."""
+    outcome, error = None, None
+    if is_main():
+        try:
+            outcome = function()
+        except Exception as caught:
+            error = caught
+    outcome, error = broadcast((outcome, error))
+    if error is not None:
+        raise error
+    return outcome
 
 
 def barrier() -> None:

@@ -13,13 +13,7 @@ from torch.nn import functional as F
 
 from ssl_zoo import distributed
 from ssl_zoo.memory.base import Lookup
-from ssl_zoo.registry import LOSSES
-
-
-def _positive(name: str, value: float) -> float:
-    if not value > 0:
-        raise ValueError(f"{name} must be above 0, found {value}")
-    return value
+from ssl_zoo.registry import LOSSES, above
 
 
 @LOSSES.register_module()
@@ -32,7 +26,12 @@ class InfoNCE(nn.Module):
 
     def __init__(self, *, temperature: float = 0.07):
         super().__init__()
-        self.temperature = _positive("temperature", temperature)
+        self.validate(temperature=temperature)
+        self.temperature = temperature
+
+    @staticmethod
+    def validate(*, temperature: float = 1.0) -> None:
+        above("temperature", temperature, 0)
 
     def forward(self, lookup: Lookup) -> Tensor:
         logits = (
@@ -56,14 +55,22 @@ class NCE(nn.Module):
 
     def __init__(self, num_samples: int, *, temperature: float = 0.07):
         super().__init__()
-        self.num_samples, self.temperature = num_samples, _positive("temperature", temperature)
+        self.validate(temperature=temperature)
+        self.num_samples, self.temperature = num_samples, temperature
         self.register_buffer("log_z", torch.tensor(math.nan))  # nan: not estimated yet
+        self.known = False
+
+    @staticmethod
+    def validate(*, temperature: float = 1.0) -> None:
+        above("temperature", temperature, 0)
 
     def forward(self, lookup: Lookup) -> Tensor:
         pos = lookup.positives / self.temperature  # [R, 1]
         neg = lookup.negatives / self.temperature  # [R, M]
-        if self.training:
-            self._estimate(torch.cat([pos, neg], dim=1).detach())
+        if self.training and not self.known:
+            self.known = not self.log_z.isnan().item()  # a checkpoint may have brought it
+            if not self.known:
+                self._estimate(torch.cat([pos, neg], dim=1))
         log_noise = math.log(lookup.num_negatives / self.num_samples)  # log(m Pn)
         # h = P / (P + m Pn) is the sigmoid of log P - log(m Pn).
         log_h = F.logsigmoid(pos - self.log_z - log_noise)
@@ -72,10 +79,12 @@ class NCE(nn.Module):
 
     @torch.no_grad()
     def _estimate(self, logits: Tensor) -> None:
-        counted = torch.isfinite(logits).sum()
-        mean = distributed.mean(torch.logsumexp(logits.flatten(), 0).exp() / counted)
-        estimate = (self.num_samples * mean).log()
-        self.log_z.copy_(torch.where(self.log_z.isnan(), estimate, self.log_z))
+        """log Z = log n + log of the mean of exp(logits) over all ranks."""
+        log_mean = torch.logsumexp(logits.flatten(), 0) - torch.isfinite(logits).sum().log()
+        ranks = distributed.gather(log_mean[None])  # [world]
+        log_mean = torch.logsumexp(ranks, 0) - math.log(len(ranks))
+        self.log_z.copy_(math.log(self.num_samples) + log_mean)
+        self.known = True
 
 
 @LOSSES.register_module()
@@ -88,7 +97,12 @@ class Margin(nn.Module):
 
     def __init__(self, *, margin: float = 0.4):
         super().__init__()
-        self.margin = _positive("margin", margin)
+        self.validate(margin=margin)
+        self.margin = margin
+
+    @staticmethod
+    def validate(*, margin: float = 1.0) -> None:
+        above("margin", margin, 0)
 
     def forward(self, lookup: Lookup) -> Tensor:
         hinge = F.relu(self.margin - lookup.positives + lookup.negatives)  # [R, M]

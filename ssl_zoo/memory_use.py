@@ -24,15 +24,20 @@ class PeakMemory:
 
     @contextmanager
     def excluded(self) -> Iterator[None]:
-        self.bytes = max(self.bytes, self._peak())
+        self.peak()
         try:
             yield
         finally:
             self._reset()
 
-    def peak_gb(self) -> float:
+    def restart(self) -> None:
+        """Forgets what was needed before training."""
+        self._reset()
+
+    def peak(self) -> int:
+        """In bytes, over all sittings."""
         self.bytes = max(self.bytes, self._peak())
-        return self.bytes / 1e9
+        return self.bytes
 
     def _peak(self) -> int:
         if self.device.type == "cuda":

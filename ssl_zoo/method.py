@@ -22,9 +22,8 @@ class Batch(NamedTuple):
     label: Tensor
 
     def split(self, parts: int) -> list[Batch]:
-        """The batch as `parts` micro-batches, as equal as they can be."""
-        if parts == 1:
-            return [self]
+        """The batch as at most `parts` micro-batches, as equal as they can be, none empty."""
+        parts = min(parts, len(self.index))
         views = zip(*(view.tensor_split(parts) for view in self.views), strict=True)
         rows = zip(
             views, self.index.tensor_split(parts), self.label.tensor_split(parts), strict=True
@@ -55,6 +54,10 @@ class Method(nn.Module):
         """
         return {}
 
+    def remark(self, batch_size: int) -> str:
+        """What a person should know before watching the numbers; said once at the start."""
+        return ""
+
     @staticmethod
     def views_needed(**arguments) -> int:
         """Views of each image that a config must make; given the method's YAML arguments."""
@@ -71,12 +74,16 @@ class Method(nn.Module):
         ]
 
 
-def merge_outputs(outputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Micro-batches' outputs as one step's: scalars averaged, rows concatenated in order."""
-    if len(outputs) == 1:
-        return {name: value.detach() for name, value in outputs[0].items()}
+def merge_outputs(outputs: list[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """Micro-batches' (share of the rows, outputs) as one step's outputs, detached.
+
+    Scalars are averaged by share, rows concatenated in order.
+    """
     merged = {}
-    for name in outputs[0]:
-        values = [out[name].detach() for out in outputs]
-        merged[name] = torch.cat(values) if values[0].dim() else torch.stack(values).mean()
+    for name, first in outputs[0][1].items():
+        values = [(share, out[name].detach()) for share, out in outputs]
+        if first.dim():
+            merged[name] = torch.cat([value for _, value in values])
+        else:
+            merged[name] = sum(share * value for share, value in values)
     return merged

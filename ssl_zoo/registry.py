@@ -49,6 +49,24 @@ def nearest(name: str, candidates) -> str:
     return by_lower[match[0]] if match else ""
 
 
+def above(name: str, value: float | None, bound: float) -> None:
+    """Raises ConfigError unless value > bound; None passes."""
+    if value is not None and not value > bound:
+        raise ConfigError(name, "too small", found=repr(value), expected=f"above {bound}")
+
+
+def at_least(name: str, value: float | None, bound: float) -> None:
+    """Raises ConfigError unless value >= bound; None passes."""
+    if value is not None and not value >= bound:
+        raise ConfigError(name, "too small", found=repr(value), expected=f"at least {bound}")
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Raises ConfigError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ConfigError(name, "out of range", found=repr(value), expected=f"from {low} to {high}")
+
+
 class Registry(_MMEngineRegistry):
     """mmengine's Registry, restricted to registered names.
 
@@ -57,7 +75,7 @@ class Registry(_MMEngineRegistry):
     """
 
     def get(self, name: str) -> Callable:
-        if name not in self.module_dict:
+        if not isinstance(name, str) or name not in self.module_dict:
             raise ConfigError(
                 "type",
                 f"no {self.name} of this name",

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_zoo import config
+from ssl_zoo.files import read_lines, write_text
 
 if TYPE_CHECKING:
     from ssl_zoo.ablation import Run, Study
@@ -90,10 +91,7 @@ def read(run: Run) -> Outcome:
     """What a run's folder says; a run that is still being written is no error."""
     result, environment = (_json(run.folder / f"{n}.json") for n in ("result", "environment"))
     error, metrics = run.folder / "error.txt", run.folder / "metrics.jsonl"
-    lines = []
-    if metrics.exists():
-        whole = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        lines = [json.loads(line) for line in whole if line.endswith("\n")]
+    lines = read_lines(metrics)
     curve = [(line["epoch"], line["top1"]) for line in lines if line["kind"] == "knn"]
     if result:
         return Outcome(run, "finished", result, curve, environment)
@@ -539,11 +537,11 @@ def write(study: Study) -> None:
     """Writes table.md, table.csv, figure.png and report.html into the study's folder."""
     study.out.mkdir(parents=True, exist_ok=True)
     table = rows(study)
-    (study.out / "table.md").write_text(markdown(study, table), encoding="utf-8")
+    write_text(study.out / "table.md", markdown(study, table))
     write_csv(study, table, study.out / "table.csv")
     figure(study, table, study.out / "figure.png")
     text = page(study, table, study.out / "figure.png")
-    (study.out / "report.html").write_text(text, encoding="utf-8")
+    write_text(study.out / "report.html", text)
 
 
 def show(study: Study, console: Console) -> None:

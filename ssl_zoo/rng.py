@@ -39,8 +39,12 @@ def hashed(*keys: Tensor | int | str) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for key in keys:
         key = key if isinstance(key, Tensor) else torch.tensor(code(key))
-        if key.device != state.device:  # a CPU scalar beside a GPU vector
-            state, key = (state.to(key.device), key) if key.dim() else (state, key.to(state.device))
+        if key.device != state.device:
+            # A CPU scalar mixes with GPU tensors as it is; a vector moves, never off the GPU.
+            if state.dim() and state.device.type == "cpu":
+                state = state.to(key.device, non_blocking=True)
+            elif key.dim() and key.device.type == "cpu":
+                key = key.to(state.device, non_blocking=True)
         state = _mix((state ^ key) + _GOLDEN)
     return state
 

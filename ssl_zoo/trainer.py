@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,13 +12,16 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_zoo import checkpoint, distributed
+from ssl_zoo.files import read_lines, write_text
 from ssl_zoo.hooks.base import Hook
 from ssl_zoo.memory_use import PeakMemory
 from ssl_zoo.method import Batch, Method, merge_outputs
+from ssl_zoo.registry import above, at_least
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -76,15 +78,19 @@ class Trainer:
         sync_bn: bool = False,
         log_every: int = 20,
     ):
-        if epochs <= 0 or accumulate < 1 or log_every < 1:
-            raise ValueError(
-                "epochs must be above 0, accumulate and log_every at least 1; "
-                f"found {epochs}, {accumulate}, {log_every}"
-            )
+        self.validate(
+            epochs=epochs,
+            accumulate=accumulate,
+            log_every=log_every,
+            clip_grad=clip_grad,
+            lr_reference_batch=lr_reference_batch,
+        )
         if precision == "fp16" and device.type != "cuda":
             raise ValueError("precision fp16 is for GPUs; bf16 runs here")
         if sync_bn and distributed.world() > 1:
-            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+            if device.type != "cuda":
+                raise ValueError("sync_bn is for GPUs: torch's SyncBatchNorm does not run on a CPU")
+            method = convert_sync_batchnorm(method)
         if lr_reference_batch is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= data.batch_size / lr_reference_batch
@@ -92,7 +98,7 @@ class Trainer:
         self.device, self.folder = device, folder
         self.name = "/".join(folder.parts[-2:])
         self.accumulate, self.clip_grad, self.log_every = accumulate, clip_grad, log_every
-        self.total_steps = max(1, round(epochs * data.steps_per_epoch))
+        self.total_steps = self.steps_in(epochs)
         self.dtype = DTYPES[precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.model: nn.Module = method
@@ -102,12 +108,28 @@ class Trainer:
         self.seconds = 0.0  # of training, over all sittings
         self.status: dict[str, float] = {}
         self.config_text = ""
-        self.memory = PeakMemory(device)
+        self.peak_memory = PeakMemory(device)
         self.first_bad = torch.full((), -1, device=device)  # step of the first non-finite loss
         self.started = time.perf_counter()
         self.console = Console()
 
         self.labels: Tensor | None = data.labels if bool((data.labels >= 0).any()) else None
+
+    @staticmethod
+    def validate(
+        *,
+        epochs: float,
+        accumulate: int = 1,
+        log_every: int = 1,
+        clip_grad: float | None = None,
+        lr_reference_batch: int | None = None,
+        **_,
+    ) -> None:
+        at_least("accumulate", accumulate, 1)
+        at_least("log_every", log_every, 1)
+        above("epochs", epochs, 0)
+        above("clip_grad", clip_grad, 0)
+        above("lr_reference_batch", lr_reference_batch, 0)
 
     @property
     def epoch(self) -> float:
@@ -118,12 +140,13 @@ class Trainer:
         self.method.train()
         try:
             self.started = time.perf_counter()
+            self.peak_memory.restart()
             self._tell("before_train")
             for batch in self.data.batches(self.step, self.total_steps, self.device):
                 self._tell("before_step")
                 out = self.train_step(batch)
                 self.step += 1
-                self._clock()
+                self.clock()
                 self._tell("after_step", out)
             self._tell("after_train")
         finally:
@@ -134,11 +157,12 @@ class Trainer:
         outputs = []
         parts = batch.split(self.accumulate)
         for part in parts:
-            with self._synced(part is parts[-1]), self._autocast():
-                out = self.model(part)
+            with self._synced(part is parts[-1]):
+                with self._autocast():
+                    out = self.model(part)
                 share = len(part.index) / len(batch.index)
                 self.scaler.scale(out["loss"] * share).backward()
-            outputs.append(out)
+            outputs.append((share, out))
         out = merge_outputs(outputs)
         self._watch_loss(out["loss"])
         if self.clip_grad is not None:
@@ -149,6 +173,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(batch, out)
         return out
+
+    def steps_in(self, epochs: float) -> int:
+        """Epochs, fractions allowed, as at least one step."""
+        return max(1, round(epochs * self.data.steps_per_epoch))
 
     def check_finite(self) -> None:
         """Stops the run if some step's loss was not finite.
@@ -170,8 +198,7 @@ class Trainer:
 
     def _watch_loss(self, loss: Tensor) -> None:
         # The verdict stays on the device: on a GPU, reading it at every step would stall the queue.
-        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
-        self.first_bad = torch.where(bad, self.step, self.first_bad)
+        self.first_bad.masked_fill_(~torch.isfinite(loss) & (self.first_bad < 0), self.step)
         if self.device.type == "cpu":
             self.check_finite()
 
@@ -191,17 +218,22 @@ class Trainer:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time and memory spent inside do not count as training."""
-        self._clock()
-        with self.memory.excluded():
+        self.clock()
+        with self.peak_memory.excluded():
             yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        self._wait()
         self.started = time.perf_counter()
 
-    def _clock(self) -> None:
+    def clock(self) -> None:
+        """Adds the time since the last call to `seconds`, work still queued on a GPU included."""
+        self._wait()
         now = time.perf_counter()
         self.seconds += now - self.started
         self.started = now
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def record(self, kind: str, **values: Any) -> None:
         """Appends a line to metrics.jsonl; rank 0 alone."""
@@ -212,23 +244,14 @@ class Trainer:
 
     def recorded(self) -> list[dict[str, Any]]:
         """The run's metrics so far, of all sittings."""
-        path = self.folder / "metrics.jsonl"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        # A kill may have cut the last line short.
-        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        return [json.loads(line) for line in whole]
+        return read_lines(self.folder / "metrics.jsonl")
 
     def forget_after_step(self) -> None:
         """Drops metrics that a killed sitting wrote after its last checkpoint."""
-        kept = [line for line in self.recorded() if line["step"] <= self.step]
-        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, name: str, text: str) -> None:
-        """A file of the run folder, whole or not at all; rank 0 alone."""
         if distributed.is_main():
-            staged = self.folder / f"{name}.tmp"
-            staged.write_text(text, encoding="utf-8")
-            os.replace(staged, self.folder / name)
+            kept = [line for line in self.recorded() if line["step"] <= self.step]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            write_text(self.folder / "metrics.jsonl", text)
 
     def say(self, text: str) -> None:
         """A line for the person and for log.txt; rank 0 alone."""

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ssl_zoo import build, config
-from ssl_zoo.registry import HEADS, ConfigError, Part, bind
+from ssl_zoo.registry import BACKBONES, HEADS, ConfigError, Part, bind
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
@@ -95,6 +95,18 @@ def test_overrides_reach_nested_keys_dotted_names_and_types(tmp_path):
     assert config.load(path, ["m={type: B}"]).data["m"] == {"type": "B"}
 
 
+def test_sync_bn_beside_shuffle_bn_is_refused():
+    message = error_of(DIGITS, "backbone.bn_groups=1", "train.sync_bn=true")
+    assert "undoes ShuffleBN" in message
+    build.parse(config.load(ROOT / "configs" / "imagenet" / "simclr.yaml"))
+
+
+def test_a_schedule_is_added_by_its_dotted_name():
+    override = "schedules.method.memory.momentum={type: Cosine, final: 1.0}"
+    schedules = build.parse(config.load(DIGITS, [override])).kwargs["schedules"]
+    assert set(schedules) == {"optimizer.lr", "method.memory.momentum"}
+
+
 def test_a_mechanism_is_swapped_by_one_override():
     parts = build.parse(config.load(DIGITS, ["method.memory={type: EndToEnd, symmetric: true}"]))
     memory = parts.kwargs["method"].kwargs["memory"]
@@ -126,7 +138,7 @@ def test_a_mechanism_is_swapped_by_one_override():
             "schedules={methods.memory.momentum: {type: Cosine}}",
             ["names no part", "nearest:  method"],
         ),
-        ("train.sync_bn=true", ["train.sync_bn", "undoes ShuffleBN"]),
+        ("train.sync_bn=true", ["train.sync_bn", "joins what bn_groups splits"]),
         ("method.loss=InfoNCE", ["method.loss", "not a block", "'InfoNCE' (str)"]),
         (
             "schedules={method.loss.temperature: {final: 1}}",
@@ -135,7 +147,14 @@ def test_a_mechanism_is_swapped_by_one_override():
         ("seed", ["seed", "not an override", "key=value"]),
         ("train.epochs.deep=1", ["'train.epochs' is a value and holds no keys"]),
         ("seed=[", ["seed", "not YAML"]),
-        ("knn.k=0", ["knn", "k must be at least 1"]),
+        ("knn.k=0", ["knn.k", "too small", "at least 1"]),
+        ("train.epochs=-1", ["train.epochs", "too small", "above 0"]),
+        ("method.memory.size=0", ["method.memory.size", "too small"]),
+        ("method.memory.momentum=9.99", ["method.memory.momentum", "out of range"]),
+        ("method.loss.temperature=-1", ["method.loss.temperature", "too small"]),
+        ("checkpoint.keep=0", ["checkpoint.keep", "too small"]),
+        ("backbone.options={pretrained: true}", ["backbone.options.pretrained", "`weights`"]),
+        ("method.memory.type=[1]", ["method.memory.type", "no memory of this name"]),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_the_way_out(override, said):
@@ -193,9 +212,9 @@ def test_a_config_runs_no_code_and_imports_nothing(text, tmp_path, monkeypatch):
 
 
 def test_constructor_objections_carry_the_key():
-    part = bind(HEADS, {"type": "MLP", "depth": 0}, key="method.head")
-    with pytest.raises(ConfigError, match=r"method\.head: depth must be at least 1, found 0"):
-        part(in_features=4)
+    part = bind(BACKBONES, {"type": "Timm", "name": "resnet18", "bn_groups": 0}, key="backbone")
+    with pytest.raises(ConfigError, match="backbone: bn_groups must be at least 1, found 0"):
+        part()
 
 
 def test_lists_become_tuples_and_integers_floats():

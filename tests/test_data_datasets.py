@@ -292,5 +292,5 @@ def test_files_that_cannot_be_decoded_are_named(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     save(tmp_path / "deep.png", (4, 4), "I;16", 999)
     for name in ("cut.png", "text.jpg", "deep.png", "absent.png"):
-        with pytest.raises(RuntimeError, match=f"{name}: cannot be decoded"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be decoded"):
             folder.decode(str(tmp_path / name))

@@ -91,7 +91,7 @@ def test_sources_are_tried_in_order(works, calls, world):
 
 def test_failure_lists_what_was_tried_and_leaves_nothing(world):
     root, calls, _ = world
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(FileNotFoundError) as error:
         fetch.get("fashion_mnist", root, log=lambda _: None)
     for part in (
         f"{root}: the four files are not there",
@@ -158,7 +158,7 @@ def test_torchvisions_downloads(name, tmp_path):
     said = []
     assert obtain(tmp_path / "root", said.append) == tmp_path / "root"
     assert calls == [(tmp_path / "root", True)] and len(said) == 2
-    with pytest.raises(RuntimeError, match=r"Source could not be downloaded .* no network"):
+    with pytest.raises(FileNotFoundError, match=r"Source could not be downloaded .* no network"):
         obtain(tmp_path / "root", said.append)
     assert name in fetch.SOURCES and name.upper() in DATASETS.module_dict
 

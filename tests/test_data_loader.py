@@ -185,7 +185,7 @@ def test_a_file_that_cannot_be_decoded_is_named(workers, tmp_path):
     (tmp_path / "train" / "a" / "broken.png").write_text("no image")
     dataset = {"type": "ImageFolder", "root": str(tmp_path)}
     data = data_of(dataset=dataset, batch_size=1, workers=workers)
-    with pytest.raises(RuntimeError, match=r"broken\.png: cannot be decoded"):
+    with pytest.raises(ValueError, match=r"broken\.png: cannot be decoded"):
         next(data.batches(0, 1, "cpu"))
 
 

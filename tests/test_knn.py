@@ -128,6 +128,9 @@ class Images:
         self.passes = 0
         self.splits = {"train": clusters(120, 5, 64), "test": clusters(40, 5, 64, seed=1)}
 
+    def split(self, name):
+        return SimpleNamespace(labels=self.splits[name][1])
+
     def clean_batches(self, split, device, batch_size=50, limit=None):
         self.passes += 1
         images, labels = self.splits[split]
@@ -164,6 +167,8 @@ def trainer_for(folder, step=0, total_steps=8):
         folder=folder,
         status={},
         paused=nullcontext,
+        check_finite=lambda: None,
+        steps_in=lambda epochs: max(1, round(epochs * Images.steps_per_epoch)),
     )
 
     def record(kind, **scalars):
@@ -320,10 +325,10 @@ def test_on_two_ranks_one_evaluates_and_both_know_the_result(tmp_path):
 @pytest.mark.parametrize(
     "block, message",
     [
-        ({"k": 0}, "k must be"),
+        ({"k": 0}, "knn.k: too small"),
         ({"temperature": 0.0}, "temperature"),
         ({"every_epochs": 0}, "every_epochs"),
-        ({"bank_limit": 100}, "k = 200 .* bank_limit = 100"),
+        ({"bank_limit": 100}, "k = 200 .* bank of 100"),
         ({"query_limit": 0}, "query_limit"),
         ({"index": "lsh"}, "one of flat, ivf, hnsw"),
         ({"topk": 5}, "unknown key"),

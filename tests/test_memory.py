@@ -216,6 +216,19 @@ def test_trap_7_key_encoder_starts_equal_head_included_and_follows_all_of_it():
 # World size 2 equals world size 1.
 
 
+def gathered_beside_another_input() -> torch.Tensor:
+    """Gradient of w in w + gather(x): rank r weights it with r + 1."""
+    w = torch.zeros(2, requires_grad=True)
+    x = torch.zeros(1, requires_grad=True)
+    ((w + distributed.gather(x)) * (distributed.rank() + 1.0)).sum().backward()
+    return w.grad
+
+
+def test_gather_leaves_other_inputs_gradients_alone():
+    first, second = on_ranks(2, gathered_beside_another_input)
+    assert first.tolist() == [1.0, 1.0] and second.tolist() == [2.0, 2.0]
+
+
 def train_two_steps(name: str) -> dict:
     """Loss, gradients and memory after two steps of a global batch of 8, on any world size."""
     torch.manual_seed(0)
@@ -305,6 +318,16 @@ def test_telemetry_of_fresh_and_of_drifted_keys():
     assert method.telemetry(labels)["key_cosine"] < 0.99
 
 
+def test_a_memory_follows_the_view_its_rows_are_of_and_only_a_few_images():
+    for name, view in (("bank", 0), ("queue", 1)):
+        method = make(MEMORIES[name])
+        whole = batch(20)
+        method.after_step(whole, {n: v.detach() for n, v in method(whole).items()})
+        images, rows = method.memory._probe
+        assert torch.equal(images, whole.views[view][:16]) and len(rows) == 16
+        assert images.untyped_storage().nbytes() == images.numel() * 4
+
+
 def test_share_of_same_label_negatives():
     method = make(MEMORIES["end-to-end"])
     whole = batch(N)
@@ -313,6 +336,7 @@ def test_share_of_same_label_negatives():
     assert method.telemetry(labels)["same_label_negatives"] == 100.0
     labels[whole.index[:4]] = 1
     assert method.telemetry(labels)["same_label_negatives"] == 50.0
+    assert "same_label_negatives" not in method.telemetry(torch.full_like(labels, -1))
 
 
 @pytest.mark.parametrize("name", MEMORIES)

@@ -70,6 +70,10 @@ def test_weights_come_from_a_local_file(tmp_path):
     torch.save(other.state_dict(), tmp_path / "weights.pth")
     backbone = Timm(name="resnet18", weights=str(tmp_path / "weights.pth"))
     torch.testing.assert_close(dict(backbone.model.state_dict()), dict(other.state_dict()))
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "classifier.pth")
+    Timm(name="resnet18", weights=str(tmp_path / "classifier.pth"))  # its fc is left out
+    with pytest.raises(ConfigError, match="not this model's weights"):
+        Timm(name="resnet34", weights=str(tmp_path / "weights.pth"))
     with pytest.raises(ConfigError, match="no such file") as caught:
         Timm.validate(name="resnet18", weights=str(tmp_path / "weight.pth"))
     assert caught.value.nearest == str(tmp_path / "weights.pth")
@@ -230,9 +234,10 @@ def test_heads_build_from_yaml_blocks():
     assert head(torch.randn(2, 5)).shape == (2, 3)
 
 
-def test_queue_beside_a_batchnorm_free_encoder_shuffles_nothing():
-    encoder = Encoder(Timm(name="vit_tiny_patch16_224"), Linear(192))
-    assert not MoCoQueue(encoder, size=4).shuffle_bn
+def test_nothing_is_shuffled_for_an_encoder_without_batchnorm(monkeypatch):
+    encoder = Encoder(Timm(name="vit_tiny_patch16_224", options={"depth": 1}), Linear(192))
+    monkeypatch.setattr("ssl_zoo.memory.base.shuffled", lambda *_: pytest.fail("shuffled"))
+    MoCoQueue(encoder, size=4).encode(encoder, torch.randn(2, 3, 224, 224), torch.arange(2))
 
 
 def test_every_method_has_a_file_of_its_own():

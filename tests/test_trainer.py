@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny  # noqa: F401  (registers TinyNet on every rank)
+import tiny
 import torch
 from ranks import on_ranks
 
 from ssl_zoo import build, checkpoint, config, distributed
 from ssl_zoo.hooks import Checkpointing, Hook
 from ssl_zoo.hooks.schedules import Constant, Cosine, Exponential, Step
+from ssl_zoo.method import merge_outputs
 from ssl_zoo.registry import ConfigError
 from ssl_zoo.trainer import NonFiniteLoss, Trainer
 
@@ -157,6 +158,15 @@ def test_fp16_on_a_cpu_is_refused_and_bf16_recommended(tmp_path):
 def test_lr_scales_with_the_global_batch(tmp_path):
     trainer = make(tmp_path, "optimizer.lr=0.4", "train.lr_reference_batch=256")
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * 32 / 256)
+
+
+def test_outputs_of_uneven_micro_batches_are_weighted_by_their_rows():
+    outputs = [(2 / 3, {"loss": torch.tensor(1.0), "q": torch.ones(2, 1)})]
+    outputs += [(1 / 3, {"loss": torch.tensor(4.0), "q": torch.zeros(1, 1)})]
+    merged = merge_outputs(outputs)
+    assert merged["loss"].item() == pytest.approx(2.0)
+    assert merged["q"].flatten().tolist() == [1.0, 1.0, 0.0]
+    assert [len(part.index) for part in tiny.batch(2).split(5)] == [1, 1]
 
 
 def test_clipping_bounds_the_gradient(tmp_path):
@@ -349,7 +359,7 @@ def test_a_run_stopped_by_a_signal_saves_itself_and_resumes_to_the_same_end(tmp_
         command(*args, "--out", folder, "--resume"), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert f"resuming at step {step}" in done.stdout
+    assert f"from step {step}" in done.stdout
     whole = subprocess.run(
         command(*args, "--out", tmp_path / "whole"), capture_output=True, text=True
     )

@@ -49,7 +49,7 @@ class Timm(nn.Module):
         if small_images:
             _small_stem(model, name)
         if weights is not None:
-            load_checkpoint(model, weights)
+            _load(model, weights)
         self.model = split_batchnorm(model, bn_groups)
         self.bn_groups = bn_groups
         # Some models put a layer between pooling and classifier, and timm counts its width apart.
@@ -59,7 +59,9 @@ class Timm(nn.Module):
         return self.model(images)
 
     @staticmethod
-    def validate(name: str, weights: str | None = None, **_) -> None:
+    def validate(name: str, weights: str | None = None, options: dict = {}, **_) -> None:  # noqa: B006
+        for key in {"pretrained", "checkpoint_path"} & set(options):
+            raise ConfigError(f"options.{key}", "weights come from `weights`", found=key)
         if not is_model(name.split(".")[0]):
             raise ConfigError(
                 "name",
@@ -77,6 +79,18 @@ class Timm(nn.Module):
                 found=weights,
                 nearest=str(folder / close) if close else "",
             )
+
+
+def _load(model: nn.Module, path: str) -> None:
+    """A state_dict with or without a classifier; every weight of the backbone must be in it."""
+    found = load_checkpoint(model, path, strict=False, weights_only=True)
+    if found.missing_keys:
+        raise ConfigError(
+            "weights",
+            "not this model's weights",
+            found=path,
+            expected=f"also {', '.join(found.missing_keys[:3])}, ...",
+        )
 
 
 def _small_stem(model: nn.Module, name: str) -> None:

@@ -71,7 +71,7 @@ def fashion_mnist(root: Path, log: Log) -> Path:
                 os.replace(path, target / path.name)
         log(f"  done, checksums agree: {target}")
         return root
-    raise RuntimeError(
+    raise FileNotFoundError(
         "fashion_mnist could not be obtained. Tried:\n"
         + "\n".join(f"  {line}" for line in tried)
         + f"\nPut {', '.join(f'{name}.gz' for name in idx.FASHION_MNIST)} in {root} by hand "
@@ -123,7 +123,7 @@ def _from_torchvision(source: type) -> Callable[[Path, Log], Path]:
         try:
             source(root, download=True)
         except (OSError, RuntimeError) as error:
-            raise RuntimeError(
+            raise FileNotFoundError(
                 f"{source.__name__} could not be downloaded to {root}: {error}\n"
                 f"Unpack its official archive there by hand and try again."
             ) from error

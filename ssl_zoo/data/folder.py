@@ -21,7 +21,7 @@ def decode(path: str) -> Tensor:
     """An image file as RGB, uint8 [3, H, W].
 
     Raises:
-        RuntimeError: the file cannot be read or decoded; names it.
+        ValueError: the file cannot be read or decoded; names it.
     """
     try:
         with Image.open(path) as image:
@@ -29,7 +29,7 @@ def decode(path: str) -> Tensor:
                 raise ValueError(f"its mode is {image.mode}, expected 8 bits a channel")
             return pil_to_tensor(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RuntimeError(f"{path}: cannot be decoded as an image ({error})") from error
+        raise ValueError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
 def _files(folder: Path) -> list[str]:

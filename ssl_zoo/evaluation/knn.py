@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_zoo.evaluation.features import extract
+from ssl_zoo.registry import above, at_least
 
 QUERIES_AT_ONCE = 4096
 
@@ -61,6 +62,23 @@ def build_index(bank: Tensor, kind: str, k: int) -> tuple[faiss.Index, str]:
     return index, described
 
 
+def check_protocol(k: int, temperature: float, bank: int | None) -> None:
+    """Raises ValueError for a vote that cannot be taken; `bank` is its number of images."""
+    at_least("k", k, 1)
+    above("temperature", temperature, 0)
+    if bank is not None and k > bank:
+        raise ValueError(f"kNN: k = {k} neighbours asked of a bank of {bank} images")
+
+
+def check_labels(name: str, labels: Tensor) -> None:
+    """Raises ValueError unless every image has a label."""
+    unknown = int((labels < 0).sum())
+    if unknown:
+        raise ValueError(
+            f"kNN needs labels: {unknown} of the {len(labels)} images of the {name} have none"
+        )
+
+
 def vote(
     bank: Tensor,
     bank_labels: Tensor,
@@ -87,17 +105,12 @@ def vote(
     Raises:
         ValueError: k exceeds the bank, unknown labels, features that are not finite.
     """
-    if k > len(bank):
-        raise ValueError(f"kNN: k = {k} neighbours asked of a bank of {len(bank)} images")
+    check_protocol(k, temperature, len(bank))
     for name, features, labels in (
         ("bank", bank, bank_labels),
         ("queries", queries, query_labels),
     ):
-        unknown = int((labels < 0).sum())
-        if unknown:
-            raise ValueError(
-                f"kNN needs labels: {unknown} of the {len(labels)} images of the {name} have none"
-            )
+        check_labels(name, labels)
         if not features.isfinite().all():
             raise ValueError(f"kNN: the features of the {name} are not all finite")
     classes = 1 + int(max(bank_labels.max(), query_labels.max()))

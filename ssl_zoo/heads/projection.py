@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.registry import HEADS
+from ssl_zoo.registry import HEADS, at_least
 
 
 @HEADS.register_module()
@@ -36,8 +36,7 @@ class MLP(nn.Module):
         l2: bool = False,
     ):
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, found {depth}")
+        self.validate(depth=depth, out_features=out_features, hidden_features=hidden_features)
         widths = [in_features, *[hidden_features or in_features] * (depth - 1), out_features]
         layers: list[nn.Module] = []
         for i in range(depth):
@@ -53,6 +52,14 @@ class MLP(nn.Module):
             layers.append(nn.BatchNorm1d(out_features, affine=False))
         self.layers = nn.Sequential(*layers)
         self.out_features, self.l2 = out_features, l2
+
+    @staticmethod
+    def validate(
+        *, depth: int = 1, out_features: int = 1, hidden_features: int | None = None, **_
+    ) -> None:
+        at_least("depth", depth, 1)
+        at_least("out_features", out_features, 1)
+        at_least("hidden_features", hidden_features, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         out = self.layers(features)

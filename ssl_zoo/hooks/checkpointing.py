@@ -8,6 +8,7 @@ import signal
 from ssl_zoo import checkpoint, distributed
 from ssl_zoo.hooks.base import Hook
 from ssl_zoo.hooks.knn import KNNMonitor
+from ssl_zoo.registry import above, at_least
 
 
 class Interrupted(Exception):
@@ -27,15 +28,20 @@ class Checkpointing(Hook):
     """
 
     def __init__(self, *, every_epochs: float = 1.0, keep: int = 2):
-        if every_epochs <= 0:
-            raise ValueError(f"every_epochs must be above 0, found {every_epochs}")
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, found {keep}")
+        self.validate(every_epochs=every_epochs, keep=keep)
         self.every_epochs, self.keep = every_epochs, keep
         self.stop_asked = False
         self.handlers: dict = {}
 
+    @staticmethod
+    def validate(*, every_epochs: float = 1.0, keep: int = 1) -> None:
+        above("every_epochs", every_epochs, 0)
+        at_least("keep", keep, 1)
+
     def before_train(self, trainer) -> None:
+        if distributed.is_main():
+            for left in (trainer.folder / "checkpoints").glob("*.tmp"):  # of a save that was killed
+                left.unlink()
         for number in (signal.SIGINT, signal.SIGTERM):
             self.handlers[number] = signal.signal(number, self._on_signal)
 
@@ -44,7 +50,7 @@ class Checkpointing(Hook):
         signal.signal(number, self.handlers[number])
 
     def after_step(self, trainer, out) -> None:
-        every = max(1, round(self.every_epochs * trainer.data.steps_per_epoch))
+        every = trainer.steps_in(self.every_epochs)
         last = trainer.step == trainer.total_steps
         stop = self._stop(trainer)
         if stop or last or trainer.step % every == 0 or _improved(trainer):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ssl_zoo import distributed
 from ssl_zoo.evaluation import knn
 from ssl_zoo.hooks.base import Hook
+from ssl_zoo.registry import above, at_least
 
 
 class KNNMonitor(Hook):
@@ -56,16 +57,9 @@ class KNNMonitor(Hook):
     def validate(
         *, every_epochs=1.0, k=200, temperature=0.07, bank_limit=None, query_limit=None, **others
     ):
-        if every_epochs is not None and every_epochs <= 0:
-            raise ValueError(f"every_epochs must be above 0, or null: found {every_epochs}")
-        if k < 1:
-            raise ValueError(f"k must be at least 1: found {k}")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0: found {temperature}")
-        if bank_limit is not None and bank_limit < k:
-            raise ValueError(f"k = {k} neighbours asked of a bank of bank_limit = {bank_limit}")
-        if query_limit is not None and query_limit < 1:
-            raise ValueError(f"query_limit must be at least 1, or null: found {query_limit}")
+        above("every_epochs", every_epochs, 0)
+        at_least("query_limit", query_limit, 1)
+        knn.check_protocol(k, temperature, bank_limit)
 
     def before_train(self, trainer) -> None:
         # Rank 0's word counts: folders need not be shared between machines.
@@ -74,6 +68,11 @@ class KNNMonitor(Hook):
             if line["kind"] == "knn":
                 self._keep(line, line["step"])
                 trainer.status["knn"] = line["top1"]
+        # What the last evaluation would refuse is refused before the first step.
+        labels = {name: trainer.data.split(name).labels for name in ("train", "test")}
+        for name, known in labels.items():
+            knn.check_labels(name, known)
+        knn.check_protocol(self.protocol["k"], self.protocol["temperature"], len(labels["train"]))
         if trainer.step == 0 and self.baselines:
             done = {line["name"] for line in lines if line["kind"] == "baseline"}
             for name, backbone in (
@@ -86,8 +85,7 @@ class KNNMonitor(Hook):
     def after_step(self, trainer, out) -> None:
         due = trainer.step == trainer.total_steps
         if self.every_epochs is not None:
-            every = max(1, round(self.every_epochs * trainer.data.steps_per_epoch))
-            due |= trainer.step % every == 0
+            due |= trainer.step % trainer.steps_in(self.every_epochs) == 0
         if due:
             self._monitor(trainer)
 
@@ -97,6 +95,7 @@ class KNNMonitor(Hook):
     def _monitor(self, trainer) -> None:
         if self.evaluated_at == trainer.step:
             return
+        trainer.check_finite()
         result = self._evaluate(trainer, trainer.method.encoder.backbone, "knn")
         self._keep(result, trainer.step)
         trainer.status["knn"] = result["top1"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo import distributed
+from ssl_zoo.files import write_text
 from ssl_zoo.hooks.base import Hook
 from ssl_zoo.hooks.knn import KNNMonitor
 from ssl_zoo.hooks.schedules import Schedules
@@ -40,6 +41,7 @@ class MetricsLogger(Hook):
     def _line(self, trainer) -> None:
         means = {n: distributed.mean(s / self.count).item() for n, s in self.sums.items()}
         trainer.check_finite()
+        trainer.clock()
         steps, seconds = trainer.step - self.mark[0], trainer.seconds - self.mark[1]
         rate = steps * trainer.data.batch_size / max(seconds, 1e-9)
         if distributed.is_main():
@@ -66,10 +68,10 @@ class ResultWriter(Hook):
             "pretext_top1": lines[-1].get("top1"),
             "loss": lines[-1]["loss"],
             "images_per_s": statistics.median(line["images_per_s"] for line in lines),
-            "peak_memory_gb": trainer.memory.peak_gb(),
+            "peak_memory_gb": trainer.peak_memory.peak() / 1e9,
             "seconds": trainer.seconds,
             "steps": trainer.step,
             "epochs": trainer.epoch,
             "torch": torch.__version__,
         }
-        trainer.write("result.json", json.dumps(result, indent=2))
+        write_text(trainer.folder / "result.json", json.dumps(result, indent=2))

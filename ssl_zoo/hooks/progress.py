@@ -50,8 +50,11 @@ class ProgressBar(Hook):
             self._print(trainer, text)
 
     def after_train(self, trainer) -> None:
-        if distributed.is_main() and self.bar is None:
-            self._print(trainer, "  ".join(_status(trainer)))
+        text = "  ".join(_status(trainer))
+        if self.bar is not None:
+            self.bar.update(self.task, completed=trainer.step, text=text)
+        elif distributed.is_main():
+            self._print(trainer, text)
 
     def close(self, trainer) -> None:
         if self.bar is not None:

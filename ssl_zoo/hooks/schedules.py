@@ -6,7 +6,7 @@ import math
 from functools import reduce
 
 from ssl_zoo.hooks.base import Hook
-from ssl_zoo.registry import SCHEDULES
+from ssl_zoo.registry import SCHEDULES, above
 
 
 class Schedule:
@@ -65,9 +65,12 @@ class Exponential(Schedule):
 
     def __init__(self, *, gamma: float, every_epochs: float, warmup_epochs: float = 0.0):
         super().__init__(warmup_epochs=warmup_epochs)
-        if every_epochs <= 0:
-            raise ValueError(f"every_epochs must be above 0, found {every_epochs}")
+        self.validate(every_epochs=every_epochs)
         self.gamma, self.every_epochs = gamma, every_epochs
+
+    @staticmethod
+    def validate(*, every_epochs: float, **_) -> None:
+        above("every_epochs", every_epochs, 0)
 
     def value(self, base: float, epoch: float, epochs: float) -> float:
         return base * self.gamma ** int(epoch / self.every_epochs)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo import distributed, rng
+from ssl_zoo.batchnorm import has_batchnorm
 from ssl_zoo.encoder import eval_mode
 
 
@@ -108,6 +109,18 @@ class Memory(nn.Module):
         """
         return {"key_age": 0.0, "key_cosine": 1.0}
 
+    def remark(self, batch_size: int) -> str:
+        """What a person should know before watching the loss."""
+        return ""
+
+    def _keys(self, encode: nn.Module, images: Tensor, shuffle_bn: bool) -> Tensor:
+        """Keys [N, D] of unit length, encoded in shuffled order where that changes something."""
+        if shuffle_bn and has_batchnorm(encode):
+            k = shuffled(encode, images, *self._draw("shuffle"))
+        else:
+            k = encode(images)
+        return F.normalize(k.float(), dim=1)
+
     def _draw(self, purpose: str) -> tuple[Tensor | str, ...]:
         return (self.seed, self.steps, purpose)
 
@@ -123,7 +136,9 @@ class Memory(nn.Module):
         """
         self._probe_age += 1
         if self._shown is not None and (self._probe is None or self._probe_age >= lifetime):
-            self._probe, self._probe_age = (self._shown, rows[: len(self._shown)]), 0
+            # A copy, or the probe would keep the whole batch in memory.
+            self._probe = self._shown.clone(), rows[: len(self._shown)]
+            self._probe_age = 0
         self._shown = None
 
     @torch.no_grad()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssl_zoo import distributed
-from ssl_zoo.memory.base import Lookup, Memory, shuffled
+from ssl_zoo.memory.base import Lookup, Memory
 from ssl_zoo.registry import MEMORY
 
 
@@ -29,12 +28,7 @@ class EndToEnd(Memory):
         self.symmetric, self.shuffle_bn = symmetric, shuffle_bn
 
     def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
-        k = (
-            shuffled(encoder, images, *self._draw("shuffle"))
-            if self.shuffle_bn
-            else encoder(images)
-        )
-        return F.normalize(k.float(), dim=1)  # [N, D]
+        return self._keys(encoder, images, self.shuffle_bn)
 
     def lookup(self, q: Tensor, k: Tensor, index: Tensor) -> Lookup:
         everyone = distributed.gather(index)  # [world x N]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ssl_zoo import distributed, rng
 from ssl_zoo.memory.base import Lookup, Memory
-from ssl_zoo.registry import MEMORY
+from ssl_zoo.registry import MEMORY, at_least, within
 
 
 @MEMORY.register_module()
@@ -37,13 +37,17 @@ class MemoryBank(Memory):
         momentum: float = 0.5,
     ):
         super().__init__()
-        if num_negatives < 1:
-            raise ValueError(f"num_negatives must be at least 1, found {num_negatives}")
+        self.validate(num_negatives=num_negatives, momentum=momentum)
         self.num_negatives, self.momentum = num_negatives, momentum
         self.register_buffer(
             "features", F.normalize(torch.randn(num_samples, encoder.out_features), dim=1)
         )
         self.register_buffer("written", torch.zeros(num_samples, dtype=torch.int64))
+
+    @staticmethod
+    def validate(*, num_negatives: int = 1, momentum: float = 0.0, **_) -> None:
+        at_least("num_negatives", num_negatives, 1)
+        within("momentum", momentum, 0, 1)
 
     def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
         self._show(images)

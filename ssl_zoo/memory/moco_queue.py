@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo import distributed
-from ssl_zoo.batchnorm import has_batchnorm
 from ssl_zoo.encoder import MomentumEncoder
-from ssl_zoo.memory.base import Lookup, Memory, shuffled
-from ssl_zoo.registry import MEMORY
+from ssl_zoo.memory.base import Lookup, Memory
+from ssl_zoo.registry import MEMORY, at_least, within
 
 
 @MEMORY.register_module()
@@ -29,7 +28,7 @@ class MoCoQueue(Memory):
             something only if the backbone has `bn_groups` above 1.
 
     Raises:
-        ValueError: size below 1, or shuffle_bn beside SyncBatchNorm.
+        ValueError: size below 1, or momentum outside [0, 1].
     """
 
     def __init__(
@@ -41,23 +40,29 @@ class MoCoQueue(Memory):
         shuffle_bn: bool = True,
     ):
         super().__init__()
-        if size < 1:
-            raise ValueError(f"size must be at least 1, found {size}")
+        self.validate(size=size, momentum=momentum)
         self.key_encoder = MomentumEncoder(encoder)
-        self.momentum, self.shuffle_bn = momentum, shuffle_bn and has_batchnorm(encoder)
+        self.momentum, self.shuffle_bn = momentum, shuffle_bn
         self.register_buffer("queue", F.normalize(torch.randn(size, encoder.out_features), dim=1))
         self.register_buffer("index", torch.full((size,), -1))
         self.register_buffer("written", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("head", torch.zeros((), dtype=torch.int64))
 
+    @staticmethod
+    def validate(*, size: int = 1, momentum: float = 0.0, **_) -> None:
+        at_least("size", size, 1)
+        within("momentum", momentum, 0, 1)
+
+    def remark(self, batch_size: int) -> str:
+        return (
+            f"the queue starts with random keys; until step {-(-len(self.queue) // batch_size)} "
+            "real ones replace them, and the loss rises"
+        )
+
     @torch.no_grad()
     def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
         self._show(images)
-        if self.shuffle_bn:
-            k = shuffled(self.key_encoder, images, *self._draw("shuffle"))
-        else:
-            k = self.key_encoder(images)
-        return F.normalize(k.float(), dim=1)  # [N, D]
+        return self._keys(self.key_encoder, images, self.shuffle_bn)
 
     def lookup(self, q: Tensor, k: Tensor, index: Tensor) -> Lookup:
         return Lookup(q, k, self.queue, self.index)
@@ -70,6 +75,8 @@ class MoCoQueue(Memory):
         size = len(self.queue)
         slots = (self.head + torch.arange(len(k), device=k.device)) % size
         keep = slice(max(0, len(k) - size), None)  # of a batch larger than the queue, the newest
+        if len(k) > size:
+            self._shown = None  # the first rows, which a probe would follow, are gone at once
         self.queue[slots[keep]] = k[keep]
         self.index[slots[keep]] = index[keep]
         self.written[slots[keep]] = self.steps

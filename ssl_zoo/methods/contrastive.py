@@ -42,7 +42,8 @@ class Contrastive(Method):
         self._compared: tuple[Tensor, Tensor] | None = None  # data-set positions, for telemetry
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        x_q, x_k = batch.views[0], batch.views[-1]  # 2 x [N, C, H, W]; a bank looks at one only
+        # 2 x [N, C, H, W], once the same for a memory that looks at one view.
+        x_q, x_k = batch.views[0], batch.views[self.memory.num_views - 1]
         q = F.normalize(self.encoder(x_q).float(), dim=1)  # [N, D]
         k = self.memory.encode(self.encoder, x_k, batch.index)  # [N, D]
         found = self.memory.lookup(q, k, batch.index)
@@ -55,20 +56,22 @@ class Contrastive(Method):
     def telemetry(self, labels: Tensor | None) -> dict[str, float]:
         scalars = self.memory.telemetry(self.encoder)
         if labels is not None and self._compared is not None:
-            scalars["same_label_negatives"] = _same_label(labels, *self._compared)
+            scalars |= _same_label(labels, *self._compared)
         return scalars
+
+    def remark(self, batch_size: int) -> str:
+        return self.memory.remark(batch_size)
 
     @staticmethod
     def views_needed(memory: Part[MEMORY], **_) -> int:
         return memory.target.num_views
 
 
-def _same_label(labels: Tensor, queries: Tensor, keys: Tensor) -> float:
-    """Share of (query, key) pairs with the same known label, in %; own pairs count."""
-    keys = keys[keys >= 0].cpu()
-    if len(keys) == 0:
-        return 0.0
-    known = labels[keys][labels[keys] >= 0]
-    counts = torch.bincount(known, minlength=int(labels.max()) + 1).float()
-    of_queries = labels[queries.cpu()]
-    return 100 * (counts[of_queries[of_queries >= 0]].mean() / max(len(known), 1)).item()
+def _same_label(labels: Tensor, queries: Tensor, keys: Tensor) -> dict[str, float]:
+    """Share of labelled (query, key) pairs with the same label, in %; own pairs count."""
+    of_queries, of_keys = labels[queries.cpu()], labels[keys[keys >= 0].cpu()]
+    of_queries, of_keys = of_queries[of_queries >= 0], of_keys[of_keys >= 0]
+    if len(of_queries) == 0 or len(of_keys) == 0:
+        return {}
+    share = torch.bincount(of_keys, minlength=int(labels.max()) + 1) / len(of_keys)  # [classes]
+    return {"same_label_negatives": 100 * share[of_queries].mean().item()}

@@ -22,8 +22,8 @@ class Rotation(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views[0]  # [N, C, H, W]
-        turned = torch.cat([x.rot90(turns, dims=(2, 3)) for turns in range(4)])  # [4N, C, H, W]
-        target = torch.arange(4, device=x.device).repeat_interleave(len(x))  # [4N]
-        logits = self.encoder(turned)  # [4N, 4]
+        turned = torch.stack([x.rot90(turns, dims=(2, 3)) for turns in range(4)], dim=1)
+        target = torch.arange(4, device=x.device).repeat(len(x))  # [4N]
+        logits = self.encoder(turned.flatten(0, 1))  # [4N, C, H, W] -> [4N, 4]
         top1 = 100 * (logits.argmax(dim=1) == target).float().mean()
         return {"loss": F.cross_entropy(logits.float(), target), "top1": top1}
