@@ -230,7 +230,7 @@ def test_feature_maps_are_refused():
         features.extract(nn.Identity(), Images().clean_batches("train", "cpu"), "cpu")
 
 
-def test_monitor_leaves_training_untouched(tmp_path):
+def test_trap_8_monitor_leaves_training_untouched(tmp_path):
     trainer = trainer_for(tmp_path)
     backbone = trainer.method.encoder.backbone
     random_state = torch.get_rng_state()
