@@ -353,7 +353,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _data_get(arguments: argparse.Namespace) -> int:
     from ssl_zoo.data import fetch
 
-    print(fetch.get(arguments.name, arguments.root))
+    print(f"{arguments.name} is in {fetch.get(arguments.name, arguments.root)}")
     return 0
 
 

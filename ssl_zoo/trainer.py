@@ -87,6 +87,8 @@ class Trainer:
         )
         if precision == "fp16" and device.type != "cuda":
             raise ValueError("precision fp16 is for GPUs; bf16 runs here")
+        if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise ValueError(f"precision bf16 is beyond {torch.cuda.get_device_name(device)}; fp16")
         if sync_bn and distributed.world() > 1:
             if device.type != "cuda":
                 raise ValueError("sync_bn is for GPUs: torch's SyncBatchNorm does not run on a CPU")
@@ -112,7 +114,6 @@ class Trainer:
         self.first_bad = torch.full((), -1, device=device)  # step of the first non-finite loss
         self.started = time.perf_counter()
         self.console = Console()
-
         self.labels: Tensor | None = data.labels if bool((data.labels >= 0).any()) else None
 
     @staticmethod
@@ -146,7 +147,6 @@ class Trainer:
                 self._tell("before_step")
                 out = self.train_step(batch)
                 self.step += 1
-                self.clock()
                 self._tell("after_step", out)
             self._tell("after_train")
         finally:
@@ -225,7 +225,10 @@ class Trainer:
         self.started = time.perf_counter()
 
     def clock(self) -> None:
-        """Adds the time since the last call to `seconds`, work still queued on a GPU included."""
+        """Adds the time since the last call to `seconds`, work still queued on a GPU included.
+
+        Waits for the GPU, so it is called when something is logged and not at every step.
+        """
         self._wait()
         now = time.perf_counter()
         self.seconds += now - self.started

@@ -95,7 +95,7 @@ def test_overrides_reach_nested_keys_dotted_names_and_types(tmp_path):
     assert config.load(path, ["m={type: B}"]).data["m"] == {"type": "B"}
 
 
-def test_sync_bn_beside_shuffle_bn_is_refused():
+def test_trap_2_sync_bn_beside_shuffle_bn_is_refused():
     message = error_of(DIGITS, "backbone.bn_groups=1", "train.sync_bn=true")
     assert "undoes ShuffleBN" in message
     build.parse(config.load(ROOT / "configs" / "imagenet" / "simclr.yaml"))

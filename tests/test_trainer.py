@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import pytest
 import tiny
 import torch
 from ranks import on_ranks
+from rich.console import Console
 
 from ssl_zoo import build, checkpoint, config, distributed
 from ssl_zoo.hooks import Checkpointing, Hook
@@ -396,6 +398,15 @@ def test_torchrun_trains_on_two_processes(tmp_path):
     assert result["steps"] == 10
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
     assert len(checkpoint.read(checkpoint.saved(tmp_path / "run")[-1])["ranks"]) == 2
+
+
+def test_the_progress_bar_shows_what_a_person_wants_to_know(tmp_path):
+    trainer = make(tmp_path, ("knn", {"k": 10, "every_epochs": 1}))
+    screen = io.StringIO()
+    trainer.console = Console(file=screen, force_terminal=True, width=200)
+    trainer.fit()
+    for words in ("step 15/15", "loss ", "lr ", "images/s", "kNN ", "left"):
+        assert words in screen.getvalue()
 
 
 def test_distributed_verbs_are_the_identity_on_one_process():

@@ -20,7 +20,8 @@ class KNNMonitor(Hook):
         every_epochs: epochs between two evaluations, fractions allowed; None: only at the end.
         k, temperature, index: see `ssl_zoo.evaluation.knn.vote`.
         bank_limit, query_limit: images used of the training and of the test split; None: all.
-        precision: of the backbone's pass.
+        precision: of the backbone's pass. An untrained network's features are nearly all alike, and
+            bf16 rounds away what they differ in.
         baselines: before the first step, measure raw pixels and the untrained backbone as well.
 
     Attributes:
