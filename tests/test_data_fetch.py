@@ -34,8 +34,12 @@ def world(tmp_path, monkeypatch):
     def run(command, cwd, **_):
         calls.append(command[0])
         if command[0] == "apt-get":
-            assert command == ["apt-get", "download", "dataset-fashion-mnist"]
-            if "debian" not in works:
+            private = [word for word in command if word.startswith("Dir::")]
+            if command[-1] == "update":
+                assert len(private) == 2 and all(str(cwd) in word for word in private)
+                return subprocess.CompletedProcess(command, 0, "", "")
+            assert command[-2:] == ["download", "dataset-fashion-mnist"]
+            if "debian" not in works and not (private and "debian after update" in works):
                 return subprocess.CompletedProcess(command, 100, "", "E: Unable to locate package")
             (cwd / "dataset-fashion-mnist_0.0_all.deb").write_text("package")
         else:
@@ -66,7 +70,8 @@ def files_below(root):
         ({"here", "system", "debian", "mirror"}, []),
         ({"system", "debian", "mirror"}, []),
         ({"debian", "mirror"}, ["apt-get", "dpkg"]),
-        ({"mirror"}, ["apt-get", "mirror"]),
+        ({"debian after update", "mirror"}, ["apt-get", "apt-get", "apt-get", "dpkg"]),
+        ({"mirror"}, ["apt-get", "apt-get", "apt-get", "mirror"]),
     ],
 )
 def test_sources_are_tried_in_order(works, calls, world):

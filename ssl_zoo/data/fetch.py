@@ -97,7 +97,15 @@ def _from_debian(folder: Path) -> dict[str, Path]:
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise FileNotFoundError(f"{tool} is not there (not a Debian or Ubuntu system)")
-    _run(["apt-get", "download", PACKAGE], folder)
+    try:
+        _run(["apt-get", "download", PACKAGE], folder)
+    except RuntimeError:
+        # Minimal images come without package lists. A private copy needs no root's rights either.
+        for part in ("lists/partial", "cache/archives/partial"):
+            (folder / part).mkdir(parents=True)
+        private = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+        _run(["apt-get", *private, "update"], folder)
+        _run(["apt-get", *private, "download", PACKAGE], folder)
     (package,) = folder.glob(f"{PACKAGE}_*.deb")
     _run(["dpkg", "-x", package.name, "unpacked"], folder)
     return _found(folder / "unpacked" / idx.SYSTEM.relative_to("/"))
