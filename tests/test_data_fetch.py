@@ -106,7 +106,7 @@ def test_failure_lists_what_was_tried_and_leaves_nothing(world):
         "train-images-idx3-ubyte.gz",
     ):
         assert part in str(error.value)
-    assert calls == ["apt-get", "mirror"] and list(root.iterdir()) == []
+    assert calls == [*["apt-get"] * 3, "mirror"] and list(root.iterdir()) == []
 
 
 def test_a_damaged_source_is_passed_over(world):
@@ -115,7 +115,7 @@ def test_a_damaged_source_is_passed_over(world):
     place(idx.SYSTEM, contents={**CONTENTS, "t10k-labels-idx1-ubyte": b"other"})
     said = []
     fetch.get("fashion_mnist", root, log=said.append)
-    assert calls == ["apt-get", "mirror"]
+    assert calls == [*["apt-get"] * 3, "mirror"]
     assert any(
         "failed" in line and "t10k-labels-idx1-ubyte.gz: found sha256" in line for line in said
     )
