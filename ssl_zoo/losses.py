@@ -34,10 +34,9 @@ class InfoNCE(nn.Module):
         above("temperature", temperature, 0)
 
     def forward(self, lookup: Lookup) -> Tensor:
-        logits = (
-            torch.cat([lookup.positives, lookup.negatives], dim=1) / self.temperature
-        )  # [R, 1+M]
-        return (torch.logsumexp(logits, dim=1) - logits[:, 0]).mean()
+        pos = lookup.positives[:, 0] / self.temperature  # [R]
+        neg = torch.logsumexp(lookup.negatives / self.temperature, dim=1)  # [R]
+        return F.softplus(neg - pos).mean()  # -log(e^pos / (e^pos + e^neg))
 
 
 @LOSSES.register_module()
@@ -72,10 +71,9 @@ class NCE(nn.Module):
             if not self.known:
                 self._estimate(torch.cat([pos, neg], dim=1))
         log_noise = math.log(lookup.num_negatives / self.num_samples)  # log(m Pn)
-        # h = P / (P + m Pn) is the sigmoid of log P - log(m Pn).
-        log_h = F.logsigmoid(pos - self.log_z - log_noise)
-        log_not_h = F.logsigmoid(-(neg - self.log_z - log_noise))
-        return -(log_h.sum(dim=1) + log_not_h.sum(dim=1)).mean()
+        # h = P / (P + m Pn) = sigmoid(log P - log(m Pn)), and -log sigmoid(x) = softplus(-x).
+        even = self.log_z + log_noise  # where h = 1/2
+        return (F.softplus(even - pos).sum(dim=1) + F.softplus(neg - even).sum(dim=1)).mean()
 
     @torch.no_grad()
     def _estimate(self, logits: Tensor) -> None:
