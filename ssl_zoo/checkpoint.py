@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo import distributed
+from ssl_zoo.files import replacing
 
 FORMAT = 1
 
@@ -49,12 +50,10 @@ def save(trainer) -> Path:
 
 def write_atomically(state: Any, path: Path) -> None:
     """A reader finds the old file or the whole new one, also after a kill or a power cut."""
-    staged = path.with_name(path.name + ".tmp")
-    with open(staged, "wb") as file:
+    with replacing(path) as staged, open(staged, "wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    staged.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)

@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         parents=[common],
         help="train one config",
-        description="Trains one config into a run folder: config.yaml (resolved, re-runnable), "
+        description="Trains one config into a run folder: config.yaml (resolved, re-runnable),\n"
         "environment.json, metrics.jsonl, log.txt, checkpoints/, and result.json when finished.",
         epilog="examples:\n"
         "  ssl-zoo train configs/fashion_mnist/moco_v2.yaml\n"

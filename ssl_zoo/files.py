@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes beside and renames, so that a reader finds the old text or the whole new one."""
-    path = Path(path)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path beside, to be written; it takes `path`'s place if nothing was raised.
+
+    A reader finds the old file or the whole new one.
+    """
     staged = path.with_name(path.name + ".tmp")
-    staged.write_text(text, encoding="utf-8")
+    yield staged
     os.replace(staged, path)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with replacing(Path(path)) as staged:
+        staged.write_text(text, encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_zoo import config
-from ssl_zoo.files import read_lines, write_text
+from ssl_zoo.files import read_lines, replacing, write_text
 
 if TYPE_CHECKING:
     from ssl_zoo.ablation import Run, Study
@@ -302,9 +302,8 @@ def figure(study: Study, table: list[Row], path: Path) -> None:
         else:
             _draw_arms(left, study, table)
         _draw_epochs(right, study, table)
-        temporary = path.with_suffix(".tmp")
-        drawn.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+        with replacing(path) as staged:
+            drawn.savefig(staged, format="png", dpi=150)
 
 
 def _look(study: Study, arm: str) -> dict[str, Any]:

@@ -21,10 +21,8 @@ from ssl_zoo.files import read_lines, write_text
 from ssl_zoo.hooks.base import Hook
 from ssl_zoo.memory_use import PeakMemory
 from ssl_zoo.method import Batch, Method, merge_outputs
+from ssl_zoo.precision import autocast
 from ssl_zoo.registry import above, at_least
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 # BatchNorm statistics and memories are each rank's own business. torch 2.15 renames the switch.
 _SYNC_BUFFERS = next(
@@ -101,7 +99,7 @@ class Trainer:
         self.name = "/".join(folder.parts[-2:])
         self.accumulate, self.clip_grad, self.log_every = accumulate, clip_grad, log_every
         self.total_steps = self.steps_in(epochs)
-        self.dtype = DTYPES[precision]
+        self.precision = precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.model: nn.Module = method
         if distributed.world() > 1:
@@ -158,7 +156,7 @@ class Trainer:
         parts = batch.split(self.accumulate)
         for part in parts:
             with self._synced(part is parts[-1]):
-                with self._autocast():
+                with autocast(self.device, self.precision):
                     out = self.model(part)
                 share = len(part.index) / len(batch.index)
                 self.scaler.scale(out["loss"] * share).backward()
@@ -201,9 +199,6 @@ class Trainer:
         self.first_bad.masked_fill_(~torch.isfinite(loss) & (self.first_bad < 0), self.step)
         if self.device.type == "cpu":
             self.check_finite()
-
-    def _autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _synced(self, last: bool):
         """Gradients travel between ranks once a step, with the last micro-batch."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ssl_zoo"
-FOUNDATION = {"registry", "rng", "distributed", "batchnorm", "files", "memory_use"}
+FOUNDATION = {"precision", "registry", "rng", "distributed", "batchnorm", "files", "memory_use"}
 MAY_IMPORT = {
     "registry": set(),
     "rng": set(),
@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "batchnorm": set(),
     "memory_use": set(),
     "files": set(),
+    "precision": set(),
     "config": {"registry", "files"},
     "method": set(),
     "encoder": FOUNDATION,
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "optimizers": {"registry", "method"},
     "data": FOUNDATION | {"method"},
     "evaluation": FOUNDATION | {"encoder"},
-    "checkpoint": {"distributed"},
+    "checkpoint": {"distributed", "files"},
     "hooks": FOUNDATION | {"checkpoint", "evaluation"},
     "trainer": FOUNDATION | {"method", "hooks", "checkpoint"},
     "build": None,  # everything below the command line

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.encoder import eval_mode
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from ssl_zoo.precision import autocast
 
 
 @contextmanager
@@ -45,10 +44,8 @@ def extract(
         ValueError: no batches, or the backbone's output is not [n, F].
     """
     device = torch.device(device)
-    dtype = PRECISIONS[precision]
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
     features, labels = [], []
-    with frozen(backbone, device), autocast:
+    with frozen(backbone, device), autocast(device, precision):
         for images, label in batches:
             h = backbone(images.to(device))  # [n, F]
             if h.ndim != 2:

@@ -6,6 +6,7 @@ import shutil
 import signal
 
 from ssl_zoo import checkpoint, distributed
+from ssl_zoo.files import replacing
 from ssl_zoo.hooks.base import Hook
 from ssl_zoo.hooks.knn import KNNMonitor
 from ssl_zoo.registry import above, at_least
@@ -70,9 +71,8 @@ class Checkpointing(Hook):
             path = checkpoint.save(trainer)
             if distributed.is_main():
                 if _improved(trainer):
-                    staged = path.with_name("best.pt.tmp")
-                    shutil.copyfile(path, staged)
-                    staged.replace(path.with_name("best.pt"))
+                    with replacing(path.with_name("best.pt")) as staged:
+                        shutil.copyfile(path, staged)
                 for old in checkpoint.saved(trainer.folder)[: -self.keep]:
                     old.unlink()
         return path
