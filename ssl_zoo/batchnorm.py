@@ -15,9 +15,10 @@ class _Split:
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        return torch.cat(
-            [super(_Split, self).forward(part) for part in x.tensor_split(self.groups)]
-        )
+        # As tensor_split divides, but with a backward pass that is one concatenation.
+        small, more = divmod(len(x), self.groups)
+        sizes = [small + 1] * more + [small] * (self.groups - more)
+        return torch.cat([super(_Split, self).forward(part) for part in x.split(sizes)])
 
 
 def split_batchnorm(module: nn.Module, groups: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """Losses over a look-up: one positive and M negatives for every query.
 
-All take cosine similarities; `pos` is [R, 1] and `neg` [R, M], -inf where a key does not count.
+InfoNCE and NCE never form the matrix of similarities; see `Lookup`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class InfoNCE(nn.Module):
 
     def forward(self, lookup: Lookup) -> Tensor:
         pos = lookup.positives[:, 0] / self.temperature  # [R]
-        neg = torch.logsumexp(lookup.negatives / self.temperature, dim=1)  # [R]
+        neg = lookup.logsumexp(self.temperature)  # [R]
         return F.softplus(neg - pos).mean()  # -log(e^pos / (e^pos + e^neg))
 
 
@@ -64,22 +64,22 @@ class NCE(nn.Module):
         above("temperature", temperature, 0)
 
     def forward(self, lookup: Lookup) -> Tensor:
-        pos = lookup.positives / self.temperature  # [R, 1]
-        neg = lookup.negatives / self.temperature  # [R, M]
+        pos = lookup.positives[:, 0] / self.temperature  # [R]
         if self.training and not self.known:
             self.known = not self.log_z.isnan().item()  # a checkpoint may have brought it
             if not self.known:
-                self._estimate(torch.cat([pos, neg], dim=1))
+                self._estimate(pos, lookup)
         log_noise = math.log(lookup.num_negatives / self.num_samples)  # log(m Pn)
         # h = P / (P + m Pn) = sigmoid(log P - log(m Pn)), and -log sigmoid(x) = softplus(-x).
         even = self.log_z + log_noise  # where h = 1/2
-        return (F.softplus(even - pos).sum(dim=1) + F.softplus(neg - even).sum(dim=1)).mean()
+        return (F.softplus(even - pos) + lookup.softplus_sum(self.temperature, even)).mean()
 
     @torch.no_grad()
-    def _estimate(self, logits: Tensor) -> None:
-        """log Z = log n + log of the mean of exp(logits) over all ranks."""
-        log_mean = torch.logsumexp(logits.flatten(), 0) - torch.isfinite(logits).sum().log()
-        ranks = distributed.gather(log_mean[None])  # [world]
+    def _estimate(self, pos: Tensor, lookup: Lookup) -> None:
+        """log Z = log n + log of the mean of exp(q.k / t) over all pairs of all ranks."""
+        pairs = len(pos) * (1 + lookup.num_negatives)
+        log_sum = torch.logaddexp(pos, lookup.logsumexp(self.temperature)).logsumexp(0)
+        ranks = distributed.gather((log_sum - math.log(pairs))[None])  # [world]
         log_mean = torch.logsumexp(ranks, 0) - math.log(len(ranks))
         self.log_z.copy_(math.log(self.num_samples) + log_mean)
         self.known = True

@@ -11,13 +11,15 @@ from torch.nn import functional as F
 from ssl_zoo import distributed, rng
 from ssl_zoo.batchnorm import has_batchnorm
 from ssl_zoo.encoder import eval_mode
+from ssl_zoo.memory.reductions import LogSumExp, SoftplusSum
 
 
 class Lookup:
     """What a memory answers: a positive for every query, and one dictionary for all of them.
 
-    The dictionary is handed out as rows, not as similarities, so that a loss is free to never
-    form the [R, M] matrix; `positives` and `negatives` are that matrix, formed once when asked.
+    The dictionary is handed out as rows, not as similarities, so that a loss need never form
+    the [R, M] matrix: `logsumexp` and `softplus_sum` go through the rows block by block.
+    `positives` and `negatives` are that matrix, for losses that want it, formed when asked.
 
     Args:
         q: [R, D] queries, unit length.
@@ -38,6 +40,7 @@ class Lookup:
     ):
         self.q, self.positive, self.dictionary = q.float(), positive.float(), dictionary.float()
         self.index, self.own = index, own
+        self._nearer: Tensor | None = None  # [R], counted on the way
 
     @cached_property
     def positives(self) -> Tensor:
@@ -56,10 +59,29 @@ class Lookup:
         """Negatives of one query."""
         return len(self.dictionary) - (0 if self.own is None else self.own.shape[1])
 
+    def logsumexp(self, temperature: float) -> Tensor:
+        """[R], log of the sum over negatives of exp(q.k / t)."""
+        return self._reduce(LogSumExp, temperature)
+
+    def softplus_sum(self, temperature: float, even: Tensor) -> Tensor:
+        """[R], sum over negatives of log(1 + exp(q.k / t - even)); no gradient to even []."""
+        return self._reduce(SoftplusSum, temperature, even.detach())
+
+    def _reduce(self, reduction, temperature: float, *others: Tensor) -> Tensor:
+        q, positive = self.q / temperature, self.positives.detach() / temperature
+        with torch.autocast(q.device.type, enabled=False):
+            result, self._nearer = reduction.apply(q, self.dictionary, self.own, positive, *others)
+        return result
+
     @torch.no_grad()
     def accuracy(self) -> dict[str, Tensor]:
-        """Pretext accuracy: is the positive the nearest key (top1), or among five (top5)? In %."""
-        nearer = (self.negatives >= self.positives).sum(dim=1)  # [R]
+        """Pretext accuracy: is the positive the nearest key (top1), or among five (top5)? In %.
+
+        Costs nothing after a reduction, which has counted.
+        """
+        nearer = self._nearer
+        if nearer is None:
+            nearer = (self.negatives >= self.positives).sum(dim=1)  # [R]
         return {
             "top1": 100 * (nearer < 1).float().mean(),
             "top5": 100 * (nearer < 5).float().mean(),

@@ -1,0 +1,87 @@
+"""What all benchmarks share: who measured, in which order, and how it is written down."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def machine() -> str:
+    """Processor, cores, GPU and versions, in one line."""
+    lines = Path("/proc/cpuinfo")
+    names = [
+        line.partition(":")[2].strip()
+        for line in (lines.read_text().splitlines() if lines.exists() else [])
+        if line.startswith("model name")
+    ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [f"{cores} cores of {names[0] if names else platform.processor()}"]
+    parts.append(torch.backends.cpu.get_cpu_capability())
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    parts += [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
+    return ", ".join(parts)
+
+
+def provenance(command: str) -> str:
+    """The line below a table: command, commit, date, machine."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return f"`{command}`, commit {commit or 'unknown'}, {date.today()}; {machine()}"
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Of one call, work queued on a GPU included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    contenders: dict[str, Callable[[], float]], rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """One figure of each contender a round, in turn, so that a slow minute hits all alike.
+
+    Args:
+        contenders: each call measures once and returns its figure.
+        warmup: rounds that are thrown away.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(warmup + rounds):
+        for name, measure in contenders.items():
+            figure = measure()
+            if number >= warmup:
+                figures[name].append(figure)
+    return figures
+
+
+def spread(values: Sequence[float]) -> str:
+    """'lowest to highest'."""
+    digits = 0 if min(values) >= 100 else 1 if min(values) >= 10 else 2
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median of the rounds' ratios: what was measured side by side is compared side by side."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
+    """A markdown table."""
+    lines = [list(header), ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,121 @@
+"""Sums over all keys of a dictionary that never hold the [R, M] matrix of their similarities.
+
+Both functions go through the keys block by block, as flash attention does (arXiv:2205.14135), and
+keep for the backward pass only what has the size of the queries: memory is O(R D + M D). If keys
+need a gradient as well, their blocks of the matrix are computed a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Entries of a block: what stays in a CPU core's cache, or what keeps a GPU's kernels long.
+_BLOCK = {"cpu": 2**18, "cuda": 2**24}
+
+
+class LogSumExp(torch.autograd.Function):
+    """log sum_j exp(q_i . k_j), and how many keys are at least as near as the positive.
+
+    `apply(q, keys, own, positive)`: q [R, D] scaled by 1 / t, keys [M, D], own [R, E] columns
+    that do not count or None, positive [R, 1] the positives' q . k.
+    Returns [R] and, without gradient, [R] float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, q: Tensor, keys: Tensor, own: Tensor | None, positive: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # Running maximum and, relative to it, running sums.
+        top = q.new_full((len(q), 1), -torch.inf)  # [R, 1]
+        total, nearer = torch.zeros_like(top), torch.zeros_like(top)
+        mean = torch.zeros_like(q)  # [R, D], sum_j exp(s_ij - top_i) k_j
+        for block, s in _similarities(q, keys, own):
+            nearer += (s >= positive).sum(dim=1, keepdim=True)
+            higher = torch.maximum(top, s.amax(dim=1, keepdim=True))
+            # A row that has only seen its own keys is at -inf, and -inf - -inf is no number.
+            shift = higher.clamp(min=torch.finfo(q.dtype).min)
+            shrink = (top - shift).exp_()
+            s.sub_(shift).exp_()
+            total.mul_(shrink).add_(s.sum(dim=1, keepdim=True))
+            mean.mul_(shrink).addmm_(s, block)
+            top = higher
+        result = top[:, 0] + total[:, 0].log()
+        # The nearest key alone adds 1 to the total; 0 is a row without any key that counts.
+        ctx.save_for_backward(q, keys, own, mean / total.clamp(min=1), result)
+        ctx.mark_non_differentiable(nearer)
+        return result, nearer[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, _):
+        q, keys, own, mean, result = ctx.saved_tensors
+        return _gradients(ctx, grad, q, keys, own, mean, lambda s: s.sub_(result[:, None]).exp_())
+
+
+class SoftplusSum(torch.autograd.Function):
+    """sum_j log(1 + exp(q_i . k_j - even)), and how many keys are as near as the positive.
+
+    `apply(q, keys, own, positive, even)`: as in `LogSumExp`; even [], without gradient.
+    Returns [R] and, without gradient, [R] float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, q: Tensor, keys: Tensor, own: Tensor | None, positive: Tensor, even: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        total, nearer = q.new_zeros(len(q)), q.new_zeros(len(q))
+        mean = torch.zeros_like(q)  # [R, D], sum_j sigmoid(s_ij - even) k_j
+        for block, s in _similarities(q, keys, own):
+            nearer += (s >= positive).sum(dim=1)
+            s -= even
+            total += F.softplus(s).sum(dim=1)
+            mean.addmm_(s.sigmoid_(), block)
+        ctx.save_for_backward(q, keys, own, mean, even)
+        ctx.mark_non_differentiable(nearer)
+        return total, nearer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, _):
+        q, keys, own, mean, even = ctx.saved_tensors
+        return *_gradients(ctx, grad, q, keys, own, mean, lambda s: s.sub_(even).sigmoid_()), None
+
+
+def _similarities(q: Tensor, keys: Tensor, own: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of keys [B, D] and their similarities [R, B], -inf in a query's own columns."""
+    size = max(1, _BLOCK.get(q.device.type, 2**18) // max(1, len(q)))
+    for first in range(0, len(keys), size):
+        block = keys[first : first + size]
+        s = q @ block.T  # [R, B]
+        if own is not None:
+            column = own - first  # [R, E]
+            elsewhere = (column < 0) | (column >= len(block))
+            # The minimum with inf changes nothing, so columns of other blocks may land anywhere.
+            floor = torch.where(elsewhere, torch.inf, -torch.inf)
+            s.scatter_reduce_(1, column.clamp(0, len(block) - 1), floor.to(s.dtype), "amin")
+        yield block, s
+
+
+def _gradients(
+    ctx,
+    grad: Tensor,
+    q: Tensor,
+    keys: Tensor,
+    own: Tensor | None,
+    mean: Tensor,
+    weigh: Callable[[Tensor], Tensor],
+) -> tuple[Tensor | None, ...]:
+    """dL/dq_i = g_i sum_j w_ij k_j, known already, and dL/dk_j = sum_i g_i w_ij q_i."""
+    of_q = of_keys = None
+    if ctx.needs_input_grad[0]:
+        of_q = grad[:, None] * mean
+    if ctx.needs_input_grad[1]:
+        weighted = grad[:, None] * q  # [R, D]
+        blocks = [weigh(s).T @ weighted for _, s in _similarities(q, keys, own)]
+        of_keys = torch.cat(blocks)
+    return of_q, of_keys, None, None
