@@ -120,21 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     ablate.set_defaults(command=_ablate)
 
-    evaluate = commands.add_parser("evaluate", help="evaluate a trained backbone")
-    protocols = evaluate.add_subparsers(required=True, metavar="PROTOCOL")
-    knn = protocols.add_parser(
-        "knn", parents=[common], help="weighted k-nearest-neighbour vote (arXiv:1805.01978)"
-    )
-    knn.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT")
-    knn.add_argument("--k", type=int, default=200, help="neighbours that vote [200]")
-    knn.add_argument("--temperature", type=float, default=0.07, help="of the vote [0.07]")
-    knn.add_argument(
-        "--index", default="flat", choices=["flat", "ivf", "hnsw"], help="faiss index [flat]"
-    )
-    knn.add_argument("--bank-limit", type=int, help="training images used [all]")
-    knn.add_argument("--query-limit", type=int, help="test images used [all]")
-    knn.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    knn.set_defaults(command=_evaluate_knn)
+    _add_evaluate(commands, common)
 
     listing = commands.add_parser(
         "list", parents=[common], help="what is registered: name, one line, paper"
@@ -158,7 +144,81 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--out", type=Path, default=Path("views.png"), help="file [views.png]")
     show.add_argument("--samples", type=int, default=8, help="rows [8]")
     show.set_defaults(command=_data_show)
+    pack = actions.add_parser(
+        "pack",
+        parents=[common],
+        help="decode a folder set once, into files that are memory-mapped",
+        description="Writes train.pack and test.pack: the images of the config's data.dataset, "
+        "decoded, the shorter side at most --size pixels. Train on them with "
+        "data.dataset='{type: Packed, path: FOLDER}'. An interrupted pack leaves nothing behind; "
+        "a finished one is kept.",
+    )
+    pack.add_argument("config", type=Path, metavar="CONFIG")
+    pack.add_argument("overrides", nargs="*", metavar="key=value")
+    pack.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    pack.add_argument("--size", type=int, default=256, help="pixels of the shorter side [256]")
+    pack.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])
+    pack.set_defaults(command=_data_pack)
     return parser
+
+
+def _add_evaluate(commands, common: argparse.ArgumentParser) -> None:
+    """The protocols share the features' options, and `all` shares the features themselves."""
+    features = argparse.ArgumentParser(add_help=False)
+    features.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT")
+    features.add_argument(
+        "--train-limit", "--bank-limit", type=int, metavar="N", help="training images used [all]"
+    )
+    features.add_argument(
+        "--test-limit", "--query-limit", type=int, metavar="N", help="test images used [all]"
+    )
+    features.add_argument(
+        "--precision",
+        default="fp32",
+        choices=["fp32", "bf16", "fp16"],
+        help="of the backbone's pass; below fp32 numbers move [fp32]",
+    )
+    features.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    features.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the results there as JSON as well"
+    )
+
+    knn = argparse.ArgumentParser(add_help=False)
+    knn.add_argument("--k", type=int, default=200, help="neighbours that vote [200]")
+    knn.add_argument("--temperature", type=float, default=0.07, help="of the vote [0.07]")
+    knn.add_argument(
+        "--index", default="flat", choices=["flat", "ivf", "hnsw"], help="faiss index [flat]"
+    )
+
+    linear = argparse.ArgumentParser(add_help=False)
+    linear.add_argument(
+        "--lr", type=float, nargs="+", metavar="LR", help="learning rates [31 from 0.001 to 100]"
+    )
+    linear.add_argument(
+        "--weight-decay",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        metavar="WD",
+        help="each with every learning rate [0]",
+    )
+    linear.add_argument("--epochs", type=int, default=100, help="of every probe [100]")
+    linear.add_argument(
+        "--standardize", action="store_true", help="bring features to mean 0 and variance 1"
+    )
+    linear.add_argument("--seed", type=int, default=0, help="order, and what is held out [0]")
+
+    evaluate = commands.add_parser("evaluate", help="evaluate a trained backbone")
+    protocols = evaluate.add_subparsers(required=True, metavar="PROTOCOL")
+    for name, options, summary in (
+        ("knn", [knn], "weighted k-nearest-neighbour vote (arXiv:1805.01978)"),
+        ("linear", [linear], "linear probes on clean features, the best learning rate of many"),
+        ("all", [knn, linear], "all of them, on features extracted once"),
+    ):
+        protocol = protocols.add_parser(
+            name, parents=[common, features, *options], help=summary, description=summary + "."
+        )
+        protocol.set_defaults(command=_evaluate, protocols=name)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -184,7 +244,8 @@ def _train(arguments: argparse.Namespace) -> int:
         trainer.forget_after_step()
         trainer.say(
             f"{trainer.name}: {'from step ' + str(trainer.step) if found else 'starting'}, "
-            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device}"
+            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
+            f"in {trainer.precision} ({trainer.precision_reason})"
         )
         if not found and (remark := trainer.method.remark(trainer.data.batch_size)):
             trainer.say(f"{trainer.name}: {remark}")
@@ -313,28 +374,71 @@ def _ablate(arguments: argparse.Namespace) -> int:
     )
 
 
-def _evaluate_knn(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> int:
     from ssl_zoo import build, distributed
-    from ssl_zoo.evaluation import knn
+    from ssl_zoo.evaluation import knn, linear
+    from ssl_zoo.evaluation.features import extract_splits
+    from ssl_zoo.files import write_text
+    from ssl_zoo.registry import at_least
 
+    at_least("--train-limit", arguments.train_limit, 1)
+    at_least("--test-limit", arguments.test_limit, 1)
+    votes, probes = (arguments.protocols in (name, "all") for name in ("knn", "linear"))
+    if votes:
+        vote = {name: getattr(arguments, name) for name in ("k", "temperature", "index")}
+        knn.check_protocol(arguments.k, arguments.temperature, arguments.train_limit)
+    if probes:
+        probe = {name: getattr(arguments, name) for name in ("epochs", "standardize", "seed")}
+        probe |= {"lrs": arguments.lr or linear.LRS, "weight_decays": arguments.weight_decay}
+        linear.check_protocol(**probe)
     device = distributed.start(arguments.device)
     data, backbone, source = build.trained_backbone(arguments.path)
-    result = knn.evaluate(
+    features = extract_splits(
         backbone.to(device),
         data,
         device,
-        k=arguments.k,
-        temperature=arguments.temperature,
-        index=arguments.index,
-        bank_limit=arguments.bank_limit,
-        query_limit=arguments.query_limit,
+        train_limit=arguments.train_limit,
+        test_limit=arguments.test_limit,
+        precision=arguments.precision,
     )
-    print(
-        f"kNN top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%"
-        f"  ({source['path']}, step {source['step']})"
-    )
-    print("protocol: " + ", ".join(f"{name} {value}" for name, value in result["protocol"].items()))
+    results = {"source": source}
+    if votes:
+        results["knn"] = knn.of_features(features, **vote)
+        _report("kNN", results["knn"], source)
+    if probes:
+        results["linear"] = linear.of_features(features, device, **probe)
+        _report("linear", results["linear"], source)
+        _report_probes(results["linear"])
+    if arguments.out is not None and distributed.is_main():
+        write_text(arguments.out, json.dumps(results, indent=2) + "\n")
+    distributed.stop()
     return 0
+
+
+def _report(name: str, result: dict, source: dict) -> None:
+    from ssl_zoo import distributed
+
+    if distributed.is_main():
+        print(
+            f"{name} top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%"
+            f"  ({source['path']}, step {source['step']})"
+        )
+        said = (f"{name} {value}" for name, value in result["protocol"].items())
+        print("protocol: " + ", ".join(said))
+
+
+def _report_probes(result: dict) -> None:
+    from ssl_zoo import distributed
+
+    if distributed.is_main():
+        print(f"selected: lr {result['lr']:g}, weight decay {result['weight_decay']:g}; held out:")
+        for probe in result["probes"]:
+            top1 = probe["held_out_top1"]
+            shown = "diverged" if top1 is None else f"{top1:.2f}%"
+            print(f"  lr {probe['lr']:<10g} weight decay {probe['weight_decay']:<8g} {shown}")
+        tried = {probe["lr"] for probe in result["probes"]}
+        if len(tried) > 1 and result["lr"] in (min(tried), max(tried)):
+            print("the selected lr is at the end of those tried: a wider --lr may do better")
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -365,6 +469,24 @@ def _data_show(arguments: argparse.Namespace) -> int:
     parts = build.parse(cfg).kwargs
     view_grid(parts["data"](seed=parts.get("seed", 0)), arguments.out, arguments.samples)
     print(arguments.out)
+    return 0
+
+
+def _data_pack(arguments: argparse.Namespace) -> int:
+    from ssl_zoo import build, config
+    from ssl_zoo.data import ImageFolder, cores, packed
+
+    cfg = config.load(arguments.config, arguments.overrides)
+    dataset = build.parse(cfg).kwargs["data"].kwargs["dataset"]
+    if not (isinstance(dataset.target, type) and issubclass(dataset.target, ImageFolder)):
+        raise ValueError(
+            f"data.dataset is {dataset.type}: only folders of images can be packed "
+            "(ImageFolder, ImageNet)"
+        )
+    for split in arguments.splits:
+        path = arguments.out / f"{split}.pack"
+        packed.pack(dataset(split=split), path, arguments.size, workers=cores())
+    print(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
     return 0
 
 

@@ -1,7 +1,8 @@
-"""How much memory training takes at its peak."""
+"""What a process does with its memory: how much training takes, and that it is kept."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc's malloc to keep what is freed for the next step; False where there is no glibc.
+
+    Without it every large activation is mapped anew and its pages are faulted in one by one, in
+    every step: a quarter of a ResNet-18 step at 32 x 32. The process then holds on to its peak.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    # malloc.h: M_TRIM_THRESHOLD -1, M_MMAP_MAX -4. No block is mapped on its own, and the heap is
+    # never trimmed.
+    return bool(mallopt(-1, 2**31 - 1) and mallopt(-4, 0))
 
 
 class PeakMemory:

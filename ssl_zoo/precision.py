@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import torch
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Computes in 'bf16' or 'fp16' where torch holds it safe; 'fp32' changes nothing."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def choose(device: torch.device, precision: Precision) -> tuple[str, str]:
+    """The precision to train in, and why: 'auto' is bf16 where the hardware multiplies in it.
+
+    Elsewhere bf16 would be emulated and slow.
+
+    Raises:
+        ValueError: the device lacks it.
+    """
+    if precision == "auto":
+        found = _multiplies_bf16(device)
+        return ("bf16", f"auto: {found}") if found else ("fp32", "auto: no bf16 units here")
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError("precision fp16 is for GPUs; bf16 runs here")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError(f"precision bf16 is beyond {torch.cuda.get_device_name(device)}; fp16")
+    return precision, "as configured"
+
+
+def _multiplies_bf16(device: torch.device) -> str:
+    """The unit that does, or ''."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.cuda.get_device_name(device) if native else ""
+    return next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in _cpu_flags()), "")
+
+
+def _cpu_flags() -> set[str]:
+    """The kernel's names of the processor's features; none where there is no Linux to ask."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())

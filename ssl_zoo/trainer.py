@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl_zoo import checkpoint, distributed
 from ssl_zoo.files import read_lines, write_text
 from ssl_zoo.hooks.base import Hook
-from ssl_zoo.memory_use import PeakMemory
+from ssl_zoo.memory_use import PeakMemory, keep_freed_memory
 from ssl_zoo.method import Batch, Method, merge_outputs
-from ssl_zoo.precision import autocast
+from ssl_zoo.precision import Precision, autocast, choose
 from ssl_zoo.registry import above, at_least
 
 # BatchNorm statistics and memories are each rank's own business. torch 2.15 renames the switch.
@@ -47,7 +47,9 @@ class Trainer:
         device: of the views and the method.
         folder: the run's files.
         epochs: length of the run; a fraction counts.
-        precision: fp32, or autocast to bf16, or to fp16 with loss scaling (GPU only).
+        precision: fp32, or autocast to bf16, or to fp16 with loss scaling (GPU only). auto: bf16
+            where the hardware multiplies in it (GPUs since Ampere, CPUs with AMX or
+            AVX512-BF16), else fp32.
         accumulate: micro-batches a step. Memories and momentum encoders see one step.
         clip_grad: largest gradient norm.
         lr_reference_batch: the batch size that the config's lr is meant for; the lr in use is
@@ -69,7 +71,7 @@ class Trainer:
         folder: Path,
         *,
         epochs: float,
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "auto",
         accumulate: int = 1,
         clip_grad: float | None = None,
         lr_reference_batch: int | None = None,
@@ -83,10 +85,7 @@ class Trainer:
             clip_grad=clip_grad,
             lr_reference_batch=lr_reference_batch,
         )
-        if precision == "fp16" and device.type != "cuda":
-            raise ValueError("precision fp16 is for GPUs; bf16 runs here")
-        if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise ValueError(f"precision bf16 is beyond {torch.cuda.get_device_name(device)}; fp16")
+        precision, why = choose(device, precision)
         if sync_bn and distributed.world() > 1:
             if device.type != "cuda":
                 raise ValueError("sync_bn is for GPUs: torch's SyncBatchNorm does not run on a CPU")
@@ -99,7 +98,7 @@ class Trainer:
         self.name = "/".join(folder.parts[-2:])
         self.accumulate, self.clip_grad, self.log_every = accumulate, clip_grad, log_every
         self.total_steps = self.steps_in(epochs)
-        self.precision = precision
+        self.precision, self.precision_reason = precision, why
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.model: nn.Module = method
         if distributed.world() > 1:
@@ -136,6 +135,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains from `step` to `total_steps`."""
+        keep_freed_memory()
         self.method.train()
         try:
             self.started = time.perf_counter()

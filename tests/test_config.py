@@ -128,7 +128,7 @@ def test_a_mechanism_is_swapped_by_one_override():
         ("method.memory.size=1.5", ["method.memory.size", "1.5 (float)", "an integer"]),
         ("method.memory.momentum=true", ["method.memory.momentum", "a number"]),
         ("method.memory.encoder=1", ["method.memory.encoder", "handed over by the code"]),
-        ("train.precision=bf8", ["train.precision", "fp32, bf16, fp16", "nearest"]),
+        ("train.precision=bf8", ["train.precision", "auto, fp32, bf16, fp16", "nearest"]),
         ("backbone.name=resnet81", ["backbone.name", "timm knows no such model", "resnet"]),
         ("backbone.weights=/no/such.pth", ["backbone.weights", "no such file"]),
         ("data.views.count=1", ["data.views.count", "too few views for Contrastive", "at least 2"]),

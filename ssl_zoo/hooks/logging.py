@@ -72,6 +72,7 @@ class ResultWriter(Hook):
             "seconds": trainer.seconds,
             "steps": trainer.step,
             "epochs": trainer.epoch,
+            "precision": trainer.precision,
             "torch": torch.__version__,
         }
         write_text(trainer.folder / "result.json", json.dumps(result, indent=2))
