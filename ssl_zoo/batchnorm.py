@@ -16,7 +16,7 @@ class _Split:
         if not self.training:
             return super().forward(x)
         # As tensor_split divides, but with a backward pass that is one concatenation.
-        small, more = divmod(len(x), self.groups)
+        small, more = len(x) // self.groups, len(x) % self.groups
         sizes = [small + 1] * more + [small] * (self.groups - more)
         return torch.cat([super(_Split, self).forward(part) for part in x.split(sizes)])
 
@@ -52,3 +52,14 @@ def split_batchnorm(module: nn.Module, groups: int) -> nn.Module:
 
 def has_batchnorm(module: nn.Module) -> bool:
     return any(isinstance(child, _BatchNorm) for child in module.modules())
+
+
+def hold_statistics(module: nn.Module, held: bool) -> None:
+    """While held, training passes leave the running statistics of every BatchNorm as they are."""
+    for child in module.modules():
+        if isinstance(child, _BatchNorm):
+            if held and not hasattr(child, "usual_momentum"):
+                child.usual_momentum, child.momentum = child.momentum, 0.0
+            elif not held and hasattr(child, "usual_momentum"):
+                child.momentum = child.usual_momentum
+                del child.usual_momentum

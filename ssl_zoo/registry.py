@@ -313,6 +313,8 @@ def spell(hint: Any) -> str:
         return f"a {kind.name} block" if isinstance(kind, Registry) else f"a {kind.__name__} block"
     if origin in (Union, types.UnionType):
         return " or ".join("null" if a is type(None) else spell(a) for a in args)
+    if origin is Literal:
+        return " or ".join(map(str, args))
     if origin is tuple and args[-1] is not Ellipsis:
         return f"a list of {len(args)}: [{', '.join(spell(a) for a in args)}]"
     if origin in (list, tuple):

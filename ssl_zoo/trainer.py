@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_zoo import checkpoint, distributed
+from ssl_zoo.encoder import Encoder
 from ssl_zoo.files import read_lines, write_text
 from ssl_zoo.hooks.base import Hook
 from ssl_zoo.memory_use import PeakMemory, keep_freed_memory
@@ -55,6 +56,7 @@ class Trainer:
         lr_reference_batch: the batch size that the config's lr is meant for; the lr in use is
             lr x global batch / reference (arXiv:1706.02677). Null: lr as it is.
         sync_bn: BatchNorm over all processes (GPU only).
+        compile: torch.compile for every encoder; the first step then takes minutes.
         log_every: steps between two lines of metrics.
 
     Raises:
@@ -76,6 +78,7 @@ class Trainer:
         clip_grad: float | None = None,
         lr_reference_batch: int | None = None,
         sync_bn: bool = False,
+        compile: bool = False,
         log_every: int = 20,
     ):
         self.validate(
@@ -93,12 +96,17 @@ class Trainer:
         if lr_reference_batch is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= data.batch_size / lr_reference_batch
+        if compile:
+            for module in method.modules():
+                if isinstance(module, Encoder):
+                    module.compile(fullgraph=True)
         self.method, self.data, self.optimizer, self.hooks = method, data, optimizer, hooks
         self.device, self.folder = device, folder
         self.name = "/".join(folder.parts[-2:])
         self.accumulate, self.clip_grad, self.log_every = accumulate, clip_grad, log_every
         self.total_steps = self.steps_in(epochs)
         self.precision, self.precision_reason = precision, why
+        self.compiles = compile
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.model: nn.Module = method
         if distributed.world() > 1:
@@ -144,6 +152,8 @@ class Trainer:
             for batch in self.data.batches(self.step, self.total_steps, self.device):
                 self._tell("before_step")
                 out = self.train_step(batch)
+                if self.compiles:
+                    self._tell_compile_time()
                 self.step += 1
                 self._tell("after_step", out)
             self._tell("after_train")
@@ -193,6 +203,11 @@ class Trainer:
                 f"its {len(images)} images: [{shown}{', ...' if len(images) > 8 else ''}]; "
                 f"last good checkpoint: {good[-1] if good else 'none yet'}"
             )
+
+    def _tell_compile_time(self) -> None:
+        self.compiles = False
+        self.clock()
+        self.say(f"{self.name}: the first step, compilation included, took {self.seconds:.0f} s")
 
     def _watch_loss(self, loss: Tensor) -> None:
         # The verdict stays on the device: on a GPU, reading it at every step would stall the queue.

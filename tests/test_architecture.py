@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "evaluation": FOUNDATION | {"encoder"},
     "checkpoint": {"distributed", "files"},
     "hooks": FOUNDATION | {"checkpoint", "evaluation"},
-    "trainer": FOUNDATION | {"method", "hooks", "checkpoint"},
+    "trainer": FOUNDATION | {"method", "encoder", "hooks", "checkpoint"},
     "build": None,  # everything below the command line
     "report": {"config", "files"},
     "ablation": {

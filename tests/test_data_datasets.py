@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import cifar, stl10
 
-from ssl_zoo.data import ImageSet, folder, idx
+from ssl_zoo.data import ImageSet, decode, idx
 from ssl_zoo.registry import DATASETS
 
 
@@ -293,4 +293,4 @@ def test_files_that_cannot_be_decoded_are_named(tmp_path):
     save(tmp_path / "deep.png", (4, 4), "I;16", 999)
     for name in ("cut.png", "text.jpg", "deep.png", "absent.png"):
         with pytest.raises(ValueError, match=f"{name}: cannot be decoded"):
-            folder.decode(str(tmp_path / name))
+            decode.decode(str(tmp_path / name))

@@ -1,6 +1,7 @@
 """Batches: the same by any number of workers and processes and after any resume."""
 
 import multiprocessing
+import os
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
 from ssl_zoo import distributed, rng
-from ssl_zoo.data import Data, Sampler, view_grid
+from ssl_zoo.data import Data, InMemory, Sampler, loader, view_grid
 from ssl_zoo.registry import ConfigError, bind
 
 SYNTHETIC = {"type": "Synthetic", "num_samples": 50, "size": 12}
@@ -216,7 +217,9 @@ def test_the_training_split_is_held_once():
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "data: batch_size is at least 1, found 0"),
-        ({"workers": -1}, "data: workers is a number of processes"),
+        ({"workers": -1}, "data: workers is a number of processes, at least 0, or auto; found -1"),
+        ({"workers": "many"}, r"data\.workers: .*\n.*'many'.*\n.*an integer or auto"),
+        ({"workers": 1.5}, r"data\.workers: value of the wrong type\n.*1\.5"),
         (
             {"clean": {"ops": {"f": {"type": "HorizontalFlip"}}}},
             r"data\.clean\.ops\.f: evaluation takes no random operation\n.*HorizontalFlip",
@@ -246,8 +249,81 @@ def test_view_grid_shows_originals_and_views(kind, folder, tmp_path):
     assert abs(shown - first.float().mean()) < 4
 
 
+# --------------------------------------------------------------------------------- workers
+
+
+@pytest.mark.parametrize(
+    ("in_ram", "device", "cores", "processes", "expected"),
+    [
+        (True, "cuda", 64, None, 0),
+        (True, "cpu", 64, None, 0),
+        (False, "cpu", 64, None, 1),
+        (False, "cuda", 12, None, 11),  # one core stays for the training process
+        (False, "cuda", 64, "8", 7),
+        (False, "cuda", 4, "8", 1),
+        (False, "cuda", 1, None, 1),
+        (False, "cuda", 256, "2", 16),
+    ],
+)
+def test_automatic_workers(in_ram, device, cores, processes, expected, monkeypatch):
+    monkeypatch.setattr(loader, "cores", lambda: cores)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert loader.automatic_workers(in_ram, torch.device(device)) == expected
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 5, 7}, raising=False)
+    assert loader.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert loader.cores() == 6
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("memory", 0), ("folder", 1)])
+def test_workers_are_automatic_unless_told(kind, expected, folder):
+    data = data_of(dataset=folder if kind == "folder" else SYNTHETIC, batch_size=4)
+    assert data.workers == "auto"
+    iterator = data.batches(0, 100, "cpu")
+    next(iterator)
+    assert len(multiprocessing.active_children()) == expected
+    iterator.close()
+
+
+class Threads(InMemory):
+    """Labels are the fetching process's number of threads."""
+
+    @property
+    def labels(self):
+        return torch.full((50,), torch.get_num_threads())
+
+    @labels.setter
+    def labels(self, value):
+        pass
+
+
+def test_a_worker_has_one_thread(monkeypatch):
+    data = data_of(batch_size=4, workers=1)
+    data.dataset = Threads(data.dataset.images, torch.zeros(50), 10, "train")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert next(data.batches(0, 1, "cpu")).label.tolist() == [1] * 4
+        data.workers = 0
+        assert next(data.batches(0, 1, "cpu")).label.tolist() == [3] * 4
+    finally:
+        torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------- GPU
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 @pytest.mark.parametrize("workers", [0, 1])
 def test_gpu_batches_equal_cpu_batches(workers, folder):
     for dataset in (SYNTHETIC, folder):
@@ -256,3 +332,69 @@ def test_gpu_batches_equal_cpu_batches(workers, folder):
             assert torch.equal(a.index.cpu(), b.index) and a.label.is_cuda
             for view, other in zip(a.views, b.views, strict=True):
                 torch.testing.assert_close(view.cpu(), other, atol=1e-4, rtol=0)
+
+
+ALL_OPS = VIEWS["ops"] | {
+    "jitter": {"type": "ColorJitter", "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8},
+    "gray": {"type": "RandomGrayscale", "p": 0.2},
+    "blur": {"type": "GaussianBlur", "p": 0.5},
+    "solarize": {"type": "Solarize", "p": 0.2},
+}
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_batches_made_ahead_equal_those_made_in_turn(kind, workers, folder, monkeypatch):
+    """To the bit, though the user is busy while the next is made and overwrites what it got."""
+    dataset = folder if kind == "folder" else SYNTHETIC
+    data = data_of(dataset=dataset, batch_size=6, workers=workers, views={"ops": ALL_OPS})
+    busy, made_ahead = torch.randn(2048, 2048, device="cuda"), []
+    for batch in data.batches(0, 12, "cuda"):
+        for _ in range(20):
+            busy = torch.nn.functional.normalize(busy @ busy)
+        made_ahead.append([view.clone() for view in batch.views] + [batch.index.clone()])
+        for view in batch.views:
+            view.fill_(torch.nan)
+    monkeypatch.setattr(loader, "ahead", lambda items, device: items)
+    in_turn = list(data.batches(0, 12, "cuda"))
+    assert len(made_ahead) == len(in_turn) == 12
+    for parts, batch in zip(made_ahead, in_turn, strict=True):
+        for part, expected in zip(parts, [*batch.views, batch.index], strict=True):
+            assert torch.equal(part, expected)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_making_batches_never_waits_for_the_gpu(kind, workers, folder):
+    dataset = folder if kind == "folder" else SYNTHETIC
+    data = data_of(dataset=dataset, batch_size=6, workers=workers, views={"ops": ALL_OPS})
+    torch.zeros(1, device="cuda")  # starting CUDA may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches = list(data.batches(0, 5, "cuda"))
+        clean = list(data.clean_batches("train", "cuda", 5))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(batches) == 5 and all(images.is_cuda for images, _ in clean)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_small_sets_in_ram_are_held_on_the_gpu(monkeypatch):
+    data, device = data_of(), torch.device("cuda")
+    held = data.dataset.near(device)
+    assert held.images.is_cuda and not data.dataset.images.is_cuda
+    assert data.dataset.near(device) is held
+    index = torch.tensor([3, 1, 3])
+    assert torch.equal(held.fetch(index).cpu(), data.dataset.fetch(index))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (data.dataset.images.nbytes, 0))
+    assert not data_of().dataset.near(device).images.is_cuda
+
+
+def test_on_the_cpu_a_set_is_where_it_is():
+    data = data_of()
+    assert data.dataset.near(torch.device("cpu")) is data.dataset

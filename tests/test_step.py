@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_zoo import precision
+from ssl_zoo import backbones, build, config, precision
 from ssl_zoo.backbones import Timm
 from ssl_zoo.memory_use import keep_freed_memory
 from ssl_zoo.method import Method
 from ssl_zoo.optimizers import SGD, AdamW
 from ssl_zoo.precision import choose
+from ssl_zoo.registry import ConfigError
 
 
 class Squares(Method):
@@ -59,6 +60,49 @@ def test_optimizers_equal_torchs_plain_loops_on_a_channels_last_network(ours, th
     )
 
 
+def kept_by_forward(backbone: nn.Module, images: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """Numbers that autograd keeps for the backward pass, and the features."""
+    kept: dict[int, int] = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.update({x.data_ptr(): x.numel()}) or x, lambda x: x
+    ):
+        features = backbone(images)
+    return sum(kept.values()), features
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("bn_groups", [1, 2])
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(model, bn_groups):
+    if model == "vit_tiny_patch16_224":
+        options = {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 32, "patch_size": 8}
+    else:
+        options = {"layers": [4, 2, 2, 2], "channels": [8, 8, 8, 8], "stem_width": 4}
+    plain = Timm(name=model, options=options, bn_groups=bn_groups)
+    spare = Timm(name=model, options=options, bn_groups=bn_groups, grad_checkpointing=True)
+    spare.load_state_dict(plain.state_dict())
+    kept = []
+    for _ in range(2):
+        images = torch.randn(16, 3, 32, 32)
+        for backbone in (plain, spare):
+            numbers, features = kept_by_forward(backbone, images)
+            kept.append(numbers)
+            features.square().mean().backward()
+            with torch.no_grad():
+                backbone(images)  # a pass without gradients counts in the statistics too
+    assert kept[1] < 0.85 * kept[0]
+    for name, value in plain.state_dict().items():
+        if not name.endswith("num_batches_tracked"):  # a count that nothing reads
+            assert torch.equal(spare.state_dict()[name], value), name
+    for a, b in zip(spare.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
+    torch.testing.assert_close(spare.eval()(images), plain.eval()(images), rtol=0, atol=0)
+
+
+def test_gradient_checkpointing_is_refused_where_timm_has_none():
+    with pytest.raises(ConfigError, match="timm has none for test_x"):
+        backbones.timm._checkpoint_gradients(nn.Linear(1, 1), "test_x")
+
+
 def test_auto_is_bf16_where_the_cpu_multiplies_in_it_and_says_so(monkeypatch):
     cpu = torch.device("cpu")
     for flags, expected in (
@@ -97,3 +141,39 @@ def test_freed_memory_is_kept():
         for word in ("keep", "return")
     )
     assert kept == returned + 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["method.memory={type: EndToEnd}"],
+        ["method.memory={type: MemoryBank}", "data.views.count=1"],
+        ["method={type: Rotation}"],
+    ],
+    ids=["MoCoQueue", "EndToEnd", "MemoryBank", "Rotation"],
+)
+def test_encoders_compile_in_one_graph_and_train_alike(overrides, tmp_path, monkeypatch):
+    # Traced, differentiated and functionalised as for real; only the C++ compiler is left out.
+    compiled: list[nn.Module] = []
+    real = nn.Module.compile
+
+    def trace(module, **options):
+        compiled.append(module)
+        assert options.pop("fullgraph")
+        real(module, fullgraph=True, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    losses = []
+    for compile in ("false", "true"):
+        folder = tmp_path / compile
+        folder.mkdir()
+        settings = [f"train.compile={compile}", "train.precision=fp32", "knn=null", *overrides]
+        settings += ["train.epochs=0.3", "train.log_every=1", "checkpoint.every_epochs=100"]
+        cfg = config.load("configs/digits/moco_v2.yaml", settings)
+        trainer = build.trainer(cfg, torch.device("cpu"), folder)
+        trainer.fit()
+        losses.append([line["loss"] for line in trainer.recorded() if line["kind"] == "train"])
+    assert compiled and trainer.method.encoder in compiled
+    assert "compilation included" in (folder / "log.txt").read_text()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and len(losses[0]) == 3

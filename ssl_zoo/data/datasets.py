@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,19 +28,35 @@ class ImageSet:
         num_classes: number of classes.
         split: the split's own name; equal for two splits that hold the same images.
         varies: images vary in size.
+        scaled: `shapes` is there, and `fetch` takes `shrink`, see `ImageFolder`.
+        in_ram: fetching is no work for a process of its own.
     """
 
     labels: Tensor
     num_classes: int
     split: str
     varies = False
+    scaled = False
+    in_ram = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fetch(self, index: Tensor) -> Tensor | list[Tensor]:
-        """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W]."""
+        """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W].
+
+        Args:
+            shrink (where `scaled`): [n] of 1, 2, 4 or 8, how much smaller to decode each.
+        """
         raise NotImplementedError
+
+    def shapes(self, index: Tensor) -> Tensor:
+        """[n, 3] int64 of (C, H, W), without decoding."""
+        raise NotImplementedError
+
+    def near(self, device: torch.device) -> ImageSet:
+        """The same images where `device` reaches them fastest."""
+        return self
 
 
 class InMemory(ImageSet):
@@ -51,15 +68,33 @@ class InMemory(ImageSet):
         limit: keep the first `limit` images.
     """
 
+    in_ram = True
+
     def __init__(self, images, labels, num_classes: int, split: str, limit: int | None = None):
         if limit is not None and limit < 1:
             raise ValueError(f"limit is a number of images, at least 1, or null; found {limit}")
         self.images = torch.as_tensor(images)[:limit].contiguous()  # [n, C, H, W]
         self.labels = torch.as_tensor(labels, dtype=torch.int64)[:limit]  # [n]
         self.num_classes, self.split = num_classes, split
+        self._near: dict[torch.device, ImageSet] = {}
 
     def fetch(self, index: Tensor) -> Tensor:
-        return self.images[index]
+        index = index.to(self.images.device, non_blocking=True)
+        return self.images.index_select(0, index)
+
+    def near(self, device: torch.device) -> ImageSet:
+        """On a GPU a copy held there, if it takes at most an eighth of the memory that is free.
+
+        A small network then never waits for the host to gather and send its batch.
+        """
+        if device.type != "cuda":
+            return self
+        if device not in self._near:
+            held = copy.copy(self)
+            if self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 8:
+                held.images = self.images.to(device, non_blocking=True)
+            self._near[device] = held
+        return self._near[device]
 
 
 def check_split(split: str) -> str:

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ssl_zoo.data import decode
 from ssl_zoo.data.datasets import ImageSet, Split, check_split, roots
 from ssl_zoo.registry import DATASETS
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-
-
-def decode(path: str) -> Tensor:
-    """An image file as RGB, uint8 [3, H, W].
-
-    Raises:
-        ValueError: the file cannot be read or decoded; names it.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":  # Pillow would clip these, not scale them
-                raise ValueError(f"its mode is {image.mode}, expected 8 bits a channel")
-            return pil_to_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
 def _files(folder: Path) -> list[str]:
@@ -54,6 +39,12 @@ class ImageFolder(ImageSet):
 
     Args:
         root: the folder of train/ and val/. None: $SSL_ZOO_DATA, then ./data.
+        scaled: decode an image at 1/2, 1/4 or 1/8 where all its views still have a decoded pixel
+            for each of theirs (`Views.shrink`). Pays for photographs of several times the
+            views' size; a box's edges then move by at most one decoded pixel.
+
+    Attributes:
+        classes: names, by number.
 
     Raises:
         FileNotFoundError: no such layout, or no images in it.
@@ -63,7 +54,8 @@ class ImageFolder(ImageSet):
     varies = True
     home = ""  # where the layout may also lie, below the root
 
-    def __init__(self, split: Split, *, root: str | None = None):
+    def __init__(self, split: Split, *, root: str | None = None, scaled: bool = False):
+        self.scaled = scaled
         self.split = check_split(split)
         name = type(self).__name__
         places = [place for base in roots(root) for place in (base, base / self.home)]
@@ -92,12 +84,28 @@ class ImageFolder(ImageSet):
             )
         self.labels = torch.tensor([number.get(top, -1) for top in tops])
         self.num_classes = len(classes)
+        self.classes, self.folder = classes, folder
         # Bytes in one array: a list of a million strings would be copied into each worker, page
         # by page, as its reference counts change.
         self._paths = np.array([os.fsencode(folder / file) for file in files])
 
-    def fetch(self, index: Tensor) -> list[Tensor]:
-        return [decode(os.fsdecode(bytes(path))) for path in self._paths[index.numpy()]]
+        if decode.simplejpeg is None and any(f.lower().endswith((".jpg", ".jpeg")) for f in files):
+            warnings.warn(
+                f"{name}: Pillow decodes the JPEGs; pip install simplejpeg, and the same bytes "
+                "come faster",
+                stacklevel=2,
+            )
+
+    def paths(self, index: Tensor) -> list[str]:
+        """The files of `index` [n]."""
+        return [os.fsdecode(bytes(path)) for path in self._paths[index.numpy()]]
+
+    def shapes(self, index: Tensor) -> Tensor:
+        return torch.tensor([decode.shape(path) for path in self.paths(index)])
+
+    def fetch(self, index: Tensor, shrink: Tensor | None = None) -> list[Tensor]:
+        by = [1] * len(index) if shrink is None else shrink.tolist()
+        return [decode.decode(path, k) for path, k in zip(self.paths(index), by, strict=True)]
 
 
 @DATASETS.register_module()

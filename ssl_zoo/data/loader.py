@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,13 +50,73 @@ class Fetch:
 
     def __getitem__(self, job: Job) -> Loaded:
         epoch, index = job
-        images = self.dataset.fetch(index)
-        if self.dataset.varies:
-            begin = partial(self.views.begin, seed=self.seed, epoch=epoch, index=index)
-            images = [begin(view, images) for view in self.numbers]
-        else:
-            images = [images]
+        images = self._views(epoch, index) if self.dataset.varies else [self.dataset.fetch(index)]
         return Loaded(epoch, index, self.dataset.labels[index], images)
+
+    def _views(self, epoch: int, index: Tensor) -> list[Tensor]:
+        """Each file is decoded once for all its views: [n, C, h, w] for each."""
+        of = {"seed": self.seed, "epoch": epoch, "index": index}
+        if not self.dataset.scaled:
+            begin = partial(self.views.begin, images=self.dataset.fetch(index), **of)
+        else:
+            shapes = self.dataset.shapes(index)
+            shrink = self.views.shrink(self.numbers, shapes, **of)
+            images = self.dataset.fetch(index, shrink)
+            begin = partial(self.views.begin, images=images, shapes=shapes, shrink=shrink, **of)
+        return [begin(view) for view in self.numbers]
+
+
+def cores() -> int:
+    """Processor cores that this process may use; on Linux, what its container leaves it."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
+def automatic_workers(in_ram: bool, device: torch.device) -> int:
+    """How many processes should fetch images.
+
+    None where they are in RAM. On a GPU this process's share of the cores (torchrun says how many
+    training processes the machine has) but one, from 1 to 16. Where the CPU also trains, one: a
+    step takes many times as long as decoding its images.
+    """
+    if in_ram:
+        return 0
+    if device.type == "cpu":
+        return 1
+    share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(share - 1, 1), 16)
+
+
+Item = TypeVar("Item", bound=tuple)
+
+
+def ahead(items: Iterator[Item], device: torch.device) -> Iterator[Item]:
+    """The same items, each made while the one before is in use: on a GPU, on a stream of its own.
+
+    Without it a batch's copy and views would wait in the queue behind the training step before.
+
+    Args:
+        items: tuples of tensors and lists of tensors, made when asked for.
+    """
+    if device.type != "cuda":
+        yield from items
+        return
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))  # images held there may be on their way
+
+    def make() -> Item | None:
+        with torch.cuda.stream(side):
+            return next(items, None)
+
+    following = make()
+    while following is not None:
+        item, user = following, torch.cuda.current_stream(device)
+        user.wait_stream(side)  # before more is queued there: waits for `item` and for no more
+        for part in item:
+            for tensor in part if isinstance(part, list) else [part]:
+                tensor.record_stream(user)  # else its memory might be reused under the user
+        following = make()
+        yield item
 
 
 class Data:
@@ -69,8 +130,8 @@ class Data:
         clean: operations without randomness, for evaluation; its first view is used.
         batch_size: global, over all processes.
         drop_last: leave out an epoch's last, smaller batch.
-        workers: processes that fetch (and decode) images; 0: the training process itself, best for
-            sets that live in RAM.
+        workers: processes that fetch (and decode) images; 0: the training process itself; auto: by
+            the data set and the cores, see `automatic_workers`. Each has one thread.
 
     Attributes:
         labels: [num_samples] int64, of the pre-training split; -1 where unknown.
@@ -89,7 +150,7 @@ class Data:
         clean: Part[Views],
         batch_size: int,
         drop_last: bool = True,
-        workers: int = 0,
+        workers: int | Literal["auto"] = "auto",
     ):
         self.validate(batch_size=batch_size, workers=workers, clean=clean)
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
@@ -110,11 +171,13 @@ class Data:
         self.steps_per_epoch = self.sampler.steps_per_epoch
 
     @staticmethod
-    def validate(*, batch_size: int, clean: Part, workers: int = 0, **_) -> None:
+    def validate(*, batch_size: int, clean: Part, workers: int | str = 0, **_) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is at least 1, found {batch_size}")
-        if workers < 0:
-            raise ValueError(f"workers is a number of processes, at least 0, found {workers}")
+        if workers != "auto" and workers < 0:
+            raise ValueError(
+                f"workers is a number of processes, at least 0, or auto; found {workers}"
+            )
         for label, op in clean.kwargs.get("ops", {}).items():
             if op.target.random:
                 raise ConfigError(
@@ -138,9 +201,12 @@ class Data:
         The epoch of a step is step // steps_per_epoch.
         """
         jobs = (Job(epoch, index) for epoch, index in self.sampler.steps(start, stop))
-        numbers = range(self.views.count)
         device = torch.device(device)
-        for loaded in self._load(Fetch(self.dataset, self.views, numbers, self.seed), jobs, device):
+        yield from ahead(self._batches(jobs, device), device)
+
+    def _batches(self, jobs: Iterable[Job], device: torch.device) -> Iterator[Batch]:
+        numbers = range(self.views.count)
+        for loaded in self._load(self.dataset, self.views, numbers, jobs, device):
             yield Batch(
                 self._finish(self.views, numbers, loaded, device),
                 loaded.index.to(device, non_blocking=True),
@@ -169,20 +235,35 @@ class Data:
         index = torch.arange(count) * len(dataset) // count  # [count]
         jobs = (Job(0, part) for part in index.split(batch_size))
         device = torch.device(device)
-        for loaded in self._load(Fetch(dataset, self.clean, range(1), self.seed), jobs, device):
+        yield from ahead(self._clean_batches(dataset, jobs, device), device)
+
+    def _clean_batches(
+        self, dataset: ImageSet, jobs: Iterable[Job], device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for loaded in self._load(dataset, self.clean, range(1), jobs, device):
             (images,) = self._finish(self.clean, range(1), loaded, device)
             yield images, loaded.label.to(device, non_blocking=True)
 
-    def _load(self, fetch: Fetch, jobs: Iterable[Job], device: torch.device) -> Iterator[Loaded]:
-        if self.workers == 0:
-            return map(fetch.__getitem__, jobs)
+    def _load(
+        self,
+        dataset: ImageSet,
+        views: Views,
+        numbers: range,
+        jobs: Iterable[Job],
+        device: torch.device,
+    ) -> Iterator[Loaded]:
+        workers = self.workers
+        if workers == "auto":
+            workers = automatic_workers(dataset.in_ram, device)
+        if workers == 0:
+            return map(Fetch(dataset.near(device), views, numbers, self.seed).__getitem__, jobs)
         # The generator is the loader's own: it draws a seed for its workers from somewhere.
         return iter(
             DataLoader(
-                fetch,
+                Fetch(dataset, views, numbers, self.seed),
                 batch_size=None,
                 sampler=jobs,
-                num_workers=self.workers,
+                num_workers=workers,
                 generator=torch.Generator(),
                 pin_memory=device.type == "cuda",
             )

@@ -11,7 +11,7 @@ Images are float32 in [0, 1], [N, C, H, W], with one channel or three.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal
 
@@ -78,6 +78,18 @@ class GeometricTransform(Transform):
     def apply_one(self, image: Tensor, params: Params) -> Tensor:
         """uint8 [C, H, W] -> uint8 [C, h, w], with a single sample's parameters."""
         raise NotImplementedError
+
+    def spare(self, shapes: Tensor, params: Params) -> Tensor:
+        """Pixels that go into one of the output's, along the side that has fewer, [N] float32.
+
+        Args:
+            shapes: [N, 3] of (C, H, W).
+        """
+        return torch.ones(len(shapes))
+
+    def shrunk(self, params: Params, by: Tensor) -> Params:
+        """The same parameters for images decoded at 1/by of their size, `by` [N] int64."""
+        return params
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -215,6 +227,15 @@ class RandomResizedCrop(GeometricTransform):
         size = list(self.size)
         return F.resized_crop(image, top, left, h, w, size, interpolation=mode, antialias=True)
 
+    def spare(self, shapes: Tensor, params: Params) -> Tensor:
+        return (params["box"][:, 2:] / torch.tensor(self.size)).amin(1)
+
+    def shrunk(self, params: Params, by: Tensor) -> Params:
+        box, by = params["box"], by[:, None]
+        size = (box[:, 2:] + by // 2) // by  # [N, 2], rounded
+        end = (box[:, :2] + box[:, 2:] + by // 2) // by
+        return {"box": torch.cat([end - size, size], dim=1)}
+
 
 @TRANSFORMS.register_module()
 class Resize(GeometricTransform):
@@ -246,6 +267,10 @@ class Resize(GeometricTransform):
     def apply_one(self, image: Tensor, params: Params) -> Tensor:
         mode = InterpolationMode(self.interpolation)
         return F.resize(image, self.size, interpolation=mode, antialias=True)
+
+    def spare(self, shapes: Tensor, params: Params) -> Tensor:
+        sides = shapes[:, 1:] if self.one_size else shapes[:, 1:].amin(1, keepdim=True)
+        return (sides / torch.tensor(self.size)).amin(1)
 
 
 @TRANSFORMS.register_module()
@@ -398,7 +423,7 @@ def _reflections(size: int, taps: int, device: torch.device) -> Tensor:
     """Where each tap of a filter lands under reflecting borders, [taps, size * size] of 0 and 1."""
     where = torch.arange(size)[None, :] + torch.arange(taps)[:, None] - taps // 2  # [taps, size]
     where = (size - 1) - (where.abs() - (size - 1)).abs()
-    return torch.nn.functional.one_hot(where, size).float().flatten(1).to(device)
+    return torch.nn.functional.one_hot(where, size).float().flatten(1).to(device, non_blocking=True)
 
 
 @TRANSFORMS.register_module()
@@ -554,8 +579,33 @@ class Views:
         for label, op in self.ops_of(view):
             yield op, rng.hashed(key, label) if op.random else key
 
+    def shrink(
+        self, views: Iterable[int], shapes: Tensor, seed: int, epoch: int, index: Tensor
+    ) -> Tensor:
+        """How much smaller each image may be decoded for all of `views`, [N] int64 of 1, 2, 4, 8.
+
+        1/k is allowed if the first operation of every view, making h x w pixels of a box of H x W,
+        has k h <= H and k w <= W: no view enlarges what was decoded smaller.
+
+        Args:
+            shapes: [N, 3] of (C, H, W).
+        """
+        spare = torch.full((len(index),), torch.inf)  # [N]
+        for view in views:
+            op, key = next(self._keyed(view, seed, epoch, index))
+            params = op.draw(key, (3, shapes[:, 1], shapes[:, 2]))
+            spare = torch.minimum(spare, op.spare(shapes, params))
+        return 2 ** sum((spare >= k).long() for k in (2, 4, 8))
+
     def begin(
-        self, view: int, images: list[Tensor], seed: int, epoch: int, index: Tensor
+        self,
+        view: int,
+        images: list[Tensor],
+        seed: int,
+        epoch: int,
+        index: Tensor,
+        shapes: Tensor | None = None,
+        shrink: Tensor | None = None,
     ) -> Tensor:
         """Brings images of varying size to one size, one by one (a loader's worker does this).
 
@@ -564,16 +614,22 @@ class Views:
 
         Args:
             images: N of uint8 [C, H, W].
+            shapes: [N, 3], the images' (C, H, W) before they were decoded at 1/shrink [N]; so a
+                box is where it would be in the whole image.
 
         Returns:
             uint8 [N, C, h, w], for `finish`.
         """
         keyed = self._keyed(view, seed, epoch, index)
         for _, (op, key) in zip(range(self.lead(view)), keyed, strict=False):
-            sizes = torch.tensor([image.shape for image in images])  # [N, 3]
-            params = op.draw(key, (images[0].shape[0], sizes[:, 1], sizes[:, 2]))
+            if shapes is None:
+                shapes = torch.tensor([image.shape for image in images])  # [N, 3]
+            params = op.draw(key, (images[0].shape[0], shapes[:, 1], shapes[:, 2]))
+            if shrink is not None:
+                params = op.shrunk(params, shrink)
             rows = [{name: value[i] for name, value in params.items()} for i in range(len(images))]
             images = [op.apply_one(image, row) for image, row in zip(images, rows, strict=True)]
+            shapes = shrink = None  # from here on the images are what they would have been
         return torch.stack(images)
 
     def finish(

@@ -1,0 +1,94 @@
+"""Image files to pixels: simplejpeg for JPEGs, Pillow for everything else.
+
+Both sit on libjpeg-turbo and give the same bytes, so whether simplejpeg is installed decides how
+fast a file is decoded and never what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+PLAIN = ("YCbCr", "Gray", "RGB")  # CMYK needs Pillow's conversion
+MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb is Pillow's decision
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be decoded as an image ({error})") from error
+
+
+def decode(path: str, shrink: int = 1) -> Tensor:
+    """An image file as RGB, uint8 [3, H, W]; its memory is that of [H, W, 3], which crops fastest.
+
+    Orientation tags (EXIF) are not applied.
+
+    Args:
+        shrink: 1, 2, 4 or 8: [3, ceil(H / shrink), ceil(W / shrink)] instead, averages over blocks
+            that a JPEG gives for less work than the whole.
+
+    Raises:
+        ValueError: the file cannot be read or decoded; names it.
+    """
+    with _naming(path):
+        data = Path(path).read_bytes()
+        pixels = _jpeg(data, shrink)  # [H, W, 3]
+        if pixels is None:
+            pixels = _any(data, shrink)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def shape(path: str) -> tuple[int, int, int]:
+    """(3, H, W) of an image file, from its header.
+
+    Raises:
+        ValueError: the file cannot be read or is no image; names it.
+    """
+    with _naming(path), Image.open(path) as image:
+        return 3, image.height, image.width
+
+
+def _jpeg(data: bytes, shrink: int) -> np.ndarray | None:
+    """[H, W, 3], or None for what is Pillow's: other formats, CMYK, anything unsound."""
+    if simplejpeg is None or not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if space not in PLAIN or height * width > MANY_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(
+            data,
+            min_height=-(-height // shrink),
+            min_width=-(-width // shrink),
+            min_factor=shrink,
+        )
+    except ValueError:
+        return None
+
+
+def _any(data: bytes, shrink: int) -> np.ndarray:
+    """[H, W, 3]."""
+    with Image.open(BytesIO(data)) as image:
+        if image.mode[0] in "IF":  # Pillow would clip these, not scale them
+            raise ValueError(f"its mode is {image.mode}, expected 8 bits a channel")
+        if shrink == 1:
+            return np.array(image.convert("RGB"))
+        whole = image.size
+        image.draft(image.mode, (image.width // shrink, image.height // shrink))  # JPEGs alone
+        scaled = image.convert("RGB")
+        return np.array(scaled.reduce(shrink) if scaled.size == whole else scaled)
