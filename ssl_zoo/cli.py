@@ -379,6 +379,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from ssl_zoo.evaluation import knn, linear
     from ssl_zoo.evaluation.features import extract_splits
     from ssl_zoo.files import write_text
+    from ssl_zoo.memory_use import keep_freed_memory
     from ssl_zoo.registry import at_least
 
     at_least("--train-limit", arguments.train_limit, 1)
@@ -391,6 +392,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         probe = {name: getattr(arguments, name) for name in ("epochs", "standardize", "seed")}
         probe |= {"lrs": arguments.lr or linear.LRS, "weight_decays": arguments.weight_decay}
         linear.check_protocol(**probe)
+    keep_freed_memory()
     device = distributed.start(arguments.device)
     data, backbone, source = build.trained_backbone(arguments.path)
     features = extract_splits(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+ROWS_SENT_AT_ONCE = 8192
 
 
 def is_on() -> bool:
@@ -111,6 +114,31 @@ def collect(value: Any) -> list[Any]:
     return values
 
 
+def to_main(x: Tensor) -> Tensor | None:
+    """All ranks' rows in rank order, [n, ...] -> [sum of n, ...], on rank 0; None elsewhere.
+
+    For large results on the CPU: each row travels once, to the one rank that wants it. Ranks may
+    hold different numbers of rows, rank 0 at least one.
+    """
+    if world() == 1:
+        return x
+    counts = collect(len(x))
+    # NCCL moves what is on a GPU, so the rows pass through it, a few at a time.
+    wire = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    if not is_main():
+        for part in x.split(ROWS_SENT_AT_ONCE) if len(x) else ():
+            dist.send(part.to(wire).contiguous(), dst=0)
+        return None
+    whole = x.new_empty(sum(counts), *x.shape[1:])
+    whole[: len(x)] = x
+    for source, share in enumerate(whole.split(counts)):
+        for part in share.split(ROWS_SENT_AT_ONCE) if source and len(share) else ():
+            received = torch.empty_like(part, device=wire)
+            dist.recv(received, src=source)
+            part.copy_(received)
+    return whole
+
+
 def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     if world() == 1:
@@ -132,6 +160,22 @@ def attempt(function: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     return outcome
+
+
+@contextmanager
+def borrowed_threads() -> Iterator[int]:
+    """While the other ranks wait for rank 0, torch on rank 0 also gets theirs, of this machine.
+
+    torchrun gives every process one thread. Cores that this process may not use are left alone.
+    """
+    own = torch.get_num_threads()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    total = own * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else own
+    torch.set_num_threads(max(own, min(total, allowed)))
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(own)
 
 
 def barrier() -> None:

@@ -10,6 +10,7 @@ import torch
 from ranks import on_ranks
 from torch import nn
 
+from ssl_zoo import distributed
 from ssl_zoo.evaluation import features, knn
 from ssl_zoo.hooks.knn import KNNMonitor
 from ssl_zoo.registry import ConfigError, bind
@@ -119,25 +120,36 @@ def test_pixels_are_raw_up_to_32_and_averaged_beyond():
     torch.testing.assert_close(knn.Pixels()(large), averaged.flatten(1))
 
 
+class Rows:
+    """An image set of features posing as images, and how often it was asked for some."""
+
+    def __init__(self, features, labels):
+        self.images, self.labels, self.fetched = features.view(-1, 1, 8, 8), labels, 0
+
+    def __len__(self):
+        return len(self.labels)
+
+    def fetch(self, index):
+        self.fetched += 1
+        return self.images[index]
+
+
 class Images:
     """Data's interface over noise around one picture a class; limits take the first images."""
 
     steps_per_epoch, num_classes = 4, 5
 
     def __init__(self):
-        self.passes = 0
-        self.splits = {"train": clusters(120, 5, 64), "test": clusters(40, 5, 64, seed=1)}
+        self.splits = {"train": clusters(300, 5, 64), "test": clusters(40, 5, 64, seed=1)}
+        self.sets = {name: Rows(*rows) for name, rows in self.splits.items()}
 
     def split(self, name):
-        return SimpleNamespace(labels=self.splits[name][1])
+        return self.sets[name]
 
     def clean_batches(self, split, device, batch_size=50, limit=None):
-        self.passes += 1
-        images, labels = self.splits[split]
-        images = images.view(-1, 1, 8, 8)
-        yield from zip(
-            images[:limit].split(batch_size), labels[:limit].split(batch_size), strict=True
-        )
+        images = self.split(split)
+        for index in torch.arange(len(images))[:limit].split(batch_size):
+            yield images.fetch(index), images.labels[index]
 
 
 class Noisy(nn.Module):
@@ -262,7 +274,7 @@ def test_monitor_evaluates_every_so_many_epochs_and_at_the_end(tmp_path, every_e
     lines = written(trainer, "knn")
     assert [line["step"] for line in lines] == steps
     assert trainer.status["knn"] == hook.latest["top1"] == lines[-1]["top1"]
-    assert lines[0]["protocol"]["bank"] == "train split, clean views, 120 images"
+    assert lines[0]["protocol"]["bank"] == "train split, clean views, 300 images"
     assert lines[0]["protocol"]["queries"] == "test split, clean views, 40 images"
 
 
@@ -308,18 +320,22 @@ def test_limits_are_in_the_protocol(tmp_path):
 
 
 def monitored(folder):
-    """A monitor's latest result, and how often this rank went over the data."""
+    """A monitor's latest result, and how many batches this rank fetched of the training split."""
     trainer, hook = trainer_for(folder), KNNMonitor(k=20, baselines=False)
+    if distributed.rank():  # as in training, running statistics are each rank's own
+        trainer.method.encoder.backbone.layers[2].running_mean += 1.0
     run(trainer, hook)
-    return hook.latest, trainer.data.passes
+    return hook.latest, trainer.data.split("train").fetched
 
 
-def test_on_two_ranks_one_evaluates_and_both_know_the_result(tmp_path):
-    (alone, _) = monitored(tmp_path)
+def test_two_ranks_share_the_features_and_both_know_the_result(tmp_path):
+    (alone, fetched) = monitored(tmp_path)
+    text = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").unlink()
-    (first, passes), (second, none) = on_ranks(2, monitored, tmp_path)
+    (first, some), (second, others) = on_ranks(2, monitored, tmp_path)
     assert first == second == alone
-    assert (passes, none) == (4, 0)
+    assert (tmp_path / "metrics.jsonl").read_text() == text  # one rank wrote
+    assert (fetched, some, others) == (4, 2, 2)  # 2 batches of 256, at 2 evaluations
 
 
 @pytest.mark.parametrize(

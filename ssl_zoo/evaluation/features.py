@@ -1,22 +1,62 @@
-"""Frozen features of a set of images, taken without leaving a trace on training."""
+"""Frozen features of images: extracted once, each rank its share, without a trace on training."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from ssl_zoo import distributed
 from ssl_zoo.encoder import eval_mode
 from ssl_zoo.precision import autocast
+
+# Measured on a CPU: fewer are slower with small networks, more with large ones. A GPU wants many.
+BATCH_SIZE = {"cpu": 256, "cuda": 512}
+
+
+class Labelled(NamedTuple):
+    """One split's features [n, F] float32 and labels [n] int64, on the CPU."""
+
+    features: Tensor
+    labels: Tensor
+
+
+class Features(NamedTuple):
+    """What the protocols work on, and what they say of where it comes from."""
+
+    train: Labelled
+    test: Labelled
+    precision: str
+
+
+def check_labels(protocol: str, name: str, labels: Tensor) -> None:
+    """Raises ValueError unless every image has a label."""
+    unknown = int((labels < 0).sum())
+    if unknown:
+        raise ValueError(
+            f"{protocol} needs labels: {unknown} of the {len(labels)} images of the {name} have "
+            "none"
+        )
+
+
+def check_labelled(protocol: str, name: str, features: Tensor, labels: Tensor) -> None:
+    """Raises ValueError unless all labels are known and all features finite."""
+    check_labels(protocol, name, labels)
+    if not features.isfinite().all():
+        raise ValueError(f"{protocol}: the features of the {name} are not all finite")
 
 
 @contextmanager
 def frozen(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
     """Evaluation mode, no gradients; afterwards modes and torch's RNG are bitwise as they were.
 
-    BatchNorm's running statistics do not move in evaluation mode.
+    BatchNorm's running statistics do not move in evaluation mode. Not `inference_mode`: it gains
+    nothing measurable, and a tensor that a backbone caches in it is lost to training.
     """
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
@@ -29,16 +69,15 @@ def extract(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | str,
     precision: str = "fp32",
-) -> tuple[Tensor, Tensor]:
-    """Features of all images, in order.
+    buffers: dict[str, Tensor] | None = None,
+) -> Labelled:
+    """Features of all images, in order, on this process.
 
     Args:
         backbone: images [n, C, H, W] -> pooled features [n, F].
         batches: (images [n, C, H, W], labels [n]) pairs.
         precision: 'fp32', 'bf16' or 'fp16'; the last two under autocast.
-
-    Returns:
-        features [total, F] float32 and labels [total] int64, both on the CPU.
+        buffers: used in place of the backbone's own, by name.
 
     Raises:
         ValueError: no batches, or the backbone's output is not [n, F].
@@ -47,11 +86,97 @@ def extract(
     features, labels = [], []
     with frozen(backbone, device), autocast(device, precision):
         for images, label in batches:
-            h = backbone(images.to(device))  # [n, F]
+            h = functional_call(backbone, buffers or {}, images.to(device))  # [n, F]
             if h.ndim != 2:
                 raise ValueError(f"a backbone must give features [n, F]; found {list(h.shape)}")
             features.append(h.float().cpu())
             labels.append(label.cpu())
     if not features:
         raise ValueError("there are no images to take features of")
-    return torch.cat(features), torch.cat(labels)
+    return Labelled(torch.cat(features), torch.cat(labels))
+
+
+def extract_splits(
+    backbone: nn.Module,
+    data,
+    device: torch.device | str,
+    *,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    precision: str = "fp32",
+) -> Features | None:
+    """Features of the clean views of 'train' and 'test', on rank 0; None on the other ranks.
+
+    All ranks call it and each extracts its share, cut between batches: every image goes through
+    the network in the same company whatever the world size, so the features are the same as well.
+
+    Args:
+        backbone: on `device`. The running statistics in use are rank 0's: each rank has its own,
+            and features of two networks do not compare.
+        data: `ssl_zoo.data.Data`.
+        train_limit, test_limit: use so many images of the split; None takes all.
+
+    Raises:
+        ValueError: as `extract`.
+    """
+    device = torch.device(device)
+    buffers = None
+    if distributed.world() > 1:
+        own = {name: value.cpu() for name, value in backbone.named_buffers()}
+        buffers = {name: x.to(device) for name, x in distributed.broadcast(own).items()}
+    splits = []
+    for split, limit in (("train", train_limit), ("test", test_limit)):
+        batches = _share(data, split, device, limit)
+        found = extract(backbone, batches, device, precision, buffers) if batches else None
+        splits.append(_on_main(found))
+    return Features(*splits, precision) if distributed.is_main() else None
+
+
+def _share(data, split: str, device: torch.device, limit: int | None):
+    """This rank's clean batches of a split, a run of whole batches; None if there is none."""
+    size = BATCH_SIZE[device.type]
+    if distributed.world() == 1:
+        return data.clean_batches(split, device, size, limit)
+    images = data.split(split)
+    count = len(images) if limit is None else min(limit, len(images))
+    index = torch.arange(count) * len(images) // count  # [count], as `clean_batches` takes them
+    batches = torch.arange(-(-count // size)).tensor_split(distributed.world())[distributed.rank()]
+    if not len(batches):
+        return None
+    rows = index[int(batches[0]) * size : (int(batches[-1]) + 1) * size]
+    mine = copy.copy(data)
+    mine.split = lambda name: _Rows(data.split(name), rows)
+    return mine.clean_batches(split, device, size)
+
+
+def _on_main(found: Labelled | None) -> Labelled | None:
+    """All ranks' shares as one, on rank 0; a rank that has none gives no rows."""
+    width = distributed.broadcast(None if found is None else found.features.shape[1])
+    found = found or Labelled(torch.empty(0, width), torch.empty(0, dtype=torch.int64))
+    features, labels = (distributed.to_main(x) for x in found)
+    return None if features is None else Labelled(features, labels)
+
+
+class _Rows:
+    """Some rows [n] of an image set, as an image set."""
+
+    def __init__(self, images, rows: Tensor):
+        self.images, self.rows = images, rows
+        self.labels = images.labels[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, index: Tensor, *others):
+        return self.images.fetch(self.rows[index], *others)
+
+    def shapes(self, index: Tensor) -> Tensor:
+        return self.images.shapes(self.rows[index])
+
+    def near(self, device: torch.device) -> _Rows:
+        return _Rows(self.images.near(device), self.rows)
+
+    def __getattr__(self, name: str) -> Any:  # what holds of the set as a whole
+        if name == "images":  # asked for while unpickling, before there is one
+            raise AttributeError(name)
+        return getattr(self.images, name)

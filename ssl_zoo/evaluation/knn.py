@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -9,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_zoo.evaluation.features import extract
+from ssl_zoo import distributed
+from ssl_zoo.evaluation.features import Features, check_labelled, extract_splits
 from ssl_zoo.registry import above, at_least
 
 QUERIES_AT_ONCE = 4096
@@ -62,6 +65,21 @@ def build_index(bank: Tensor, kind: str, k: int) -> tuple[faiss.Index, str]:
     return index, described
 
 
+@contextmanager
+def faiss_threads() -> Iterator[None]:
+    """faiss takes as many threads as torch may, inside.
+
+    faiss carries its own OpenMP: left alone it takes every core, also where torch was told
+    (torchrun, a scheduler) to take fewer. Where the two share one, torch keeps its number.
+    """
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
 def check_protocol(k: int, temperature: float, bank: int | None) -> None:
     """Raises ValueError for a vote that cannot be taken; `bank` is its number of images."""
     at_least("k", k, 1)
@@ -70,15 +88,7 @@ def check_protocol(k: int, temperature: float, bank: int | None) -> None:
         raise ValueError(f"kNN: k = {k} neighbours asked of a bank of {bank} images")
 
 
-def check_labels(name: str, labels: Tensor) -> None:
-    """Raises ValueError unless every image has a label."""
-    unknown = int((labels < 0).sum())
-    if unknown:
-        raise ValueError(
-            f"kNN needs labels: {unknown} of the {len(labels)} images of the {name} have none"
-        )
-
-
+@faiss_threads()
 def vote(
     bank: Tensor,
     bank_labels: Tensor,
@@ -106,18 +116,10 @@ def vote(
         ValueError: k exceeds the bank, unknown labels, features that are not finite.
     """
     check_protocol(k, temperature, len(bank))
-    for name, features, labels in (
-        ("bank", bank, bank_labels),
-        ("queries", queries, query_labels),
-    ):
-        check_labels(name, labels)
-        if not features.isfinite().all():
-            raise ValueError(f"kNN: the features of the {name} are not all finite")
+    check_labelled("kNN", "bank", bank, bank_labels)
+    check_labelled("kNN", "queries", queries, query_labels)
     classes = 1 + int(max(bank_labels.max(), query_labels.max()))
 
-    # faiss carries its own OpenMP: left alone it takes every core, also where torch was told
-    # (torchrun, a scheduler) to take fewer.
-    faiss.omp_set_num_threads(torch.get_num_threads())
     bank = F.normalize(bank.float(), dim=1).contiguous()
     queries = F.normalize(queries.float(), dim=1).contiguous()
     search, described = build_index(bank, index, k)
@@ -167,17 +169,41 @@ def evaluate(
         data: `ssl_zoo.data.Data`, asked for the clean views of 'train' and 'test'.
         bank_limit, query_limit: use so many images of the split; None takes all.
 
+    All ranks call it; each extracts its share and rank 0 searches.
+
     Returns:
-        As `vote`, with splits, views and precision written into the protocol.
+        As `of_features`.
     """
-    limits = {"train": bank_limit, "test": query_limit}
-    bank, queries = (
-        extract(backbone, data.clean_batches(split, device, limit=limit), device, precision)
-        for split, limit in limits.items()
+    check_protocol(k, temperature, bank_limit)
+    features = extract_splits(
+        backbone,
+        data,
+        device,
+        train_limit=bank_limit,
+        test_limit=query_limit,
+        precision=precision,
     )
-    result = vote(*bank, *queries, k=k, temperature=temperature, index=index)
-    protocol = result["protocol"]
-    protocol["bank"] = f"train split, clean views, {protocol['bank']}"
-    protocol["queries"] = f"test split, clean views, {protocol['queries']}"
-    protocol["precision"] = precision
-    return result
+    return of_features(features, k=k, temperature=temperature, index=index)
+
+
+def of_features(
+    features: Features | None, *, k: int = 200, temperature: float = 0.07, index: str = "flat"
+) -> dict[str, Any]:
+    """The vote on features that are there; all ranks call it, None where rank is not 0.
+
+    Returns:
+        As `vote`, with splits, views and precision written into the protocol, on every rank.
+    """
+
+    def on_main() -> dict[str, Any]:
+        with distributed.borrowed_threads():
+            result = vote(
+                *features.train, *features.test, k=k, temperature=temperature, index=index
+            )
+        protocol = result["protocol"]
+        protocol["bank"] = f"train split, clean views, {protocol['bank']}"
+        protocol["queries"] = f"test split, clean views, {protocol['queries']}"
+        protocol["precision"] = features.precision
+        return result
+
+    return distributed.attempt(on_main)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ssl_zoo import distributed
 from ssl_zoo.evaluation import knn
+from ssl_zoo.evaluation.features import check_labels
 from ssl_zoo.hooks.base import Hook
 from ssl_zoo.registry import above, at_least
 
@@ -14,7 +15,7 @@ class KNNMonitor(Hook):
     """Weighted kNN vote (arXiv:1805.01978) on frozen features, every few epochs and at the end.
 
     Training does not notice: random numbers, BatchNorm statistics and module modes are the same
-    before and after. Rank 0 evaluates; the other ranks wait.
+    before and after. Every rank extracts its share of the features; rank 0 searches them.
 
     Args:
         every_epochs: epochs between two evaluations, fractions allowed; None: only at the end.
@@ -72,7 +73,7 @@ class KNNMonitor(Hook):
         # What the last evaluation would refuse is refused before the first step.
         labels = {name: trainer.data.split(name).labels for name in ("train", "test")}
         for name, known in labels.items():
-            knn.check_labels(name, known)
+            check_labels("kNN", name, known)
         knn.check_protocol(self.protocol["k"], self.protocol["temperature"], len(labels["train"]))
         if trainer.step == 0 and self.baselines:
             done = {line["name"] for line in lines if line["kind"] == "baseline"}
@@ -102,12 +103,11 @@ class KNNMonitor(Hook):
         trainer.status["knn"] = result["top1"]
 
     def _evaluate(self, trainer, backbone, kind: str, **names) -> dict[str, Any]:
-        result = None
+        with trainer.paused():
+            result = knn.evaluate(backbone, trainer.data, trainer.device, **self.protocol)
         if distributed.is_main():
-            with trainer.paused():
-                result = knn.evaluate(backbone, trainer.data, trainer.device, **self.protocol)
             trainer.record(kind, **names, **result)
-        return distributed.broadcast(result)
+        return result
 
     def _keep(self, result: dict[str, Any], step: int) -> None:
         result = {name: result[name] for name in ("top1", "top5", "protocol")}

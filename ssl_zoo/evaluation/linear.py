@@ -1,0 +1,295 @@
+"""Linear probes on cached features: dozens of learning rates, trained side by side in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_zoo import distributed, rng
+from ssl_zoo.evaluation.features import Features, check_labelled, extract_splits
+from ssl_zoo.registry import ConfigError, above, at_least
+
+# 0.001 to 100. What lr is right depends on the features' scale: MoCo's needs 30.
+LRS = tuple(round(10 ** (i / 6 - 3), 6) for i in range(31))
+VIEWS = "clean, cached; not the augmented protocol of arXiv:1911.05722, section 4.1"
+LOGITS_AT_ONCE = 2**24
+
+
+class Probes:
+    """P linear classifiers of one set of features.
+
+    Args:
+        width: F, of the features.
+        classes: C.
+        lrs, weight_decays: [P] each, one of each for every probe.
+
+    Attributes:
+        weight: [F, P C], a probe's C columns beside each other; bias: [P C]. They start at zero:
+            the loss is convex, so no random start is needed and nothing depends on one.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        lrs: Sequence[float],
+        weight_decays: Sequence[float],
+        device: torch.device | str = "cpu",
+    ):
+        self.shape = (len(lrs), classes)
+        self.lr, self.weight_decay = (
+            torch.tensor(values, device=device).repeat_interleave(classes)  # [P C]
+            for values in (lrs, weight_decays)
+        )
+        self.weight = torch.zeros(width, len(self.lr), device=device)
+        self.bias = torch.zeros_like(self.lr)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[n, F] -> [n, P, C]."""
+        return torch.addmm(self.bias, x, self.weight).unflatten(1, self.shape)
+
+    def fit(
+        self, x: Tensor, y: Tensor, *, epochs: int, batch_size: int, momentum: float, seed: int
+    ) -> Probes:
+        """v <- mu v + dL/dw + lambda w, w <- w - lr v, as torch.optim.SGD; returns itself.
+
+        The loss is cross-entropy. lr falls to 0 along half a cosine, step by step. All probes see
+        the same batches, whose order is a function of seed and epoch, so a probe ends where it
+        would have ended alone. The gradient is written out: one product X^T G serves all.
+
+        Args:
+            x, y: features [n, F] float32 and labels [n] int64.
+        """
+        n, (probes, _) = len(x), self.shape
+        total = epochs * math.ceil(n / batch_size)
+        state = [(w, torch.zeros_like(w)) for w in (self.weight, self.bias)]
+        minus_one = x.new_tensor(-1.0)
+        step = 0
+        for epoch in range(epochs):
+            order = rng.permutation(n, seed, "linear", epoch, device=x.device)  # [n]
+            for rows in order.split(batch_size):
+                inputs, target = x[rows], y[rows]  # [B, F], [B]
+                gradient = self.logits(inputs).softmax(2)  # [B, P, C]; less 1 where the label is
+                own = target.view(-1, 1, 1).expand(-1, probes, 1)  # [B, P, 1]
+                gradient.scatter_add_(2, own, minus_one.expand_as(own))
+                gradient = gradient.flatten(1) / len(rows)  # [B, P C]
+                scale = (1 + math.cos(math.pi * step / total)) / 2
+                for (w, v), g in zip(state, (inputs.T @ gradient, gradient.sum(0)), strict=True):
+                    v.mul_(momentum).add_(g).addcmul_(self.weight_decay, w)
+                    w.addcmul_(self.lr, v, value=-scale)
+                step += 1
+        return self
+
+    def accuracy(self, x: Tensor, y: Tensor) -> Tensor:
+        """Top-1 and top-5 of each probe in %, [P, 2]; nan for a probe that diverged."""
+        probes, classes = self.shape
+        hits = x.new_zeros(probes, min(5, classes), dtype=torch.float64)
+        at_once = max(1, LOGITS_AT_ONCE // len(self.lr))
+        for inputs, target in zip(x.split(at_once), y.split(at_once), strict=True):
+            best = self.logits(inputs).topk(hits.shape[1], dim=2).indices  # [n, P, 5]
+            hits += (best == target.view(-1, 1, 1)).sum(0)
+        finite = self.weight.isfinite().all(0) & self.bias.isfinite()
+        hits[~finite.view(self.shape).all(1)] = math.nan
+        return 100 * hits.cumsum(1)[:, [0, -1]] / len(x)
+
+
+def standardized(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """Every feature of `train` [n, F] with mean 0 and variance 1; the others by the same map.
+
+    Constant features become 0 in `train`.
+    """
+    deviation, mean = torch.std_mean(train, 0, correction=0)  # [F]
+    return [(x - mean) / deviation.clamp(min=1e-6) for x in (train, *others)]
+
+
+def check_protocol(
+    *,
+    lrs: Sequence[float] = LRS,
+    weight_decays: Sequence[float] = (0.0,),
+    epochs: int = 100,
+    batch_size: int = 256,
+    momentum: float = 0.9,
+    held_out: float = 0.1,
+    **_,
+) -> None:
+    """Raises ConfigError for settings that cannot be trained with."""
+    for name, values in (("lrs", lrs), ("weight_decays", weight_decays)):
+        if not values:
+            raise ConfigError(name, "no values", found=repr(values), expected="at least one")
+    for lr in lrs:
+        above("lrs", lr, 0)
+    for weight_decay in weight_decays:
+        at_least("weight_decays", weight_decay, 0)
+    at_least("epochs", epochs, 1)
+    at_least("batch_size", batch_size, 1)
+    for name, value in (("momentum", momentum), ("held_out", held_out)):
+        at_least(name, value, 0)
+        if not value < 1:
+            raise ConfigError(name, "too large", found=repr(value), expected="below 1")
+    above("held_out", held_out, 0)
+
+
+def probe(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
+    lrs: Sequence[float] = LRS,
+    weight_decays: Sequence[float] = (0.0,),
+    epochs: int = 100,
+    batch_size: int = 256,
+    momentum: float = 0.9,
+    held_out: float = 0.1,
+    standardize: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Test accuracy of the linear classifier whose settings a held-out part of `train` prefers.
+
+    Every pair of lr and weight decay is a probe. All are trained at once without the held-out
+    images; the best on those, of equals the first, is trained again on the whole of `train` and
+    scored on `test`, which nothing else has seen.
+
+    Args:
+        train, test: features [n, F] and [m, F] float32.
+        train_labels, test_labels: [n] and [m] int64.
+        epochs, batch_size, momentum: MoCo's by default (arXiv:1911.05722, section 4.1), whose lr
+            falls in steps where it falls along a cosine here.
+        held_out: this fraction of `train`, drawn by `seed`, selects.
+        standardize: bring each feature to mean 0 and variance 1 over `train`.
+        device: trains here; the features have to fit.
+
+    Returns:
+        'top1' and 'top5' in %; 'lr' and 'weight_decay', the selected; 'probes', for each pair its
+        'held_out_top1', None if it diverged; 'protocol'.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        ValueError: unknown labels, features that are not finite, nothing left to train on, all
+            probes diverged.
+    """
+    check_protocol(
+        lrs=lrs,
+        weight_decays=weight_decays,
+        epochs=epochs,
+        batch_size=batch_size,
+        momentum=momentum,
+        held_out=held_out,
+    )
+    check_labelled("linear", "train split", train, train_labels)
+    check_labelled("linear", "test split", test, test_labels)
+    n = len(train)
+    selecting = max(1, round(held_out * n))
+    if selecting >= n:
+        raise ValueError(f"linear: {selecting} of {n} training images held out leaves none")
+    classes = 1 + int(max(train_labels.max(), test_labels.max()))
+    train, train_labels, test, test_labels = (
+        x.to(device) for x in (train, train_labels, test, test_labels)
+    )
+    if standardize:
+        train, test = standardized(train, test)
+
+    def trained(pairs: Sequence[tuple[float, float]], x: Tensor, y: Tensor) -> Probes:
+        probes = Probes(x.shape[1], classes, *zip(*pairs, strict=True), device=device)
+        return probes.fit(x, y, epochs=epochs, batch_size=batch_size, momentum=momentum, seed=seed)
+
+    pairs = [(lr, weight_decay) for weight_decay in weight_decays for lr in lrs]
+    order = rng.permutation(n, seed, "held out", device=device)
+    held, kept = order[:selecting], order[selecting:]
+    scores = trained(pairs, train[kept], train_labels[kept]).accuracy(
+        train[held], train_labels[held]
+    )[:, 0]  # [P]
+    if scores.isnan().all():
+        raise ValueError(f"linear: all {len(pairs)} probes diverged; lower learning rates needed")
+    chosen = int(scores.nan_to_num(-1.0).argmax())
+    final = trained([pairs[chosen]], train, train_labels)
+    top1, top5 = final.accuracy(test, test_labels)[0].tolist()
+    if math.isnan(top1):
+        raise ValueError(
+            f"linear: lr {pairs[chosen][0]:g} was best on the held-out images and diverged on the "
+            "whole train split; lower learning rates needed"
+        )
+    return {
+        "top1": top1,
+        "top5": top5,
+        "lr": pairs[chosen][0],
+        "weight_decay": pairs[chosen][1],
+        "probes": [
+            {"lr": lr, "weight_decay": wd, "held_out_top1": None if math.isnan(s) else s}
+            for (lr, wd), s in zip(pairs, scores.tolist(), strict=True)
+        ],
+        "protocol": {
+            "views": VIEWS,
+            "train": f"{n} images",
+            "test": f"{len(test)} images",
+            "selection": f"{len(pairs)} probes on {selecting} held-out training images, "
+            "the best trained again on all",
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "momentum": momentum,
+            "schedule": "cosine",
+            "standardize": standardize,
+            "seed": seed,
+            "classes": classes,
+        },
+    }
+
+
+def of_features(
+    features: Features | None, device: torch.device | str = "cpu", **settings: Any
+) -> dict[str, Any]:
+    """Linear accuracy of features that are there; all ranks call it, None where rank is not 0.
+
+    Rank 0 trains, so that the result is the same on any number of ranks.
+
+    Args:
+        settings: see `probe`.
+
+    Returns:
+        As `probe`, with the precision of the features in the protocol, on every rank.
+    """
+
+    def on_main() -> dict[str, Any]:
+        with distributed.borrowed_threads():
+            result = probe(*features.train, *features.test, device=device, **settings)
+        result["protocol"]["precision"] = features.precision
+        return result
+
+    return distributed.attempt(on_main)
+
+
+def evaluate(
+    backbone: nn.Module,
+    data,
+    device: torch.device | str,
+    *,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    precision: str = "fp32",
+    **settings: Any,
+) -> dict[str, Any]:
+    """Linear accuracy of a frozen backbone on clean views; all ranks call it.
+
+    Args:
+        data: `ssl_zoo.data.Data`.
+        train_limit, test_limit: use so many images of the split; None takes all.
+        settings: see `probe`.
+
+    Returns:
+        As `of_features`.
+    """
+    check_protocol(**settings)
+    features = extract_splits(
+        backbone,
+        data,
+        device,
+        train_limit=train_limit,
+        test_limit=test_limit,
+        precision=precision,
+    )
+    return of_features(features, device, **settings)
