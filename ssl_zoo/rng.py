@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +18,12 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's `>>` on int64 copies the sign."""
+def _shift(x: Tensor | np.ndarray, bits: int) -> Tensor | np.ndarray:
+    """Logical right shift; `>>` on int64 copies the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: Tensor | np.ndarray) -> Tensor | np.ndarray:
     """SplitMix64's finaliser (Steele, Lea, Flood 2014); int64 multiplication wraps."""
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
@@ -36,6 +37,18 @@ def code(name: int | str) -> int:
 
 def hashed(*keys: Tensor | int | str) -> Tensor:
     """Hash of integers and names, [broadcast shape of the tensors among them] int64."""
+    if any(isinstance(key, Tensor) and key.device.type != "cpu" for key in keys):
+        return _hashed_on_gpu(*keys)
+    # NumPy computes the same at a quarter of the cost: these are many operations on few numbers.
+    state = np.zeros((), dtype=np.int64)
+    with np.errstate(over="ignore"):
+        for key in keys:
+            key = key.numpy() if isinstance(key, Tensor) else np.int64(code(key))
+            state = _mix((state ^ key) + _GOLDEN)
+    return torch.from_numpy(np.asarray(state))
+
+
+def _hashed_on_gpu(*keys: Tensor | int | str) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for key in keys:
         key = key if isinstance(key, Tensor) else torch.tensor(code(key))

@@ -146,9 +146,11 @@ class Images:
     def split(self, name):
         return self.sets[name]
 
-    def clean_batches(self, split, device, batch_size=50, limit=None):
+    def clean_batches(self, split, device, batch_size=50, limit=None, share=(0, 1)):
         images = self.split(split)
-        for index in torch.arange(len(images))[:limit].split(batch_size):
+        batches = torch.arange(len(images))[:limit].split(batch_size)
+        for i in torch.arange(len(batches)).tensor_split(share[1])[share[0]]:
+            index = batches[i]
             yield images.fetch(index), images.labels[index]
 
 

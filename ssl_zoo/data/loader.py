@@ -223,17 +223,22 @@ class Data:
         device: torch.device | str,
         batch_size: int = 512,
         limit: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(images [n, C, H, W] after the clean operations, labels [n]) of a split, in order.
 
         Args:
             split: 'train' or 'test'.
             limit: that many samples, evenly spaced (files are often sorted by class); None: all.
+            share: (r, n) gives the r-th of n runs of whole batches; the first runs get one more.
         """
         dataset = self.split(split)
         count = len(dataset) if limit is None else min(limit, len(dataset))
         index = torch.arange(count) * len(dataset) // count  # [count]
-        jobs = (Job(0, part) for part in index.split(batch_size))
+        batches = index.split(batch_size)
+        number, shares = share
+        mine = torch.arange(len(batches)).tensor_split(shares)[number]
+        jobs = (Job(0, batches[i]) for i in mine)
         device = torch.device(device)
         yield from ahead(self._clean_batches(dataset, jobs, device), device)
 
@@ -274,13 +279,8 @@ class Data:
     ) -> list[Tensor]:
         """Each view, float32 [n, C, h, w], on the device."""
         images = [x.to(device, non_blocking=True) for x in loaded.images]
-        if len(images) == 1:
-            images *= len(numbers)
-        done = [views.lead(view) if self.dataset.varies else 0 for view in numbers]
-        return [
-            views.finish(view, images[view], self.seed, loaded.epoch, loaded.index, done[view])
-            for view in numbers
-        ]
+        varied = self.dataset.varies
+        return views.complete(numbers, images, varied, self.seed, loaded.epoch, loaded.index)
 
 
 def view_grid(data: Data, path: str | Path, samples: int = 8) -> None:

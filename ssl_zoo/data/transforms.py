@@ -571,12 +571,20 @@ class Views:
             "add RandomResizedCrop, CenterCrop, or Resize to [height, width]"
         )
 
+    def alike(self, views: Iterable[int]) -> list[list[int]]:
+        """Numbers of views, those with the same operations together."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for view in views:
+            groups.setdefault(tuple(label for label, _ in self.ops_of(view)), []).append(view)
+        return list(groups.values())
+
     def _keyed(
-        self, view: int, seed: int, epoch: int, index: Tensor
+        self, views: list[int], seed: int, epoch: int, index: Tensor
     ) -> Iterator[tuple[Transform, Tensor]]:
-        """(operation, its keys [N] int64) of one view, in order."""
-        key = rng.hashed(seed, epoch, index.cpu(), view)  # [N]
-        for label, op in self.ops_of(view):
+        """(operation, its keys [V x N] int64, view by view), in order, of views that are alike."""
+        index = index.cpu()
+        key = torch.cat([rng.hashed(seed, epoch, index, view) for view in views])
+        for label, op in self.ops_of(views[0]):
             yield op, rng.hashed(key, label) if op.random else key
 
     def shrink(
@@ -592,7 +600,7 @@ class Views:
         """
         spare = torch.full((len(index),), torch.inf)  # [N]
         for view in views:
-            op, key = next(self._keyed(view, seed, epoch, index))
+            op, key = next(self._keyed([view], seed, epoch, index))
             params = op.draw(key, (3, shapes[:, 1], shapes[:, 2]))
             spare = torch.minimum(spare, op.spare(shapes, params))
         return 2 ** sum((spare >= k).long() for k in (2, 4, 8))
@@ -620,7 +628,7 @@ class Views:
         Returns:
             uint8 [N, C, h, w], for `finish`.
         """
-        keyed = self._keyed(view, seed, epoch, index)
+        keyed = self._keyed([view], seed, epoch, index)
         for _, (op, key) in zip(range(self.lead(view)), keyed, strict=False):
             if shapes is None:
                 shapes = torch.tensor([image.shape for image in images])  # [N, 3]
@@ -633,20 +641,25 @@ class Views:
         return torch.stack(images)
 
     def finish(
-        self, view: int, images: Tensor, seed: int, epoch: int, index: Tensor, done: int = 0
-    ) -> Tensor:
-        """uint8 [N, C, H, W] -> one view, float32 [N, C, h, w], on the images' device.
+        self, views: list[int], images: Tensor, seed: int, epoch: int, index: Tensor, done: int = 0
+    ) -> list[Tensor]:
+        """Views that are alike, each float32 [N, C, h, w], on the images' device.
+
+        They are made as one batch: small images cost calls and not arithmetic.
 
         Args:
+            images: uint8 [N, C, H, W].
             done: operations that `begin` has applied.
         """
         # Views keep full precision even where a training loop asks for them under autocast.
         with torch.autocast(images.device.type, enabled=False):
-            images = images.float().div_(255)
-            for i, (op, key) in enumerate(self._keyed(view, seed, epoch, index)):
+            made = images.float().div_(255)
+            if len(views) > 1:
+                made = made.repeat(len(views), 1, 1, 1)  # [V x N, C, H, W]
+            for i, (op, key) in enumerate(self._keyed(views, seed, epoch, index)):
                 if i >= done:
-                    images = op(images, key)
-        return images
+                    made = op(made, key)
+        return list(made.split(len(index)))
 
     def __call__(
         self, images: Tensor | list[Tensor], seed: int, epoch: int, index: Tensor
@@ -657,14 +670,36 @@ class Views:
             images: uint8 [N, C, H, W], or a list of uint8 [C, H, W] that vary in size.
             index: [N] int64, positions in the data set; on the CPU, lest a GPU be waited for.
         """
-        out = []
-        for view in range(self.count):
-            if isinstance(images, list):
-                first, done = self.begin(view, images, seed, epoch, index), self.lead(view)
-            else:
-                first, done = images, 0
-            out.append(self.finish(view, first, seed, epoch, index, done))
-        return out
+        of = {"seed": seed, "epoch": epoch, "index": index}
+        numbers, varied = range(self.count), isinstance(images, list)
+        begun = [self.begin(view, images, **of) for view in numbers] if varied else [images]
+        return self.complete(numbers, begun, varied, **of)
+
+    def complete(
+        self,
+        numbers: range,
+        images: list[Tensor],
+        varied: bool,
+        seed: int,
+        epoch: int,
+        index: Tensor,
+    ) -> list[Tensor]:
+        """The views `numbers`, each float32 [N, C, h, w].
+
+        Args:
+            images: uint8 [N, C, H, W]: where images varied in size, what `begin` made for each
+                view; otherwise one tensor for all views.
+        """
+        of = {"seed": seed, "epoch": epoch, "index": index}
+        if varied:
+            return [
+                self.finish([view], part, done=self.lead(view), **of)[0]
+                for view, part in zip(numbers, images, strict=True)
+            ]
+        made: dict[int, Tensor] = {}
+        for views in self.alike(numbers):
+            made |= zip(views, self.finish(views, images[0], **of), strict=True)
+        return [made[view] for view in numbers]
 
     def denormalize(self, view: int, images: Tensor) -> Tensor:
         """Undoes the view's normalisation for display, [N, C, h, w] in [0, 1]."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -120,33 +119,20 @@ def extract_splits(
         ValueError: as `extract`.
     """
     device = torch.device(device)
+    size, rank, world = BATCH_SIZE[device.type], distributed.rank(), distributed.world()
     buffers = None
-    if distributed.world() > 1:
+    if world > 1:
         own = {name: value.cpu() for name, value in backbone.named_buffers()}
         buffers = {name: x.to(device) for name, x in distributed.broadcast(own).items()}
     splits = []
     for split, limit in (("train", train_limit), ("test", test_limit)):
-        batches = _share(data, split, device, limit)
-        found = extract(backbone, batches, device, precision, buffers) if batches else None
+        images = len(data.split(split))
+        found = None
+        if rank * size < min(images, limit or images):  # else no batch is left for this rank
+            batches = data.clean_batches(split, device, size, limit, share=(rank, world))
+            found = extract(backbone, batches, device, precision, buffers)
         splits.append(_on_main(found))
     return Features(*splits, precision) if distributed.is_main() else None
-
-
-def _share(data, split: str, device: torch.device, limit: int | None):
-    """This rank's clean batches of a split, a run of whole batches; None if there is none."""
-    size = BATCH_SIZE[device.type]
-    if distributed.world() == 1:
-        return data.clean_batches(split, device, size, limit)
-    images = data.split(split)
-    count = len(images) if limit is None else min(limit, len(images))
-    index = torch.arange(count) * len(images) // count  # [count], as `clean_batches` takes them
-    batches = torch.arange(-(-count // size)).tensor_split(distributed.world())[distributed.rank()]
-    if not len(batches):
-        return None
-    rows = index[int(batches[0]) * size : (int(batches[-1]) + 1) * size]
-    mine = copy.copy(data)
-    mine.split = lambda name: _Rows(data.split(name), rows)
-    return mine.clean_batches(split, device, size)
 
 
 def _on_main(found: Labelled | None) -> Labelled | None:
@@ -155,28 +141,3 @@ def _on_main(found: Labelled | None) -> Labelled | None:
     found = found or Labelled(torch.empty(0, width), torch.empty(0, dtype=torch.int64))
     features, labels = (distributed.to_main(x) for x in found)
     return None if features is None else Labelled(features, labels)
-
-
-class _Rows:
-    """Some rows [n] of an image set, as an image set."""
-
-    def __init__(self, images, rows: Tensor):
-        self.images, self.rows = images, rows
-        self.labels = images.labels[rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def fetch(self, index: Tensor, *others):
-        return self.images.fetch(self.rows[index], *others)
-
-    def shapes(self, index: Tensor) -> Tensor:
-        return self.images.shapes(self.rows[index])
-
-    def near(self, device: torch.device) -> _Rows:
-        return _Rows(self.images.near(device), self.rows)
-
-    def __getattr__(self, name: str) -> Any:  # what holds of the set as a whole
-        if name == "images":  # asked for while unpickling, before there is one
-            raise AttributeError(name)
-        return getattr(self.images, name)
