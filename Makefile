@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/data.py get fashion_mnist
@@ -11,6 +11,13 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -q
+
+# A short form of what docs/performance.md has in full; ten minutes, best on an idle machine.
+bench: $(VENV)/installed-test
+	$(BIN)/python tools/data.py get fashion_mnist
+	$(BIN)/python benchmarks/peers.py --short
+	$(BIN)/python benchmarks/floor.py --short
+	$(BIN)/python benchmarks/scaling.py --short
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
