@@ -23,7 +23,13 @@ def SGD(
     groups = method.param_groups(weight_decay, decay_norm_and_bias)
     # Fused: one kernel a group on a GPU; on a CPU it is slower than the plain one.
     fused = groups[0]["params"][0].is_cuda
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    if fused and momentum:
+        # Else torch (2.15) makes them at the first step, and leaves them unwritten if fp16's
+        # scaler finds an overflow there, as it often does.
+        for p in (p for group in groups for p in group["params"]):
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 @OPTIMIZERS.register_module()

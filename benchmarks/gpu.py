@@ -1,0 +1,537 @@
+"""MoCo v2 on a GPU: images a second, the fraction of the GPU's measured peak, and memory.
+
+python benchmarks/gpu.py [--only NAME ...] [--fair PATH] [--images PATH ...] [--out FILE]
+
+peak         what the GPU reaches in bf16: a large matrix product, and the network's own
+             convolutions, channels last, one after the other, forward and backward
+step         a step of MoCo v2 (ResNet-50 at 224x224, bf16, batch 256, K 65536) with the batch
+             ready on the device: ssl_zoo as it is, compiled, and with 8 BatchNorm groups; a step
+             in plain PyTorch; FAIR's builder (--fair: a clone of facebookresearch/moco, whose code
+             is run and never copied) as it ships and under bf16
+data         ssl_zoo from random uint8 images of 256x256 in memory to the end of the step, and from
+             each --images PATH, a folder of train/CLASS/*.jpg or of train.pack
+mechanisms   MoCo, end-to-end and memory bank at one batch (arXiv:1911.05722, table 5, finds 5.0
+             and 7.4 GB for the first two)
+queue        milliseconds that a queue of K keys adds to a step
+knn          images/s of feature extraction, seconds of the vote
+
+A contender lives in a process of its own and takes turns with the others; one that waits holds
+little more than its weights. `--device cpu --tiny` runs all of it at toy sizes, to test the script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from common import ROOT, interleaved, provenance, seconds, spread, table
+from parts import TEMPERATURE, D, Held, moco_trainer, noise, queue_pass
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import build, config
+from ssl_zoo.data.datasets import InMemory
+from ssl_zoo.evaluation import knn
+from ssl_zoo.evaluation.features import extract
+from ssl_zoo.losses import NCE, InfoNCE
+from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
+from ssl_zoo.memory_use import PeakMemory
+from ssl_zoo.registry import DATASETS, Part
+
+MOMENTUM = 0.999
+IMAGENET = 1_281_167  # images, so rows of a memory bank
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all contenders have in common.
+
+    Args:
+        stored: side of the uint8 images that views are cut from, and how many there are.
+        steps: of a round.
+        matrix: side of the matrices of the matmul peak.
+        bank: kNN's (bank, queries, width).
+    """
+
+    device: str = "cuda"
+    model: str = "resnet50"
+    side: int = 224
+    batch: int = 256
+    queue: int = 65536
+    negatives: int = 65536
+    num_samples: int = IMAGENET
+    stored: tuple[int, int] = (256, 4096)
+    steps: int = 20
+    matrix: int = 8192
+    queues: tuple[int, ...] = tuple(4**n for n in range(5, 11))
+    bank: tuple[int, int, int] = (200_000, 10_000, 2048)
+
+    @property
+    def on(self) -> torch.device:
+        return torch.device(self.device)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        small = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8], "stem_width": 4}
+        return small if self.model == "resnet18" else {}
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        return {"name": self.model, "options": self.options}
+
+
+TINY = {
+    "model": "resnet18",
+    "side": 32,
+    "batch": 16,
+    "queue": 64,
+    "negatives": 64,
+    "num_samples": 100,
+    "stored": (40, 32),
+    "steps": 1,
+    "matrix": 64,
+    "queues": (16, 64),
+    "bank": (300, 20, 16),
+}
+Round = tuple[float, float]  # images/s, peak GB
+
+
+# The peak.
+
+
+def layers(size: Size) -> list[tuple[nn.Module, tuple[int, ...], float]]:
+    """Convolutions and linear layers of the encoder: module, input's shape, FLOPs an image."""
+    net = timm.create_model(size.model, num_classes=D, **size.options)
+    found = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
+        # Each number that comes out is a sum over the weights of one output channel.
+        each = 2 * module.weight[0].numel()
+        found.append((module, tuple(inputs[0].shape[1:]), each * out.numel()))
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, 3, size.side, size.side))
+    return found
+
+
+def flops(size: Size, mechanism: str) -> float:
+    """Of a step, an image: a backward pass is two forward ones, but for the images' gradient.
+
+    MoCo: queries forward and backward, keys forward. End-to-end: both forward and backward. A
+    memory bank: queries alone. What is not a convolution or a linear layer is not counted.
+    """
+    found = layers(size)
+    forward = sum(of for *_, of in found)
+    both = 3 * forward - found[0][2]
+    return {"moco": both + forward, "end_to_end": 2 * both, "bank": both}[mechanism]
+
+
+def matmul_peak(size: Size) -> Callable[[], float]:
+    """FLOP/s of a square bf16 product."""
+    n = size.matrix
+    a, b = (torch.randn(n, n, device=size.on, dtype=torch.bfloat16) for _ in range(2))
+    return lambda: size.steps * 2 * n**3 / seconds(lambda: [a @ b for _ in range(size.steps)])
+
+
+def convolution_peak(size: Size) -> Callable[[], float]:
+    """FLOP/s of the network's convolutions by themselves, forward and backward, bf16."""
+    torch.backends.cudnn.benchmark = True
+    runs, total = [], 0.0
+    for first, (module, shape, of) in enumerate(layers(size)):
+        if not isinstance(module, nn.Conv2d):
+            continue
+        images = torch.randn(size.batch, *shape, device=size.on, dtype=torch.bfloat16)
+        runs.append((module, images.shape, first > 0))
+        total += of * size.batch * (3 if first > 0 else 2)
+        del images
+
+    def measure() -> float:
+        spent = 0.0
+        for module, shape, needs_gradient in runs:  # one after the other: one is in memory
+            x = torch.randn(shape, device=size.on, dtype=torch.bfloat16)
+            x = x.to(memory_format=torch.channels_last).requires_grad_(needs_gradient)
+            layer = copy.deepcopy(module).to(
+                size.on, torch.bfloat16, memory_format=torch.channels_last
+            )
+            with torch.no_grad():
+                out = torch.ones_like(layer(x))
+
+            def both(layer=layer, x=x, out=out) -> None:
+                layer(x).backward(out)
+
+            both()  # chooses its algorithms
+            spent += seconds(lambda both=both: [both() for _ in range(size.steps)]) / size.steps
+        return total / spent
+
+    return measure
+
+
+# Steps. Each builds in its own process and returns a function of a number of steps.
+
+
+def counted(size: Size, step: Callable[[], object], warm: int = 3) -> Callable[[int], Round]:
+    """Images/s and peak GB of so many steps; memory goes back to the device after a round."""
+    memory = PeakMemory(size.on)
+    for _ in range(warm):
+        step()
+
+    def measure(steps: int) -> Round:
+        step()  # memory comes back
+        memory.bytes = 0
+        memory.restart()
+        spent = seconds(lambda: [step() for _ in range(steps)])
+        peak = memory.peak() / 1e9
+        if size.on.type == "cuda":
+            torch.cuda.empty_cache()
+        return steps * size.batch / spent, peak
+
+    return measure
+
+
+def images(size: Size):
+    return noise(size.batch, 3, size.side, size.on)
+
+
+def our_step(size: Size, mechanism: str = "moco", groups: int = 1, compile: bool = False):
+    memory = {
+        "moco": Part(MoCoQueue, size=size.queue, momentum=MOMENTUM),
+        "end_to_end": Part(EndToEnd),
+        "bank": Part(MemoryBank, num_negatives=size.negatives),
+    }[mechanism]
+    loss = Part(NCE) if mechanism == "bank" else Part(InfoNCE, temperature=TEMPERATURE)
+    trainer = moco_trainer(
+        size.backbone | {"bn_groups": groups},
+        size.on,
+        size.batch,
+        memory=memory,
+        loss=loss,
+        num_samples=size.num_samples,
+        precision="bf16",
+        compile=compile,
+    )
+    batch = images(size)
+    return counted(size, lambda: trainer.train_step(batch))
+
+
+def autotuned_step(size: Size):
+    torch.backends.cudnn.benchmark = True
+    return our_step(size)
+
+
+def plain_step(size: Size):
+    """What one writes in an afternoon, with the whole matrix of similarities."""
+    torch.backends.cudnn.benchmark = True
+
+    def network() -> nn.Module:
+        body = timm.create_model(size.model, num_classes=0, **size.options)
+        width = body.num_features
+        net = nn.Sequential(body, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, D))
+        return net.to(size.on, memory_format=torch.channels_last)
+
+    query = network()
+    key = copy.deepcopy(query).requires_grad_(False)
+    queue = F.normalize(torch.randn(size.queue, D, device=size.on), dim=1)  # [K, D]
+    optimizer = torch.optim.SGD(query.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    x_q, x_k = images(size).views
+    target = torch.zeros(size.batch, dtype=torch.long, device=size.on)
+    head = 0
+
+    def step() -> None:
+        nonlocal head
+        with torch.autocast(size.device, torch.bfloat16):
+            q = F.normalize(query(x_q), dim=1)  # [N, D]
+            with torch.no_grad():
+                for p, m in zip(query.parameters(), key.parameters(), strict=True):
+                    m.mul_(MOMENTUM).add_(p, alpha=1 - MOMENTUM)
+                k = F.normalize(key(x_k), dim=1)  # [N, D]
+            logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], dim=1)  # [N, 1 + K]
+            loss = F.cross_entropy(logits / TEMPERATURE, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        queue[head : head + size.batch] = k.float()
+        head = (head + size.batch) % size.queue
+
+    return counted(size, step)
+
+
+def fair_step(size: Size, path: str, bf16: bool):
+    """FAIR's builder in the loop of its main_moco.py, one process; bf16 adds channels last too."""
+    sys.path.insert(0, path)
+    from moco.builder import MoCo
+
+    torch.backends.cudnn.benchmark = True  # as its main_moco.py does
+    if size.device == "cpu":
+        Tensor.cuda = lambda self, *_, **__: self  # it speaks to a GPU alone
+    torch.distributed.init_process_group(
+        "nccl" if size.device == "cuda" else "gloo",
+        store=torch.distributed.HashStore(),
+        rank=0,
+        world_size=1,
+    )
+    encoder = lambda num_classes: timm.create_model(  # noqa: E731
+        size.model, num_classes=num_classes, **size.options
+    )
+    model = MoCo(encoder, D, size.queue, MOMENTUM, TEMPERATURE, True).to(size.on)
+    if bf16:
+        model = model.to(memory_format=torch.channels_last)
+    model = nn.parallel.DistributedDataParallel(model)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    x_q, x_k = images(size).views
+
+    def step() -> None:
+        with torch.autocast(size.device, torch.bfloat16, enabled=bf16):
+            output, target = model(im_q=x_q, im_k=x_k)
+            loss = criterion(output, target)
+        loss.item()  # its meters read it at each step
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return counted(size, step)
+
+
+# With data.
+
+
+@DATASETS.register_module()
+class RandomImages(InMemory):
+    """Noise in memory, for this benchmark."""
+
+    def __init__(self, split: str, *, side: int, count: int):
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+        super().__init__(pixels, torch.full((count,), -1), 1, split)
+
+
+def with_data(size: Size, dataset: dict[str, Any]):
+    """`ssl-zoo train` from the images to the end of the step, hooks left out."""
+    overrides = [
+        ("data.dataset", dataset),
+        f"data.views.ops.crop.size={size.side}",
+        f"data.batch_size={size.batch}",
+        ("backbone", {"type": "Timm", "bn_groups": 1, **size.backbone}),
+        f"method.memory.size={size.queue}",
+        "train.precision=bf16",
+        "train.epochs=1000000",
+        "knn=null",
+    ]
+    cfg = config.load(ROOT / "configs/imagenet/moco_v2.yaml", overrides)
+    trainer = build.trainer(cfg, size.on, Path(tempfile.mkdtemp()))
+    trainer.method.train()
+    batches = trainer.data.batches(0, trainer.total_steps, size.on)
+    return counted(size, lambda: trainer.train_step(next(batches)))
+
+
+def dataset_at(path: Path) -> dict[str, Any]:
+    """A folder that `ssl-zoo data pack` wrote, or one of train/CLASS/*.jpg."""
+    if (path / "train.pack").is_file():
+        return {"type": "Packed", "path": str(path)}
+    return {"type": "ImageFolder", "root": str(path)}
+
+
+# Rounds and tables.
+
+
+def take_turns(
+    size: Size, contenders: dict[str, tuple], rounds: int
+) -> tuple[dict[str, list[Round]], list[str]]:
+    """Rounds of each, and what is to be said of those that did not run."""
+    held: dict[str, Held] = {}
+    said: dict[str, list[Round]] = {}
+    notes = []
+    try:
+        for name, (build_step, *arguments) in contenders.items():
+            try:
+                held[name] = Held(build_step, size, *arguments)
+            except RuntimeError as error:
+                notes.append(f"{name} did not run: {last_line(error)}")
+                print(error, file=sys.stderr)
+        for number in range(rounds + 1):
+            for name, measure in list(held.items()):
+                try:
+                    answer = measure(size.steps)
+                except RuntimeError as error:
+                    notes.append(f"{name} broke in round {number}: {last_line(error)}")
+                    print(error, file=sys.stderr)
+                    del held[name]
+                    said.pop(name, None)
+                    continue
+                if number > 0:
+                    said.setdefault(name, []).append(answer)
+    finally:
+        for measure in held.values():
+            measure.close()
+    return said, notes
+
+
+def last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def speed_table(
+    size: Size, said: dict[str, list[Round]], peaks: dict[str, float], mechanism: dict[str, str]
+) -> str:
+    """A row a contender; `mechanism` says which FLOPs a row does where it is not MoCo."""
+    rows = []
+    for name, rounds in said.items():
+        speeds = [speed for speed, _ in rounds]
+        median = statistics.median(speeds)
+        work = median * flops(size, mechanism.get(name, "moco"))  # FLOP/s
+        fractions = [f"{work / peak:.1%}" for peak in peaks.values()]
+        speed = [f"{median:.1f}", spread(speeds), f"{work / 1e12:.2f}"]
+        rows.append([name, *speed, *fractions, f"{max(gb for _, gb in rounds):.2f}"])
+    header = ["contender", "images/s", "lowest to highest", "TFLOP/s"]
+    return table(rows, [*header, *(f"of the {name} peak" for name in peaks), "peak GB"])
+
+
+def peak_section(size: Size, rounds: int) -> tuple[str, dict[str, float]]:
+    contenders = {"bf16 matmul": matmul_peak(size), "bf16 convolution": convolution_peak(size)}
+    said = interleaved(contenders, rounds)
+    peaks = {name: statistics.median(values) for name, values in said.items()}
+    rows = [[name, f"{value / 1e12:.3g}"] for name, value in peaks.items()]
+    each = {name: flops(size, name) / 1e9 for name in ("moco", "end_to_end", "bank")}
+    work = ", ".join(f"{name} {value:.3g}" for name, value in each.items())
+    notes = (
+        f"The convolutions of {size.model} at {size.side} and batch {size.batch}, forward and "
+        "backward, channels last, cuDNN's algorithms timed and chosen (`cudnn.benchmark`): their "
+        f"FLOPs over their time. GFLOPs of a step, an image: {work}."
+    )
+    return f"{notes}\n\n{table(rows, ['measured', 'TFLOP/s'])}", peaks
+
+
+def step_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, float]) -> str:
+    contenders: dict[str, tuple] = {
+        "ssl_zoo": (our_step,),
+        "ssl_zoo, train.compile": (our_step, "moco", 1, True),
+        "ssl_zoo, bn_groups 8": (our_step, "moco", 8),
+        "ssl_zoo, cudnn.benchmark": (autotuned_step,),
+        "plain PyTorch": (plain_step,),
+    }
+    if size.device == "cpu":
+        del contenders["ssl_zoo, train.compile"]  # minutes of a C++ compiler
+    notes = []
+    if arguments.fair:
+        contenders["FAIR, as it ships (fp32)"] = (fair_step, arguments.fair, False)
+        contenders["FAIR, bf16 and channels last"] = (fair_step, arguments.fair, True)
+    else:
+        notes.append("FAIR: no clone named (--fair), not measured.")
+    said, broken = take_turns(size, contenders, arguments.rounds)
+    text = speed_table(size, said, peaks, {})
+    return "\n\n".join([text, *(f"- {note}" for note in notes + broken)])
+
+
+def data_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, float]) -> str:
+    side, count = size.stored
+    noise_set = {"type": "RandomImages", "side": side, "count": count}
+    contenders = {f"uint8 {side}x{side} in memory": (with_data, noise_set)}
+    for path in arguments.images:
+        contenders[f"{path.name} ({dataset_at(path)['type']})"] = (with_data, dataset_at(path))
+    said, broken = take_turns(size, contenders, arguments.rounds)
+    return "\n\n".join([speed_table(size, said, peaks, {}), *(f"- {note}" for note in broken)])
+
+
+def mechanisms_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, float]) -> str:
+    names = {
+        f"MoCo, K {size.queue}": "moco",
+        f"end-to-end, {size.batch - 1} negatives": "end_to_end",
+        f"memory bank of {size.num_samples}, K {size.negatives}": "bank",
+    }
+    contenders = {name: (our_step, mechanism) for name, mechanism in names.items()}
+    said, broken = take_turns(size, contenders, arguments.rounds)
+    return "\n\n".join([speed_table(size, said, peaks, names), *(f"- {note}" for note in broken)])
+
+
+def queue_section(size: Size, rounds: int) -> str:
+    def repeated(run: Callable[[], None]) -> Callable[[], float]:
+        return lambda: seconds(lambda: [run() for _ in range(size.steps)]) / size.steps
+
+    runs = {str(k): repeated(queue_pass(k, size.batch, size.on)) for k in size.queues}
+    said = interleaved(runs, rounds)
+    rows = [[k, f"{1e3 * statistics.median(values):.3f}"] for k, values in said.items()]
+    return f"Batch {size.batch}, all that the queue adds.\n\n{table(rows, ['K', 'ms'])}"
+
+
+def knn_section(size: Size, rounds: int) -> str:
+    bank, queries, width = size.bank
+    net = timm.create_model(size.model, num_classes=0, **size.options)
+    net = net.to(size.on, memory_format=torch.channels_last)
+    x = images(size).views[0]
+    label = torch.zeros(size.batch, dtype=torch.int64)
+
+    def extraction(precision: str) -> Callable[[], float]:
+        def run() -> object:
+            return extract(net, [(x, label)] * size.steps, size.on, precision)
+
+        return lambda: size.steps * size.batch / seconds(run)
+
+    said = interleaved({f"extract, {p}": extraction(p) for p in ("fp32", "bf16")}, rounds)
+    rows = [[name, f"{statistics.median(values):.1f} images/s"] for name, values in said.items()]
+    features = [(torch.randn(n, width), torch.arange(n) % 1000) for n in (bank, queries)]
+    spent = seconds(lambda: knn.vote(*features[0], *features[1], k=min(200, bank)))
+    rows.append([f"vote, {queries} queries, bank {bank} x {width}", f"{spent:.2f} s"])
+    return table(rows, ["", "median"])
+
+
+SECTIONS = ("peak", "step", "data", "mechanisms", "queue", "knn")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME")
+    add("--rounds", type=int, default=5)
+    add("--batch", type=int, help=f"[{Size.batch}]")
+    add("--fair", help="a clone of facebookresearch/moco")
+    add("--images", type=Path, nargs="+", default=[], help="folders, of JPEGs or packed")
+    add("--device", choices=["cuda", "cpu"], default="cuda")
+    add("--tiny", action="store_true", help="toy sizes, to test the script")
+    add("--out", type=Path, help="a file for the tables")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("gpu.py: torch sees no CUDA device (--device cpu --tiny tests the script)")
+    sizes = TINY if arguments.tiny else {}
+    if arguments.batch:
+        sizes = sizes | {"batch": arguments.batch}
+    size = Size(device=arguments.device, **sizes)
+
+    command = " ".join(["python benchmarks/gpu.py", *sys.argv[1:]])
+    text = [f"# MoCo v2 on a GPU\n\n{provenance(command)}; {arguments.rounds} rounds"]
+    peaks: dict[str, float] = {}
+    for name in SECTIONS:
+        if name not in arguments.only:
+            continue
+        if name == "peak":
+            section, peaks = peak_section(size, arguments.rounds)
+        elif name == "queue":
+            section = queue_section(size, arguments.rounds)
+        elif name == "knn":
+            section = knn_section(size, arguments.rounds)
+        else:
+            make = {"step": step_section, "data": data_section, "mechanisms": mechanisms_section}
+            section = make[name](size, arguments, peaks)
+        text.append(f"## {name.capitalize()}\n\n{section}")
+        print("\n" + text[-1], flush=True)
+        if arguments.out:
+            arguments.out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+        if size.on.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
