@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     def split(self, parts: int) -> list[Batch]:
         """The batch as at most `parts` micro-batches, as equal as they can be, none empty."""
         parts = min(parts, len(self.index))
+        if parts == 1:
+            return [self]
         views = zip(*(view.tensor_split(parts) for view in self.views), strict=True)
         rows = zip(
             views, self.index.tensor_split(parts), self.label.tensor_split(parts), strict=True
@@ -79,6 +81,8 @@ def merge_outputs(outputs: list[tuple[float, dict[str, Tensor]]]) -> dict[str, T
 
     Scalars are averaged by share, rows concatenated in order.
     """
+    if len(outputs) == 1:
+        return {name: value.detach() for name, value in outputs[0][1].items()}
     merged = {}
     for name, first in outputs[0][1].items():
         values = [(share, out[name].detach()) for share, out in outputs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -79,7 +80,7 @@ class Trainer:
         lr_reference_batch: int | None = None,
         sync_bn: bool = False,
         compile: bool = False,
-        log_every: int = 20,
+        log_every: int = 50,
     ):
         self.validate(
             epochs=epochs,
@@ -210,10 +211,13 @@ class Trainer:
         self.say(f"{self.name}: the first step, compilation included, took {self.seconds:.0f} s")
 
     def _watch_loss(self, loss: Tensor) -> None:
+        if self.device.type == "cpu":
+            if not math.isfinite(loss.item()):
+                self.first_bad.fill_(self.step)
+                self.check_finite()
+            return
         # The verdict stays on the device: on a GPU, reading it at every step would stall the queue.
         self.first_bad.masked_fill_(~torch.isfinite(loss) & (self.first_bad < 0), self.step)
-        if self.device.type == "cpu":
-            self.check_finite()
 
     def _synced(self, last: bool):
         """Gradients travel between ranks once a step, with the last micro-batch."""

@@ -40,6 +40,7 @@ class Checkpointing(Hook):
         at_least("keep", keep, 1)
 
     def before_train(self, trainer) -> None:
+        self.every = trainer.steps_in(self.every_epochs)
         if distributed.is_main():
             for left in (trainer.folder / "checkpoints").glob("*.tmp"):  # of a save that was killed
                 left.unlink()
@@ -51,10 +52,9 @@ class Checkpointing(Hook):
         signal.signal(number, self.handlers[number])
 
     def after_step(self, trainer, out) -> None:
-        every = trainer.steps_in(self.every_epochs)
         last = trainer.step == trainer.total_steps
         stop = self._stop(trainer)
-        if stop or last or trainer.step % every == 0 or _improved(trainer):
+        if stop or last or trainer.step % self.every == 0 or _improved(trainer):
             path = self.save(trainer)
             if stop and not last:
                 raise Interrupted(f"stopped at step {trainer.step}; saved {path}")

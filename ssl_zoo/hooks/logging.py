@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -18,13 +19,12 @@ from ssl_zoo.hooks.schedules import Schedules
 class MetricsLogger(Hook):
     """Every `log_every` steps a line with the mean of what the method returned since the last one.
 
-    Means are taken on the device; the host waits for it once a line.
+    Means are taken on the device, once a line, and only then does the host wait for it.
     """
 
     def __init__(self, schedules: Schedules) -> None:
         self.schedules = schedules
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.seen: dict[str, list[Tensor]] = defaultdict(list)
         self.mark = (0, 0.0)  # steps and seconds at the last line
 
     def before_train(self, trainer) -> None:
@@ -33,13 +33,14 @@ class MetricsLogger(Hook):
     def after_step(self, trainer, out: dict[str, Tensor]) -> None:
         for name, value in out.items():
             if value.dim() == 0:
-                self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
+                self.seen[name].append(value)
         if trainer.step % trainer.log_every == 0 or trainer.step == trainer.total_steps:
             self._line(trainer)
 
     def _line(self, trainer) -> None:
-        means = {n: distributed.mean(s / self.count).item() for n, s in self.sums.items()}
+        means = {
+            n: distributed.mean(torch.stack(v).float().mean()).item() for n, v in self.seen.items()
+        }
         trainer.check_finite()
         trainer.clock()
         steps, seconds = trainer.step - self.mark[0], trainer.seconds - self.mark[1]
@@ -51,7 +52,7 @@ class MetricsLogger(Hook):
             scheduled = self.schedules.current(trainer)
             trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **telemetry)
         trainer.status |= {"loss": means["loss"], "images_per_s": rate}
-        self.sums, self.count = {}, 0
+        self.seen.clear()
         self.mark = (trainer.step, trainer.seconds)
 
 

@@ -14,6 +14,7 @@ class ProgressBar(Hook):
     """A live bar on a terminal, a line every ten seconds elsewhere; rank 0 only."""
 
     LINE_EVERY_S = 10.0
+    DRAWN_EVERY_S = 0.5  # drawing takes milliseconds from the training thread
 
     def __init__(self) -> None:
         self.bar: Progress | None = None
@@ -33,6 +34,7 @@ class ProgressBar(Hook):
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
                 console=trainer.console,
+                refresh_per_second=1 / self.DRAWN_EVERY_S,
             )
             self.task = self.bar.add_task(
                 trainer.name, total=trainer.total_steps, completed=trainer.step, text=""
@@ -40,13 +42,14 @@ class ProgressBar(Hook):
             self.bar.start()
 
     def after_step(self, trainer, out) -> None:
-        if not distributed.is_main():
+        every = self.LINE_EVERY_S if self.bar is None else self.DRAWN_EVERY_S
+        if not distributed.is_main() or time.monotonic() - self.printed < every:
             return
+        self.printed = time.monotonic()
         text = "  ".join(_status(trainer))
         if self.bar is not None:
             self.bar.update(self.task, completed=trainer.step, text=text)
-        elif time.monotonic() - self.printed >= self.LINE_EVERY_S:
-            self.printed = time.monotonic()
+        else:
             self._print(trainer, text)
 
     def after_train(self, trainer) -> None:

@@ -1,0 +1,641 @@
+"""How far the training step is from what this machine could do, and what our own loop adds.
+
+python benchmarks/floor.py
+python benchmarks/floor.py --net demo --precision bf16 --steps 200
+python benchmarks/floor.py --short
+
+measures the machine's matmul and copy rates and each convolution of a network at its true size,
+then times `Trainer.fit` from outside, phase by phase, and sets each phase beside two floors:
+
+floor          its FLOPs at the matmul rate (the highest rate that a product of large matrices or
+               any layer reached) and its bytes at the copy rate: what a perfect implementation
+               could reach
+as layers run  its FLOPs at the rates at which torch runs these very convolutions and linear layers,
+               and the same bytes: what our code could reach with torch's kernels
+
+FLOPs are those of convolutions, linear layers and the loss's similarities. Bytes are those that
+have to be read and written once FLOPs are perfect; ReLU and residual additions count as fused with
+BatchNorm. A copy is measured at the size of what is moved, so small tensors move at the speed of
+the caches.
+
+The last table is the loop's overhead: `Trainer.fit` with all its hooks against forward, backward,
+step and `after_step` written by hand, on a network whose step takes about 5 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import count, islice, pairwise
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from common import ROOT, provenance, seconds, spread, table
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssl_zoo import build, config
+from ssl_zoo.memory import MoCoQueue
+from ssl_zoo.memory_use import keep_freed_memory
+from ssl_zoo.method import Batch
+from ssl_zoo.precision import DTYPES, autocast
+from ssl_zoo.registry import BACKBONES
+from ssl_zoo.trainer import Trainer
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the matrices that show the matmul rate
+PHASES = [
+    "data",
+    "key forward",
+    "query forward",
+    "loss",
+    "backward",
+    "optimiser",
+    "EMA",
+    "memory",
+    "hooks",
+    "loop",
+]
+
+
+# ------------------------------------------------------------------------------------ machine
+
+
+def best(function: Callable[[], object], repeats: int = 3, budget: float = 0.3) -> float:
+    """Seconds of the fastest call: at least `repeats`, and more of a short one within `budget`."""
+    seconds(function)
+    fastest = first = seconds(function)
+    for _ in range(max(repeats, min(100, int(budget / max(first, 1e-6)))) - 1):
+        fastest = min(fastest, seconds(function))
+    return fastest
+
+
+def matmul_rates(precision: str, side: int) -> dict[str, float]:
+    """FLOP/s of a product of two [side, side] matrices, by the library that computes it.
+
+    A 1x1 convolution is the same product, and on CPUs another library's: MKL multiplies matrices
+    of fp32 and oneDNN convolves, and MKL is slow on processors of other makers.
+    """
+    a, b = (torch.randn(side, side, device=DEVICE, dtype=DTYPES[precision]) for _ in range(2))
+    x = a.view(1, side // 32, 32, side).permute(0, 3, 1, 2)  # [1, side, side / 32, 32]
+    kernel = b[:, :, None, None].to(memory_format=torch.channels_last)
+    runs = {"matmul": lambda: a @ b, "as 1x1 convolution": lambda: F.conv2d(x, kernel)}
+    return {name: 2 * side**3 / best(run, 5) for name, run in runs.items()}
+
+
+@lru_cache
+def copy_rate(size: int) -> float:
+    """Bytes a second, read and written, of what moves about `size` bytes, at its fastest.
+
+    A copy counts two passes and an addition in place three; on CPUs a copy also has to fetch what
+    it overwrites, so it seems slower.
+    """
+    source = torch.zeros(max(1, size // 8), device=DEVICE)
+    target = torch.zeros_like(source)
+    copying = 2 * source.nbytes / best(lambda: target.copy_(source), 5, 0.05)
+    adding = 3 * source.nbytes / best(lambda: target.add_(source), 5, 0.05)
+    return max(copying, adding)
+
+
+def moving(size: float) -> float:
+    """Seconds to move so many bytes, at the rate of a copy of about that size, at most 512 MB."""
+    return size / copy_rate(2 ** min(29, max(10, round(size).bit_length())))
+
+
+# ------------------------------------------------------------------------------------- layers
+
+
+class Layer(NamedTuple):
+    """A convolution at its true size; a linear layer is one with a weight of two dimensions."""
+
+    images: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+    @property
+    def flops(self) -> int:
+        """Of the forward pass; each gradient takes as many."""
+        return 2 * prod(self.output) * prod(self.weight[1:])
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        if len(self.weight) == 2:
+            return (*self.images[:-1], self.weight[0])
+        sides = zip(
+            self.images[2:], self.weight[2:], self.stride, self.padding, self.dilation, strict=True
+        )
+        side = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
+        return (self.images[0], self.weight[0], *side)
+
+
+class Network(NamedTuple):
+    """What one forward pass of a network consists of.
+
+    Attributes:
+        layers: in order; the first takes the images, which need no gradient.
+        norms: bytes of each BatchNorm's input.
+    """
+
+    layers: list[Layer]
+    norms: list[int]
+
+    @property
+    def flops(self) -> int:
+        return sum(layer.flops for layer in self.layers)
+
+    @property
+    def backward_flops(self) -> int:
+        return 2 * self.flops - self.layers[0].flops
+
+
+@torch.no_grad()
+def inspect(encoder: nn.Module, images: Tensor, precision: str) -> Network:
+    """Counts from the shapes that one forward pass meets."""
+    found = Network([], [])
+
+    def of_layer(module, inputs, output) -> None:
+        shapes = tuple(inputs[0].shape), tuple(module.weight.shape)
+        if isinstance(module, nn.Linear):
+            layer = Layer(*shapes)
+        else:
+            layer = Layer(*shapes, module.stride, module.padding, module.dilation, module.groups)
+        found.layers.append(layer)
+
+    def of_norm(module, inputs, output) -> None:
+        found.norms.append(inputs[0].nbytes)
+
+    kinds = ((nn.Conv2d, of_layer), (nn.Linear, of_layer), (_BatchNorm, of_norm))
+    handles = [
+        module.register_forward_hook(hook)
+        for module in encoder.modules()
+        for kind, hook in kinds
+        if isinstance(module, kind)
+    ]
+    with autocast(DEVICE, precision):
+        encoder(images)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@lru_cache
+def layer_seconds(layer: Layer, precision: str, repeats: int) -> tuple[float, float, float]:
+    """Of the forward pass, the gradient of the input and the gradient of the weight."""
+    options = {"device": DEVICE, "dtype": DTYPES[precision]}
+    x, w, grad = (torch.randn(s, **options) for s in (layer.images, layer.weight, layer.output))
+    if len(layer.weight) == 2:
+        x, grad = x.flatten(0, -2), grad.flatten(0, -2)
+        runs = (lambda: x @ w.T, lambda: grad @ w, lambda: grad.T @ x)
+        return tuple(best(run, repeats) for run in runs)
+    x, w, grad = (t.to(memory_format=torch.channels_last) for t in (x, w, grad))
+    shape = (layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups)
+
+    def backward(data: bool) -> tuple:
+        mask = [data, not data, False]
+        return torch.ops.aten.convolution_backward(grad, x, w, None, *shape, mask)
+
+    return (
+        best(lambda: torch.ops.aten.convolution(x, w, None, *shape), repeats),
+        best(lambda: backward(True), repeats),
+        best(lambda: backward(False), repeats),
+    )
+
+
+# ------------------------------------------------------------------------------------- phases
+
+
+class Stopwatch:
+    """Seconds of named phases. What a phase spends in another counts for the other alone."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self.within: list[float] = []  # seconds of inner phases, for each open one
+        self.laps: list[dict[str, float]] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.within.append(0.0)
+        start = now()
+        yield
+        took = now() - start
+        self.spent[name] += took - self.within.pop()
+        if self.within:
+            self.within[-1] += took
+
+    def wrap(self, owner: object, method: str, name: str) -> None:
+        """From here on, calls of `owner.method` are a phase."""
+        original = getattr(owner, method)
+
+        def timed(*args, **kwargs):
+            with self.phase(name):
+                return original(*args, **kwargs)
+
+        setattr(owner, method, timed)
+
+    def lap(self, begin: float) -> float:
+        """Ends a step that began then; what no phase claims is the loop's. Returns now."""
+        end = now()
+        self.spent["loop"] += end - begin - sum(self.spent.values())
+        self.laps.append({**self.spent, "step": end - begin})
+        self.spent.clear()
+        return end
+
+
+def now() -> float:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def watched(trainer: Trainer, steps: int) -> list[dict[str, float]]:
+    """Seconds of each phase in each of so many steps of `Trainer.fit`, and of the whole step.
+
+    A step lasts from one request for a batch to the next.
+    """
+    watch, method = Stopwatch(), trainer.method
+    make = trainer.data.batches
+
+    def batches(*args) -> Iterator[Batch]:
+        items, begin = make(*args), now()
+        watch.spent.clear()  # what hooks did before the first step
+        while True:
+            with watch.phase("data"):
+                batch = next(items, None)
+            if batch is None:
+                return
+            yield batch
+            begin = watch.lap(begin)
+
+    trainer.data.batches = batches
+    watch.wrap(trainer, "_tell", "hooks")
+    watch.wrap(trainer, "_watch_loss", "loop")
+    watch.wrap(trainer, "train_step", "backward")  # all of it that is not another phase
+    watch.wrap(method, "forward", "loss")  # likewise: normalising, look-up, loss, accuracy
+    watch.wrap(method.encoder, "forward", "query forward")
+    watch.wrap(method.memory, "encode", "key forward")
+    watch.wrap(method.memory, "update", "memory")
+    watch.wrap(method.memory.key_encoder, "follow", "EMA")
+    watch.wrap(trainer.optimizer, "step", "optimiser")
+    watch.wrap(trainer.optimizer, "zero_grad", "optimiser")
+    trainer.total_steps = steps
+    trainer.fit()
+    return watch.laps
+
+
+class Floor(NamedTuple):
+    """What a phase has to do, and how fast the machine and its layers would.
+
+    Attributes:
+        flops: operations.
+        layers: seconds of the convolutions and linear layers, as torch runs them.
+        other: seconds of the FLOPs of other operations, at the matmul rate.
+        moved: seconds of moving bytes.
+    """
+
+    flops: float = 0.0
+    layers: float = 0.0
+    other: float = 0.0
+    moved: float = 0.0
+
+
+def floors(trainer: Trainer, network: Network, rate: float, repeats: int) -> dict[str, Floor]:
+    """By phase, for one step; none for what is overhead through and through."""
+    method, precision, data = trainer.method, trainer.precision, trainer.data
+    timed = [layer_seconds(layer, precision, repeats) for layer in network.layers]
+    forward = sum(f for f, _, _ in timed)
+    backward = sum(d + w for _, d, w in timed) - timed[0][1]  # images need no gradient
+    weights = sum(p.nbytes for p in method.encoder.parameters())
+    n, (k, d) = data.batch_size, method.memory.queue.shape
+    # BatchNorm reads for the statistics, reads again and writes; backward, both times with the
+    # gradient.
+    normalise = sum(moving(3 * size) for size in network.norms)
+    passes = Floor(network.flops, forward, 0, normalise)
+    # q . k for all pairs and the weighted sum of k; an exponential goes through the cache.
+    similarities = 4 * n * k * d
+    pairs = n * k * 8 / copy_rate(2**20)
+    views = sum(prod((n, *view.shape[1:])) * 4 for view in next(data.batches(0, 1, DEVICE)).views)
+    return {
+        "data": Floor(moved=moving(views)),  # written once
+        "key forward": passes,
+        "query forward": passes,
+        "loss": Floor(similarities, 0, similarities / rate, pairs + moving(k * d * 4)),
+        "backward": Floor(
+            network.backward_flops, backward, 0, sum(moving(5 * size) for size in network.norms)
+        ),
+        "optimiser": Floor(moved=moving(5 * weights)),  # weight and momentum twice, gradient
+        "EMA": Floor(moved=moving(3 * weights)),  # the query's weight, the key's twice
+        "memory": Floor(moved=moving(2 * n * d * 4)),
+    }
+
+
+# ---------------------------------------------------------------------------------- networks
+
+
+class Net(NamedTuple):
+    title: str
+    config: str
+    overrides: list
+    steps: dict[str, int]  # by precision
+
+
+def images(size: int, channels: int) -> tuple[str, dict]:
+    """Made on the spot, so that no data set is needed; they take as long as real ones."""
+    kind = {"type": "Synthetic", "num_samples": 4096, "size": size, "channels": channels}
+    return ("data.dataset", kind)
+
+
+NETS = {
+    "demo": Net(
+        "ResNet-10 of half the width at 28x28 (configs/fashion_mnist/demo.yaml)",
+        "fashion_mnist/demo.yaml",
+        [images(28, 1)],
+        {"fp32": 80, "bf16": 80},
+    ),
+    "resnet18": Net(
+        "ResNet-18 with a 3x3 stem at 32x32",
+        "cifar10/moco_v2.yaml",
+        [
+            images(32, 3),
+            ("data.batch_size", 256),
+            ("backbone.bn_groups", 1),
+            ("method.memory.size", 65536),
+        ],
+        {"fp32": 5, "bf16": 7},
+    ),
+}
+SHORT = {"demo": 20, "resnet18": 2}
+TOY = [
+    ("data.batch_size", 16),
+    ("backbone.options", {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
+    ("method.memory.size", 64),
+]
+
+
+def make(path: str, overrides: list, precision: str, folder: str) -> Trainer:
+    """A trainer as a YAML file makes it, without evaluation, that saves after its last step."""
+    quiet = [("knn", None), ("train.precision", precision), ("checkpoint.every_epochs", 1e6)]
+    trainer = build.trainer(
+        config.load(ROOT / "configs" / path, [*overrides, *quiet]), DEVICE, Path(folder)
+    )
+    # A live progress bar, as a person sees it, on a terminal that is not there.
+    trainer.console = Console(file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
+    if not isinstance(trainer.method.memory, MoCoQueue):
+        raise ValueError(f"{path}: the phases are those of a MoCoQueue")
+    return trainer
+
+
+class Report(NamedTuple):
+    """A network in one precision.
+
+    Attributes:
+        laps: seconds of each phase and of 'step', for each step.
+        floors: of each phase that has one.
+        rate: the highest of matmul and layers, in FLOP/s.
+        rates: of matmul, by library.
+    """
+
+    title: str
+    network: Network
+    batch: int
+    laps: list[dict[str, float]]
+    floors: dict[str, Floor]
+    rate: float
+    rates: dict[str, float]
+
+    def __str__(self) -> str:
+        took = {
+            name: statistics.median(lap.get(name, 0.0) for lap in self.laps)
+            for name in [*PHASES, "step"]
+        }
+        whole = Floor(*(sum(column) for column in zip(*self.floors.values(), strict=True)))
+        rows = [
+            self._row(name, took[name], took["step"], whole if name == "step" else found)
+            for name, found in ((name, self.floors.get(name)) for name in took)
+        ]
+        header = ["phase", "ms", "share", "GFLOP", "floor, ms", "reached", "as layers run, ms"]
+        return "\n\n".join(
+            [
+                f"### {self.title}",
+                table(rows, [*header, "reached"]),
+                f"{self.batch / took['step']:.0f} images/s, "
+                f"{whole.layers / took['step']:.0%} of what the convolutions and linear layers "
+                f"alone would allow, {whole.flops / self.rate / took['step']:.0%} of what the "
+                f"matmul rate would allow. Medians of {len(self.laps)} steps, which took "
+                f"{spread([1e3 * lap['step'] for lap in self.laps])} ms.",
+            ]
+        )
+
+    def _row(self, name: str, took: float, step: float, floor: Floor | None) -> list[str]:
+        row = [name, f"{1e3 * took:.2f}", f"{took / step:.1%}"]
+        if floor is None:
+            return [*row, "", "", "", "", ""]
+        lowest = floor.flops / self.rate + floor.moved
+        reachable = floor.layers + floor.other + floor.moved
+        for seconds_ in (lowest, reachable):
+            row += [f"{1e3 * seconds_:.2f}", f"{seconds_ / took:.0%}"]
+        if not floor.layers:
+            row[-2:] = "", ""
+        row.insert(3, f"{floor.flops / 1e9:.2f}" if floor.flops else "")
+        return row
+
+
+def report(name: str, precision: str, steps: int, toy: bool, repeats: int) -> Report:
+    net = NETS[name]
+    rates = matmul_rates(precision, 128 if toy else MATMUL[DEVICE.type])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make(net.config, [*net.overrides, *(TOY if toy else [])], precision, folder)
+        views = next(trainer.data.batches(0, 1, DEVICE)).views
+        network = inspect(trainer.method.encoder, views[0], precision)
+        # Where some layer runs faster than the large product, that is what the machine can do.
+        rate = max(*rates.values(), fastest(network, precision, repeats))
+        below = floors(trainer, network, rate, repeats)
+        laps = watched(trainer, steps + 2)[1:-1]  # the first warms up, the last one saves
+        title = f"{net.title}, batch {trainer.data.batch_size}, {trainer.precision}"
+        title += f", K = {len(trainer.method.memory.queue)}"
+        return Report(title, network, trainer.data.batch_size, laps, below, rate, rates)
+
+
+def fastest(network: Network, precision: str, repeats: int) -> float:
+    """FLOP/s of the fastest pass of any layer."""
+    layers = set(network.layers)
+    return max(layer.flops / min(layer_seconds(layer, precision, repeats)) for layer in layers)
+
+
+def layers_table(found: Report, precision: str, repeats: int) -> str:
+    """Each distinct layer: how often, GFLOP and GFLOP/s of its three passes."""
+    network, rows = found.network, []
+    for layer in dict.fromkeys(network.layers):
+        times = layer_seconds(layer, precision, repeats)
+        rows.append(
+            [
+                " x ".join(map(str, layer.images[1:])),
+                " x ".join(map(str, layer.weight)),
+                layer.stride[0] if len(layer.weight) > 2 else "",
+                network.layers.count(layer),
+                f"{layer.flops / 1e9:.2f}",
+                *(f"{layer.flops / t / 1e9:.0f}" for t in times),
+            ]
+        )
+    header = ["input", "weight", "stride", "times", "GFLOP"]
+    header += ["forward, GFLOP/s", "data gradient", "weight gradient"]
+    rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in found.rates.items())
+    note = f"{precision}, GFLOP/s of large matrices: {rates}; the floor has {found.rate / 1e9:.0f}."
+    return f"{table(rows, header)}\n\n{note}"
+
+
+# ---------------------------------------------------------------------------------- overhead
+
+
+@BACKBONES.register_module()
+class Plain(nn.Module):
+    """Three convolutions: a network whose step is short."""
+
+    def __init__(self, *, in_chans: int = 1, width: int = 16, bn_groups: int = 1):
+        super().__init__()
+        self.num_features, self.bn_groups = width, bn_groups
+        blocks = [
+            [
+                nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+            for before in (in_chans, width, width)
+        ]
+        self.net = nn.Sequential(*(module for block in blocks for module in block))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images).mean(dim=(2, 3))
+
+
+def bare_step(trainer: Trainer, batch: Batch) -> None:
+    """What one writes by hand."""
+    with autocast(trainer.device, trainer.precision):
+        out = trainer.method(batch)
+    out["loss"].backward()
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.method.after_step(batch, out)
+
+
+def bare(trainer: Trainer, batches: list[Batch]) -> float:
+    """Seconds a step."""
+    return seconds(lambda: [bare_step(trainer, batch) for batch in batches]) / len(batches)
+
+
+def short_trainer(precision: str, folder: str, target: float) -> tuple[Trainer, list[Batch]]:
+    """One whose bare step takes about `target` seconds, by the size of its batch; and batches."""
+    for size in (round(8 * 1.25**i) for i in count()):
+        overrides = [
+            images(28, 1),
+            ("backbone", {"type": "Plain", "bn_groups": 1}),
+            ("data.batch_size", size),
+        ]
+        trainer = make("fashion_mnist/demo.yaml", overrides, precision, folder)
+        batches = list(islice(trainer.data.batches(0, 8, DEVICE), 8))
+        trainer.method.train()
+        if min(bare(trainer, batches) for _ in range(4)) >= target or size > 1500:
+            return trainer, batches
+    raise AssertionError("unreachable")
+
+
+def overhead(precision: str, rounds: int, block: int, target: float = 5e-3) -> str:
+    """`Trainer.fit` with all hooks against the bare loop, in turn, on the same batches.
+
+    Args:
+        block: steps of a turn; the logger's interval, so that each of fit's has a line.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, some = short_trainer(precision, folder, target)
+        batches = [some[i % len(some)] for i in range(block)]
+        ours: list[float] = []
+        theirs: list[float] = []
+
+        def feed(*_) -> Iterator[Batch]:
+            # `fit` runs while this waits at a yield, and waits while the bare loop runs here.
+            for _ in range(1 + rounds):
+                start = now()
+                yield from batches
+                ours.append((now() - start) / block)
+                theirs.append(bare(trainer, batches))
+            yield batches[0]  # the run's last step, which saves
+
+        trainer.data.batches = feed
+        trainer.total_steps = (1 + rounds) * block + 1
+        trainer.fit()
+    # The first block warms up. Each of fit's stands between two bare ones.
+    around = [(a + b) / 2 for a, b in pairwise(theirs)]
+    ratios = [a / b for a, b in zip(ours[1:], around, strict=True)]
+    row = [
+        precision,
+        trainer.data.batch_size,
+        f"{1e3 * statistics.median(theirs[1:]):.2f}",
+        f"{1e3 * statistics.median(ours[1:]):.2f}",
+        f"{statistics.median(ratios) - 1:+.1%}",
+        " to ".join(f"{quartile - 1:+.1%}" for quartile in statistics.quantiles(ratios)[::2]),
+    ]
+    header = ["precision", "batch", "bare step, ms", "Trainer.fit, ms", "overhead", "quartiles"]
+    return table([row], header) + f"\n\n{rounds} rounds of {block} steps each."
+
+
+# -------------------------------------------------------------------------------------- main
+
+
+def without_out(words: list[str]) -> list[str]:
+    """Where a reader keeps the result is not part of how to get it."""
+    if "--out" not in words:
+        return words
+    at = words.index("--out")
+    return words[:at] + words[at + 2 :]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--net", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
+    parser.add_argument("--steps", type=int, help="of each network [80 and 5 to 7]")
+    parser.add_argument("--out", type=Path, help="markdown file to write")
+    parser.add_argument(
+        "--short", action="store_true", help="fewer of all, resnet18 in bf16 alone: within 45 s"
+    )
+    parser.add_argument("--toy", action="store_true", help="toy sizes: does it run?")
+    arguments = parser.parse_args(argv)
+    keep_freed_memory()
+    repeats = 1 if arguments.short or arguments.toy else 3
+    parts = []
+    for name in arguments.net:
+        brief = arguments.short and name == "resnet18"
+        for precision in arguments.precision or (("bf16",) if brief else ("fp32", "bf16")):
+            steps = arguments.steps or NETS[name].steps[precision]
+            if not arguments.steps and (arguments.short or arguments.toy):
+                steps = 3 if arguments.toy else SHORT[name]
+            found = report(name, precision, steps, arguments.toy, repeats)
+            parts += [str(found), layers_table(found, precision, repeats)]
+            print(f"{parts[-2]}\n\n{parts[-1]}\n", flush=True)
+    parts.append("### Overhead of the loop and its hooks")
+    if arguments.toy:
+        parts.append(overhead("fp32", 2, 5, target=0.0))
+    else:
+        parts.append(overhead("fp32", 20 if arguments.short else 150, 20))
+    command = " ".join(["python benchmarks/floor.py", *without_out(argv or sys.argv[1:])])
+    parts.append(f"{provenance(command)}, {torch.get_num_threads()} threads")
+    print("\n\n".join(parts[-3:]))
+    if arguments.out:
+        arguments.out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
