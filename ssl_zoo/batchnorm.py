@@ -15,6 +15,11 @@ class _Split:
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        if len(x) < self.groups:
+            raise ValueError(
+                f"backbone.bn_groups is {self.groups}, and a process's batch or micro-batch has "
+                f"only {len(x)} images; expected fewer groups, or more images"
+            )
         # As tensor_split divides, but with a backward pass that is one concatenation.
         small, more = len(x) // self.groups, len(x) % self.groups
         sizes = [small + 1] * more + [small] * (self.groups - more)

@@ -41,6 +41,7 @@ def save(trainer) -> Path:
             "method": trainer.method.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict(),
+            "precision": trainer.precision,
             "ranks": ranks,
         }
         write_atomically(state, path)
@@ -80,7 +81,10 @@ def restore(trainer, path: Path) -> None:
     """
     state = read(path)
     trainer.method.load_state_dict(state["method"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    _load_optimizer(trainer.optimizer, state["optimizer"])
+    begun = state.get("precision", trainer.precision)
+    if begun != trainer.precision:  # `auto`, on a machine that has something else
+        trainer.precision, trainer.precision_reason = begun, "as the run began"
     trainer.scaler.load_state_dict(state["scaler"])
     trainer.step, trainer.seconds = state["step"], state["seconds"]
     trainer.peak_memory.bytes = state["peak_bytes"]
@@ -92,6 +96,14 @@ def restore(trainer, path: Path) -> None:
     mine = ranks[distributed.rank()] if len(ranks) == distributed.world() else ranks[0]
     trainer.method.load_state_dict(mine["batchnorm"], strict=False)
     _set_random_state(mine["random"])
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Its state and settings; but which kernel is fast is this machine's business."""
+    kernels = [{k: group.get(k) for k in ("fused", "foreach")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, kernels, strict=True):
+        group.update({k: v for k, v in own.items() if k in group})
 
 
 def _rank_state(trainer) -> dict[str, Any]:

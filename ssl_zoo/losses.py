@@ -1,6 +1,6 @@
 """Losses over a look-up: one positive and M negatives for every query.
 
-InfoNCE and NCE never form the matrix of similarities; see `Lookup`.
+InfoNCE and NCE never keep the matrix of similarities; see `Lookup`.
 """
 
 from __future__ import annotations

@@ -18,13 +18,25 @@ def keep_freed_memory() -> bool:
     Without it every large activation is mapped anew and its pages are faulted in one by one, in
     every step: a quarter of a ResNet-18 step at 32 x 32. The process then holds on to its peak.
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
+    libc = _glibc()
     # malloc.h: M_TRIM_THRESHOLD -1, M_MMAP_MAX -4. No block is mapped on its own, and the heap is
     # never trimmed.
-    return bool(mallopt(-1, 2**31 - 1) and mallopt(-4, 0))
+    return libc is not None and bool(libc.mallopt(-1, -1) and libc.mallopt(-4, 0))
+
+
+def give_back_freed_memory() -> None:
+    """Returns what is free to the system, once."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        if libc.mallopt and libc.malloc_trim:
+            return libc
+    return None
 
 
 class PeakMemory:
@@ -69,5 +81,6 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
+        give_back_freed_memory()  # or what was kept of it would count as training's
         with suppress(OSError):  # not Linux, or not allowed: the peak then includes evaluation
             Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far

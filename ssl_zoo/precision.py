@@ -29,8 +29,9 @@ def choose(device: torch.device, precision: Precision) -> tuple[str, str]:
         return ("bf16", f"auto: {found}") if found else ("fp32", "auto: no bf16 units here")
     if precision == "fp16" and device.type != "cuda":
         raise ValueError("precision fp16 is for GPUs; bf16 runs here")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError(f"precision bf16 is beyond {torch.cuda.get_device_name(device)}; fp16")
+    if precision == "bf16" and device.type == "cuda" and not _multiplies_bf16(device):
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"precision bf16 is beyond this GPU ({name}); expected fp16 or fp32")
     return precision, "as configured"
 
 

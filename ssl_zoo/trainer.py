@@ -207,8 +207,9 @@ class Trainer:
 
     def _tell_compile_time(self) -> None:
         self.compiles = False
-        self.clock()
-        self.say(f"{self.name}: the first step, compilation included, took {self.seconds:.0f} s")
+        self._wait()
+        took = time.perf_counter() - self.started
+        self.say(f"{self.name}: the first step, compilation included, took {took:.0f} s")
 
     def _watch_loss(self, loss: Tensor) -> None:
         if self.device.type == "cpu":
@@ -230,10 +231,13 @@ class Trainer:
     # What hooks use.
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time and memory spent inside do not count as training."""
+    def paused(self, memory: bool = True) -> Iterator[None]:
+        """Time spent inside does not count as training, nor memory unless told otherwise.
+
+        To tell memory apart, what is free must go back to the system first: not at every line.
+        """
         self.clock()
-        with self.peak_memory.excluded():
+        with self.peak_memory.excluded() if memory else nullcontext():
             yield
         self._wait()
         self.started = time.perf_counter()

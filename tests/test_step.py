@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_zoo import backbones, build, config, precision
+from ssl_zoo import backbones, build, checkpoint, config, precision
 from ssl_zoo.backbones import Timm
 from ssl_zoo.memory_use import keep_freed_memory
 from ssl_zoo.method import Method
@@ -177,3 +177,47 @@ def test_encoders_compile_in_one_graph_and_train_alike(overrides, tmp_path, monk
     assert compiled and trainer.method.encoder in compiled
     assert "compilation included" in (folder / "log.txt").read_text()
     assert losses[1] == pytest.approx(losses[0], rel=1e-3) and len(losses[0]) == 3
+
+
+KEPT = """
+import torch
+from ssl_zoo.memory_use import PeakMemory, keep_freed_memory
+
+assert keep_freed_memory()
+memory = PeakMemory(torch.device("cpu"))
+memory.restart()
+before = memory.peak()
+with memory.excluded():
+    torch.ones(200_000_000, dtype=torch.uint8)
+print((memory.peak() - before) // 1_000_000)
+"""
+
+
+def test_memory_of_an_evaluation_is_not_trainings_though_it_is_kept():
+    if not keep_freed_memory():
+        pytest.skip("malloc is not glibc's")
+    more = int(subprocess.check_output([sys.executable, "-c", KEPT], text=True))
+    assert more < 100
+
+
+def test_a_batch_smaller_than_the_groups_is_refused():
+    backbone = Timm(name="resnet18", options={"layers": [1, 1, 1, 1]}, bn_groups=4)
+    with pytest.raises(ValueError, match=r"bn_groups is 4.*only 3 images"):
+        backbone(torch.randn(3, 3, 32, 32))
+
+
+def test_a_resume_keeps_the_precision_and_this_machines_kernels(tmp_path, monkeypatch):
+    def make(flags: set[str]):
+        monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+        settings = ["knn=null", "train.epochs=0.2", "optimizer={type: AdamW, lr: 0.001}"]
+        cfg = config.load("configs/digits/moco_v2.yaml", settings)
+        return build.trainer(cfg, torch.device("cpu"), tmp_path)
+
+    begun = make({"avx512_bf16"})
+    begun.optimizer.param_groups[0]["fused"] = None  # as another machine might have it
+    path = checkpoint.save(begun)
+    resumed = make(set())
+    assert (begun.precision, resumed.precision) == ("bf16", "fp32")
+    checkpoint.restore(resumed, path)
+    assert (resumed.precision, resumed.precision_reason) == ("bf16", "as the run began")
+    assert resumed.optimizer.param_groups[0]["fused"] is True

@@ -10,6 +10,7 @@ from timm.models import list_models as timm_models
 from torch import Tensor, nn
 
 from ssl_zoo.batchnorm import hold_statistics, split_batchnorm
+from ssl_zoo.convolution import speed_up_convolutions
 from ssl_zoo.registry import BACKBONES, ConfigError, nearest
 
 
@@ -57,7 +58,7 @@ class Timm(nn.Module):
         if grad_checkpointing:
             _checkpoint_gradients(model, name)
         self.grad_checkpointing = grad_checkpointing
-        self.model = split_batchnorm(model, bn_groups)
+        self.model = speed_up_convolutions(split_batchnorm(model, bn_groups))
         self.bn_groups = bn_groups
         # Some models put a layer between pooling and classifier, and timm counts its width apart.
         self.num_features: int = getattr(model, "head_hidden_size", None) or model.num_features

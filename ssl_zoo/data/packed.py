@@ -55,7 +55,7 @@ class Small:
 def pack(
     dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = print
 ) -> None:
-    """Writes a split to `path`, whole or not at all; a file of the very same is kept as it is.
+    """Writes a split to `path`, whole or not at all; a pack of the same file names is kept.
 
     Args:
         size: pixels of the shorter side; images that are smaller stay as they are.

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_zoo import distributed, rng
-from ssl_zoo.evaluation.features import Features, check_labelled, extract_splits
+from ssl_zoo.evaluation.features import Features, check_labelled
 from ssl_zoo.registry import ConfigError, above, at_least
 
 # 0.001 to 100. What lr is right depends on the features' scale: MoCo's needs 30.
@@ -261,35 +261,3 @@ def of_features(
         return result
 
     return distributed.attempt(on_main)
-
-
-def evaluate(
-    backbone: nn.Module,
-    data,
-    device: torch.device | str,
-    *,
-    train_limit: int | None = None,
-    test_limit: int | None = None,
-    precision: str = "fp32",
-    **settings: Any,
-) -> dict[str, Any]:
-    """Linear accuracy of a frozen backbone on clean views; all ranks call it.
-
-    Args:
-        data: `ssl_zoo.data.Data`.
-        train_limit, test_limit: use so many images of the split; None takes all.
-        settings: see `probe`.
-
-    Returns:
-        As `of_features`.
-    """
-    check_protocol(**settings)
-    features = extract_splits(
-        backbone,
-        data,
-        device,
-        train_limit=train_limit,
-        test_limit=test_limit,
-        precision=precision,
-    )
-    return of_features(features, device, **settings)

@@ -11,6 +11,8 @@ from ssl_zoo.hooks.base import Hook
 from ssl_zoo.hooks.knn import KNNMonitor
 from ssl_zoo.registry import above, at_least
 
+RANKS_ASK_EVERY = 20  # steps between two questions whether a rank was told to stop
+
 
 class Interrupted(Exception):
     """The run was asked to stop, and has saved itself."""
@@ -19,9 +21,9 @@ class Interrupted(Exception):
 class Checkpointing(Hook):
     """Saves every few epochs, at the end, and when the run is asked to stop.
 
-    SIGINT and SIGTERM (Ctrl-C, a scheduler's preemption) finish the step, save, and end the
-    sitting with `Interrupted`; a second Ctrl-C ends it at once. A new file is complete on disk
-    before an older one is removed.
+    SIGINT and SIGTERM (Ctrl-C, a scheduler's preemption) finish the step (on several processes
+    within 20 steps), save, and end the sitting with `Interrupted`; a second Ctrl-C ends it at once.
+    A new file is complete on disk before an older one is removed.
 
     Args:
         every_epochs: fractions allowed.
@@ -63,11 +65,11 @@ class Checkpointing(Hook):
         # Ranks get the signal at different steps; they ask each other only now and then.
         if distributed.world() == 1:
             return self.stop_asked
-        return trainer.step % trainer.log_every == 0 and any(distributed.collect(self.stop_asked))
+        return trainer.step % RANKS_ASK_EVERY == 0 and any(distributed.collect(self.stop_asked))
 
     def save(self, trainer):
         trainer.check_finite()
-        with trainer.paused():
+        with trainer.paused(memory=False):
             path = checkpoint.save(trainer)
             if distributed.is_main():
                 if _improved(trainer):

@@ -17,7 +17,7 @@ from ssl_zoo.hooks.schedules import Schedules
 
 
 class MetricsLogger(Hook):
-    """Every `log_every` steps a line with the mean of what the method returned since the last one.
+    """After the first step and every `log_every` steps, a line: means since the line before.
 
     Means are taken on the device, once a line, and only then does the host wait for it.
     """
@@ -34,7 +34,7 @@ class MetricsLogger(Hook):
         for name, value in out.items():
             if value.dim() == 0:
                 self.seen[name].append(value)
-        if trainer.step % trainer.log_every == 0 or trainer.step == trainer.total_steps:
+        if trainer.step % trainer.log_every == 0 or trainer.step in (1, trainer.total_steps):
             self._line(trainer)
 
     def _line(self, trainer) -> None:
@@ -46,7 +46,7 @@ class MetricsLogger(Hook):
         steps, seconds = trainer.step - self.mark[0], trainer.seconds - self.mark[1]
         rate = steps * trainer.data.batch_size / max(seconds, 1e-9)
         if distributed.is_main():
-            with trainer.paused():
+            with trainer.paused(memory=False):
                 telemetry = trainer.method.telemetry(trainer.labels)
             lr = trainer.optimizer.param_groups[0]["lr"]
             scheduled = self.schedules.current(trainer)

@@ -17,7 +17,7 @@ from ssl_zoo.memory.reductions import LogSumExp, SoftplusSum
 class Lookup:
     """What a memory answers: a positive for every query, and one dictionary for all of them.
 
-    The dictionary is handed out as rows, not as similarities, so that a loss need never form
+    The dictionary is handed out as rows, not as similarities, so that a loss need never keep
     the [R, M] matrix: `logsumexp` and `softplus_sum` go through the rows block by block.
     `positives` and `negatives` are that matrix, for losses that want it, formed when asked.
 

@@ -1,4 +1,4 @@
-"""Sums over all keys of a dictionary that never hold the [R, M] matrix of their similarities.
+"""Sums over all keys of a dictionary that never keep the [R, M] matrix of their similarities.
 
 Both functions go through the keys block by block, as flash attention does (arXiv:2205.14135), and
 keep for the backward pass only what has the size of the queries: memory is O(R D + M D). If keys
@@ -54,7 +54,8 @@ class LogSumExp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor, _):
         q, keys, own, mean, result = ctx.saved_tensors
-        return _gradients(ctx, grad, q, keys, own, mean, lambda s: s.sub_(result[:, None]).exp_())
+        shift = result[:, None].clamp(min=torch.finfo(q.dtype).min)  # as in the forward pass
+        return _gradients(ctx, grad, q, keys, own, mean, lambda s: s.sub_(shift).exp_())
 
 
 class SoftplusSum(torch.autograd.Function):
