@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -q
 
-# A short form of what docs/performance.md has in full; ten minutes, best on an idle machine.
+# A short form of what docs/performance.md has in full; six minutes, best on an idle machine.
 bench: $(VENV)/installed-test
 	$(BIN)/python tools/data.py get fashion_mnist
 	$(BIN)/python benchmarks/peers.py --short
