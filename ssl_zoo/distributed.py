@@ -162,6 +162,12 @@ def attempt(function: Callable[[], Any]) -> Any:
     return outcome
 
 
+def cores() -> int:
+    """Processor cores that this process may use; on Linux, what its container leaves it."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 @contextmanager
 def borrowed_threads() -> Iterator[int]:
     """While the other ranks wait for rank 0, torch on rank 0 also gets theirs, of this machine.
@@ -169,9 +175,8 @@ def borrowed_threads() -> Iterator[int]:
     torchrun gives every process one thread. Cores that this process may not use are left alone.
     """
     own = torch.get_num_threads()
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     total = own * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else own
-    torch.set_num_threads(max(own, min(total, allowed)))
+    torch.set_num_threads(max(own, min(total, cores())))
     try:
         yield torch.get_num_threads()
     finally:

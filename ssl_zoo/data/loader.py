@@ -19,6 +19,7 @@ from ssl_zoo import distributed
 from ssl_zoo.data.datasets import ImageSet
 from ssl_zoo.data.sampler import Sampler
 from ssl_zoo.data.transforms import Views
+from ssl_zoo.distributed import cores
 from ssl_zoo.method import Batch
 from ssl_zoo.registry import DATASETS, ConfigError, Part, join
 
@@ -64,12 +65,6 @@ class Fetch:
             images = self.dataset.fetch(index, shrink)
             begin = partial(self.views.begin, images=images, shapes=shapes, shrink=shrink, **of)
         return [begin(view) for view in self.numbers]
-
-
-def cores() -> int:
-    """Processor cores that this process may use; on Linux, what its container leaves it."""
-    known = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 def automatic_workers(in_ram: bool, device: torch.device) -> int:
