@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssl_zoo import (
-    backbones,  # noqa: F401  (registers)
+    backbones,
     checkpoint,
     distributed,
     heads,  # noqa: F401  (registers)
@@ -96,6 +96,7 @@ def parse(config: Config) -> Part:
         whole = bind(experiment, config.data)
         _check_schedules(whole)
         _check_views(whole)
+        _check_backbone(whole)
         _check_sync_bn(whole)
     except ConfigError as error:
         error.where = error.where or config.where(error.key)
@@ -201,6 +202,21 @@ def _check_views(whole: Part) -> None:
             found=str(made),
             expected=f"at least {needed}",
         )
+
+
+def _check_backbone(whole: Part) -> None:
+    """A method that masks patches wants a ViT, and so on."""
+    method, backbone = whole.kwargs["method"], whole.kwargs["backbone"]
+    needs = method.target.needs
+    provides = getattr(backbone.target, "provides", lambda **_: {"features"})
+    if needs == "features" or needs in provides(**backbone.kwargs):
+        return
+    raise ConfigError(
+        "backbone.name" if "name" in backbone.kwargs else "backbone.type",
+        f"{method.target.__name__} needs {needs} of its backbone",
+        found=backbone.kwargs.get("name", backbone.type),
+        expected=backbones.FITS[needs],
+    )
 
 
 def _check_sync_bn(whole: Part) -> None:

@@ -29,11 +29,39 @@ class Encoder(nn.Module):
         return self.head(self.backbone(images))
 
 
+def encode_views(encoder: nn.Module, views: list[Tensor], groups: int = 1) -> list[Tensor]:
+    """Outputs [N, ...] of each view, those of one size in one pass (multi-crop).
+
+    A BatchNorm in between sees the views of a pass together, as in SwAV (arXiv:2006.09882).
+
+    Args:
+        encoder: images [N, C, H, W] -> [N, ...].
+        views: [N, C, H, W] each; H and W may differ.
+        groups: the encoder's `bn_groups`; rows are then ordered so that a group holds the same
+            images in every view, as a process of its own would.
+    """
+    outputs: list[Tensor | None] = [None] * len(views)
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for number, view in enumerate(views):
+        by_size.setdefault(view.shape[1:], []).append(number)
+    for numbers in by_size.values():
+        if len(numbers) == 1:
+            outputs[numbers[0]] = encoder(views[numbers[0]])
+            continue
+        parts = [views[number].tensor_split(groups) for number in numbers]
+        ordered = [part for group in zip(*parts, strict=True) for part in group]
+        found = encoder(torch.cat(ordered)).split([len(part) for part in ordered])
+        for i, number in enumerate(numbers):
+            outputs[number] = torch.cat(found[i :: len(numbers)])
+    return outputs
+
+
 class MomentumEncoder(nn.Module):
     """A copy of an encoder that follows it slowly, and never by gradient.
 
-    It starts equal to the encoder, head included. BatchNorm runs on batch statistics, as in the
-    online encoder; its running statistics are its own.
+    Key encoder, target network and teacher are this. It starts equal to the encoder, head
+    included. BatchNorm runs on batch statistics, as in the online encoder; its running statistics
+    are its own. What needs more than its outputs (tokens, a map) calls `encoder` under `no_grad`.
     """
 
     def __init__(self, encoder: nn.Module):

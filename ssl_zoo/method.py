@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ssl_zoo import rng
+
+Family = Literal["contrastive", "non-contrastive", "clustering", "masked", "pretext", "baseline"]
 
 
 class Batch(NamedTuple):
@@ -37,16 +42,54 @@ class Method(nn.Module):
     """A pretext task: the trainer's whole knowledge of a method.
 
     `forward` computes, `after_step` mutates. `encoder.backbone` is what is kept and evaluated.
+
+    Attributes:
+        family: where it stands in docs/methods.md.
+        needs: what it asks of a backbone: `features` (any), `map` (a grid of features before
+            pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
+            backbone of the method's own has in its `provides`.
+        steps: optimiser steps seen, int64; with `seed` it determines all that `draw` draws, so
+            ranks agree without talking and a resume draws the same.
     """
 
     encoder: nn.Module
+    family: Family = "pretext"
+    needs: str = "features"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # Read and not drawn, so that what is initialised next does not depend on it.
+        self.register_buffer("seed", torch.tensor(torch.initial_seed() % 2**31))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns 'loss', further scalars to be logged, and rows [N, ...] for `after_step`."""
         raise NotImplementedError
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
-        """Called once a step, after the optimiser, with the whole step's batch and outputs."""
+        """Called once a step, after the optimiser, with the whole step's batch and outputs.
+
+        What overrides it begins with `super().after_step(batch, out)`, which counts the step.
+        """
+        self.steps += 1
+
+    def after_backward(self) -> None:
+        """Called once a step between the gradients and the optimiser: to freeze a layer, say."""
+
+    def before_epoch(self, images: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Called before an epoch's first step; for methods that look at the whole training set.
+
+        Args:
+            images: this rank's share of the training images without augmentation, read only if
+                asked for: (images [n, C, H, W], data-set positions [n]) in order.
+        """
+
+    def draw(self, purpose: str, index: Tensor) -> Tensor:
+        """A key for each sample at this step, [N] int64, to be given to `rng.uniform` and others.
+
+        It depends on the sample and not on its place in a batch or on a rank.
+        """
+        return rng.hashed(self.seed, self.steps, purpose, index)
 
     def telemetry(self, labels: Tensor | None) -> dict[str, float]:
         """Scalars too costly for every step; called when the trainer logs, on rank 0 alone.

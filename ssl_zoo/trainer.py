@@ -151,6 +151,8 @@ class Trainer:
             self.peak_memory.restart()
             self._tell("before_train")
             for batch in self.data.batches(self.step, self.total_steps, self.device):
+                if self.step % self.data.steps_per_epoch == 0:
+                    self.method.before_epoch(self.data.clean_share(self.device))
                 self._tell("before_step")
                 out = self.train_step(batch)
                 if self.compiles:
@@ -174,6 +176,7 @@ class Trainer:
             outputs.append((share, out))
         out = merge_outputs(outputs)
         self._watch_loss(out["loss"])
+        self.method.after_backward()
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.method.parameters(), self.clip_grad)

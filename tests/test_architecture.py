@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ssl_zoo"
-FOUNDATION = {"precision", "registry", "rng", "distributed", "batchnorm", "files", "memory_use"}
+FOUNDATION = {
+    "precision",
+    "registry",
+    "rng",
+    "distributed",
+    "batchnorm",
+    "files",
+    "memory_use",
+    "health",
+    "patches",
+    "colour",
+    "sinkhorn",
+}
 MAY_IMPORT = {
     "registry": set(),
     "rng": set(),
@@ -19,7 +31,11 @@ MAY_IMPORT = {
     "files": set(),
     "precision": set(),
     "config": {"registry", "files"},
-    "method": set(),
+    "health": set(),
+    "patches": {"rng"},
+    "colour": set(),
+    "sinkhorn": {"distributed"},
+    "method": {"rng"},
     "encoder": FOUNDATION,
     "memory": FOUNDATION | {"encoder"},
     "heads": FOUNDATION,

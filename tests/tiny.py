@@ -18,7 +18,7 @@ class TinyNet(nn.Module):
         self, *, in_chans: int = 1, width: int = 8, norm: bool = False, bn_groups: int = 1
     ):
         super().__init__()
-        self.num_features, self.bn_groups = width, bn_groups
+        self.num_features, self.map_features, self.bn_groups = width, width, bn_groups
         self.net = nn.Sequential(
             nn.Conv2d(in_chans, width, 3, stride=2, padding=1),
             nn.BatchNorm2d(width) if norm else nn.Identity(),
@@ -30,7 +30,17 @@ class TinyNet(nn.Module):
         split_batchnorm(self.net, bn_groups)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(images).mean(dim=(2, 3))
+        return self.pool(self.feature_map(images))
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+    @staticmethod
+    def provides(**_) -> set[str]:
+        return {"features", "map"}
 
 
 def batch(n: int, step: int = 0, size: int = 8, num_samples: int = 64, views: int = 2) -> Batch:

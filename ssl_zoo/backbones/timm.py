@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
-from timm.models import ResNet, is_model, load_checkpoint
+import torch
+from timm.models import ResNet, VisionTransformer, checkpoint_seq, is_model, load_checkpoint
 from timm.models import list_models as timm_models
 from torch import Tensor, nn
 
 from ssl_zoo.batchnorm import hold_statistics, split_batchnorm
 from ssl_zoo.convolution import speed_up_convolutions
 from ssl_zoo.registry import BACKBONES, ConfigError, nearest
+
+# Which backbones fit what a method needs, for error messages.
+FITS = {
+    "features": "any backbone",
+    "map": "a timm CNN (resnet50, convnext_tiny, ...) or ViT (vit_small_patch16_224, ...)",
+    "tokens": "a timm ViT (vit_small_patch16_224, deit_small_patch16_224, ...)",
+}
 
 
 @BACKBONES.register_module()
@@ -62,14 +71,95 @@ class Timm(nn.Module):
         self.bn_groups = bn_groups
         # Some models put a layer between pooling and classifier, and timm counts its width apart.
         self.num_features: int = getattr(model, "head_hidden_size", None) or model.num_features
+        self.map_features: int = model.num_features
 
     def forward(self, images: Tensor) -> Tensor:
+        return self._once(self.model, images)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, F, h, w], what `pool` makes features of; of a ViT its patches.
+
+        Raises:
+            ConfigError: a model whose features are not on a grid.
+        """
+        x = self._once(self.model.forward_features, images)
+        if isinstance(self.model, VisionTransformer):
+            size = self.model.patch_embed.dynamic_feat_size(images.shape[2:])
+            return x[:, self.model.num_prefix_tokens :].mT.unflatten(2, size)
+        if x.ndim == 4 and x.shape[1] == self.model.num_features:
+            return x
+        if x.ndim == 4 and x.shape[3] == self.model.num_features:  # Swin and its like
+            return x.permute(0, 3, 1, 2)
+        raise ConfigError("backbone.name", "its features are not on a grid", expected=FITS["map"])
+
+    def tokens(
+        self,
+        images: Tensor,
+        masked: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """A ViT's outputs after its last norm, prefix tokens first: [N, P + L, F].
+
+        Args:
+            images: [N, C, H, W], in L patches.
+            masked: [N, L] bool; these patches' embeddings are replaced by `mask_token` [F], before
+                positions are added (BEiT, SimMIM, iBOT).
+            kept: [N, K] int64, patches to look at; the others are left out (MAE, I-JEPA, MSN):
+                [N, P + K, F], in the order of `kept`.
+        """
+        vit = self.model
+        x = vit.patch_embed(images)  # [N, L, F], or [N, h, w, F] where sizes may vary
+        if masked is not None:
+            masked = masked.view(*x.shape[:-1], 1)
+            x = torch.where(masked, mask_token.to(x.dtype), x)
+        x = vit._pos_embed(x)  # [N, P + L, F]
+        if kept is not None:
+            prefix, patches = x.tensor_split([vit.num_prefix_tokens], dim=1)
+            patches = patches.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
+            x = torch.cat([prefix, patches], dim=1)  # [N, P + K, F]
+        x = vit.norm_pre(vit.patch_drop(x))
+        x = checkpoint_seq(vit.blocks, x) if vit.grad_checkpointing else vit.blocks(x)
+        return vit.norm(x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """A CNN's map [N, F, h, w] or a ViT's tokens [N, P + L, F] -> features [N, F]."""
+        return self.model.forward_head(x, pre_logits=True)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Of a ViT: class and register tokens, P."""
+        return self.model.num_prefix_tokens
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Of a ViT: height and width of a patch in pixels."""
+        return self.model.patch_embed.patch_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Of a ViT: patches down and across an image of its own size."""
+        return self.model.patch_embed.grid_size
+
+    @staticmethod
+    def provides(*, name: str, options: dict = {}, **_) -> set[str]:  # noqa: B006
+        """What methods may ask of this model, see `Method.needs`; builds no weights."""
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0, in_chans=3, **options)
+        if isinstance(model, VisionTransformer):
+            return {"features", "map", "tokens"}
+        size = model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+        images = torch.empty(2, 3, *size, device="meta")
+        on_grid = model.forward_features(images).ndim == 4
+        return {"features", "map"} if on_grid else {"features"}
+
+    def _once(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if not self.grad_checkpointing:
-            return self.model(images)
+            return function(images)
         # The backward pass runs parts of the network again, outside of this call. BatchNorm would
         # then take the same batch into its running statistics twice.
         hold_statistics(self.model, False)
-        features = self.model(images)
+        features = function(images)
         hold_statistics(self.model, True)
         return features
 

@@ -235,14 +235,31 @@ class Data:
         mine = torch.arange(len(batches)).tensor_split(shares)[number]
         jobs = (Job(0, batches[i]) for i in mine)
         device = torch.device(device)
-        yield from ahead(self._clean_batches(dataset, jobs, device), device)
+        for batch in ahead(self._clean_batches(dataset, jobs, device), device):
+            yield batch.views[0], batch.label
+
+    def clean_share(
+        self, device: torch.device | str, batch_size: int = 512
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images [n, C, H, W] after the clean operations, positions [n]) of this rank's share.
+
+        Of the pre-training images, in order; a rank's share is a run of them, perhaps empty.
+        """
+        index = torch.arange(self.num_samples).tensor_split(distributed.world())
+        jobs = (Job(0, part) for part in index[distributed.rank()].split(batch_size) if len(part))
+        device = torch.device(device)
+        for batch in ahead(self._clean_batches(self.dataset, jobs, device), device):
+            yield batch.views[0], batch.index
 
     def _clean_batches(
         self, dataset: ImageSet, jobs: Iterable[Job], device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         for loaded in self._load(dataset, self.clean, range(1), jobs, device):
-            (images,) = self._finish(self.clean, range(1), loaded, device)
-            yield images, loaded.label.to(device, non_blocking=True)
+            yield Batch(
+                self._finish(self.clean, range(1), loaded, device),
+                loaded.index.to(device, non_blocking=True),
+                loaded.label.to(device, non_blocking=True),
+            )
 
     def _load(
         self,

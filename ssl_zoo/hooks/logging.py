@@ -9,7 +9,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from ssl_zoo import distributed
+from ssl_zoo import distributed, health
 from ssl_zoo.files import write_text
 from ssl_zoo.hooks.base import Hook
 from ssl_zoo.hooks.knn import KNNMonitor
@@ -26,6 +26,7 @@ class MetricsLogger(Hook):
         self.schedules = schedules
         self.seen: dict[str, list[Tensor]] = defaultdict(list)
         self.mark = (0, 0.0)  # steps and seconds at the last line
+        self.warned = False
 
     def before_train(self, trainer) -> None:
         self.mark = (trainer.step, trainer.seconds)
@@ -51,9 +52,17 @@ class MetricsLogger(Hook):
             lr = trainer.optimizer.param_groups[0]["lr"]
             scheduled = self.schedules.current(trainer)
             trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **telemetry)
+        self._warn(trainer, means)
         trainer.status |= {"loss": means["loss"], "images_per_s": rate}
         self.seen.clear()
         self.mark = (trainer.step, trainer.seconds)
+
+    def _warn(self, trainer, means: dict[str, float]) -> None:
+        """Says that the representation has collapsed, once a sitting."""
+        wrong = health.verdict(means)
+        if wrong and not self.warned:
+            self.warned = True
+            trainer.say(f"{trainer.name}: collapse at step {trainer.step}? {wrong}")
 
 
 class ResultWriter(Hook):

@@ -99,7 +99,9 @@ class Schedules(Hook):
         for name, schedule in self.schedules.items():
             holders, attribute = _holders(trainer, name)
             for holder, base in zip(holders, self.bases[name], strict=True):
-                exempt = attribute == "weight_decay" and base == 0  # norms and biases stay so
+                # Norms and biases stay without decay; a group may keep its rate (SimSiam).
+                exempt = attribute == "weight_decay" and base == 0
+                exempt |= attribute == "lr" and holder.get("constant_lr", False)
                 holder[attribute] = base if exempt else schedule(base, epoch, epochs)
 
     def current(self, trainer) -> dict[str, float]:

@@ -26,6 +26,8 @@ class Contrastive(Method):
         loss: of a look-up.
     """
 
+    family = "contrastive"
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -51,6 +53,7 @@ class Contrastive(Method):
         return {"loss": self.loss(found), **found.accuracy(), "q": q, "k": k}
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
         self.memory.update(self.encoder, out["q"], out["k"], batch.index)
 
     def telemetry(self, labels: Tensor | None) -> dict[str, float]:

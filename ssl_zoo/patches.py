@@ -1,0 +1,41 @@
+"""Pieces of an image, for pretext tasks about where they belong."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_zoo import rng
+
+
+def cut(images: Tensor, grid: int, size: int, key: Tensor | None = None) -> Tensor:
+    """One patch out of each cell of a grid, [N, C, H, W] -> [N, grid * grid, C, size, size].
+
+    Args:
+        grid: cells along each side, of H // grid by W // grid pixels.
+        size: of a patch in pixels. What a cell has more is the gap between patches: without one
+            a network finds neighbours by the lines that cross their border (arXiv:1505.05192).
+        key: [N] int64, places each patch at random within its cell; None: in the middle.
+
+    Raises:
+        ValueError: a cell is smaller than a patch.
+    """
+    n, _, height, width = images.shape
+    cell = torch.tensor([height // grid, width // grid], device=images.device)
+    if min(height, width) // grid < size:
+        raise ValueError(
+            f"patches of {size} pixels do not fit into {grid} x {grid} cells of images of "
+            f"{height} x {width}"
+        )
+    number = torch.arange(grid * grid, device=images.device)
+    if key is None:
+        place = ((cell - size) // 2).expand(n, grid * grid, 2)
+    else:
+        axis = torch.arange(2, device=images.device)
+        u = rng.uniform(key[:, None, None], "place", number[:, None], axis)  # [N, P, 2]
+        place = (u * (cell - size + 1)).long()
+    corner = torch.stack([number // grid, number % grid], dim=1) * cell + place  # [N, P, 2]
+    pixel = corner[..., None] + torch.arange(size, device=images.device)  # [N, P, 2, size]
+    row, column = pixel[:, :, 0, :, None], pixel[:, :, 1, None, :]
+    sample = torch.arange(n, device=images.device)[:, None, None, None]
+    return images[sample, :, row, column].permute(0, 1, 4, 2, 3)
