@@ -377,7 +377,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from ssl_zoo import build, distributed
     from ssl_zoo.evaluation import knn, linear
-    from ssl_zoo.evaluation.features import extract_splits
+    from ssl_zoo.evaluation.features import check_labels, extract_splits
     from ssl_zoo.files import write_text
     from ssl_zoo.memory_use import keep_freed_memory
     from ssl_zoo.registry import at_least
@@ -395,6 +395,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     device = distributed.start(arguments.device)
     data, backbone, source = build.trained_backbone(arguments.path)
+    # What a protocol would refuse is refused before the features are paid for.
+    for split in ("train", "test"):
+        check_labels("evaluation", split, data.split(split).labels)
+    if votes:
+        images = len(data.split("train"))
+        bank = min(images, arguments.train_limit or images)
+        knn.check_protocol(arguments.k, arguments.temperature, bank)
     features = extract_splits(
         backbone.to(device),
         data,
@@ -404,15 +411,20 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
     )
     results = {"source": source}
+
+    def write() -> None:
+        if arguments.out is not None and distributed.is_main():
+            write_text(arguments.out, json.dumps(results, indent=2) + "\n")
+
     if votes:
         results["knn"] = knn.of_features(features, **vote)
         _report("kNN", results["knn"], source)
+        write()  # the probes take longer, and may be interrupted
     if probes:
         results["linear"] = linear.of_features(features, device, **probe)
         _report("linear", results["linear"], source)
         _report_probes(results["linear"])
-    if arguments.out is not None and distributed.is_main():
-        write_text(arguments.out, json.dumps(results, indent=2) + "\n")
+        write()
     distributed.stop()
     return 0
 

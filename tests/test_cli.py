@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from ssl_zoo import build, checkpoint, cli, config
+from ssl_zoo.evaluation import features, linear
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs" / "digits" / "moco_v2.yaml")
@@ -82,6 +84,27 @@ def test_train_then_evaluate_agree_on_knn(name, tmp_path, capsys):
     # The resolved config trains the same run again.
     again = config.load(folder / "config.yaml")
     assert build.parse(again).spelled_out() == again.data
+
+
+def test_evaluate_refuses_before_it_extracts(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    assert cli.main(["train", DIGITS, *QUICK, "--out", str(folder), "--device", "cpu"]) == 0
+    monkeypatch.setattr(features, "extract_splits", lambda *_, **__: pytest.fail("extracted"))
+    assert cli.main(["evaluate", "knn", str(folder), "--k", "5000", "--device", "cpu"]) == 2
+    assert "k = 5000 neighbours asked of a bank of 320 images" in capsys.readouterr().err
+
+
+def test_what_one_protocol_found_is_kept_when_the_next_fails(tmp_path, monkeypatch):
+    folder, out = tmp_path / "run", tmp_path / "result.json"
+    assert cli.main(["train", DIGITS, *QUICK, "--out", str(folder), "--device", "cpu"]) == 0
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(linear, "of_features", stopped)
+    with contextlib.suppress(KeyboardInterrupt):
+        cli.main(["evaluate", "all", str(folder), "--device", "cpu", "--out", str(out)])
+    assert json.loads(out.read_text())["knn"]["top1"] > 0
 
 
 def test_evaluate_without_a_run_says_what_it_expected(tmp_path, capsys):
