@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console
 
 from ssl_zoo import build, checkpoint, config, distributed, report
+from ssl_zoo.baselines import RANDOM, Baselines, depends_on
 from ssl_zoo.evaluation import knn
-from ssl_zoo.files import write_text
 from ssl_zoo.registry import ConfigError, Part, bind, nearest
 
 TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train")
@@ -35,16 +35,18 @@ class Arm:
     """One arm of a grid.
 
     Args:
+        base: a config in place of the grid's base, relative to the grid file.
         set: dotted keys and their values.
         sweep: `{key: [value, ...]}`, or `{label: {key: value, ...}, ...}` where several keys move
             together.
     """
 
+    base: str | None = None
     set: dict = field(default_factory=dict)
     sweep: dict = field(default_factory=dict)
 
     @staticmethod
-    def validate(*, set: dict | None = None, sweep: dict | None = None) -> None:
+    def validate(*, sweep: dict | None = None, **others) -> None:
         points = list((sweep or {}).values())
         one_key = len(points) == 1 and isinstance(points[0], list) and points[0]
         if not one_key and not all(isinstance(point, dict) for point in points):
@@ -72,25 +74,36 @@ class Grid:
     """A grid file.
 
     Args:
-        base: the config that every arm starts from, relative to the grid file.
+        base: the config that arms start from, relative to the grid file; not needed if every arm
+            has a base of its own.
         seeds: each arm runs once with each.
         set: dotted keys for every arm.
         x: name of the swept quantity, for the figure.
         arms: by name; differences are taken against the first.
     """
 
-    base: str
     arms: dict[str, Part[Arm]]
+    base: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     set: dict = field(default_factory=dict)
     x: str | None = None
 
     @staticmethod
-    def validate(*, arms: dict, seeds: Sequence[int] = (0,), **others) -> None:
+    def validate(
+        *, arms: dict, base: str | None = None, seeds: Sequence[int] = (0,), **others
+    ) -> None:
         if not arms:
             raise ConfigError("arms", "no arms", found="an empty block", expected="at least one")
         if not seeds or len(set(seeds)) < len(seeds):
             raise ConfigError("seeds", "none, or one twice", found=repr(seeds), expected="a list")
+        without = [name for name, arm in arms.items() if arm.kwargs.get("base") is None]
+        if base is None and without:
+            raise ConfigError(
+                "base",
+                "neither the grid nor every arm has one",
+                found=f"none for {', '.join(without)}",
+                expected="a config for the grid, or one for each arm",
+            )
 
 
 @dataclass(frozen=True)
@@ -143,8 +156,8 @@ def expand(
     A key is set by, from weak to strong: the base, the grid's `set`, `overrides`, the arm.
 
     Raises:
-        ConfigError: the grid is wrong, an arm's config is wrong, or an override sets what the
-            arms differ in.
+        ConfigError: the grid is wrong, an arm's config is wrong, an override sets what the arms
+            differ in, or `base` is given to arms with bases of their own.
     """
     grid_path, overrides = Path(grid_path), list(overrides)
     file = config.load(grid_path)
@@ -152,13 +165,14 @@ def expand(
         grid: Grid = bind(Grid, file.data)()
         arms: dict[str, Arm] = {name: part() for name, part in grid.arms.items()}
         _check_overrides(overrides, arms)
+        _check_base(base, arms)
     except ConfigError as error:
         error.where = error.where or file.where(error.key) or str(grid_path)
         raise
     command = ["ssl-zoo", "ablate", str(grid_path), *overrides]
     name = grid_path.stem
     if base is None:
-        base = grid_path.parent / grid.base
+        base = grid_path.parent / grid.base if grid.base is not None else None
     else:
         command += ["--base", str(base)]
         name += f"-{Path(base).stem}"
@@ -168,13 +182,14 @@ def expand(
 
     runs = []
     for arm_name, arm in arms.items():
+        start = grid_path.parent / arm.base if arm.base is not None else base
         for label, point in arm.points():
             settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
             folder = out / slug(arm_name) / slug(label) if label else out / slug(arm_name)
             for seed in grid.seeds:
                 try:
-                    resolved = config.load(base, [*settings, ("seed", seed)])
-                    if resolved.data.get("knn") is not None:  # once for the study, see `baselines`
+                    resolved = config.load(start, [*settings, ("seed", seed)])
+                    if resolved.data.get("knn") is not None:  # the study's, see `measure_baselines`
                         resolved.data["knn"]["baselines"] = False
                     resolved = build.parse(resolved).spelled_out()
                 except ConfigError as error:
@@ -191,10 +206,22 @@ def expand(
     runs.sort(key=lambda run: grid.seeds.index(run.seed))
     swept = (key for arm in arms.values() for key, at in arm.sweep.items() if isinstance(at, list))
     x = grid.x or next(swept, "point").rpartition(".")[2]
-    common = {"base": str(base), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
+    common = {"base": str(base or ""), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
     common = {name: value for name, value in common.items() if value}
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in arms.items()}
     return Study(name, out, x, runs, common, blocks, shlex.join(command))
+
+
+def _check_base(base: str | Path | None, arms: dict[str, Arm]) -> None:
+    own = [name for name, arm in arms.items() if arm.base is not None]
+    if base is not None and own:
+        raise ConfigError(
+            "base",
+            "another base for arms that have bases of their own",
+            found=f"--base {base}; bases of {', '.join(own)}",
+            expected="no --base, or a grid whose arms share one base",
+            where="command line",
+        )
 
 
 def _check_overrides(overrides: list[str], arms: dict[str, Arm]) -> None:
@@ -248,13 +275,13 @@ def ablate(
     runs = [run for run in study.runs if run.arm in arms]
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # of a log file; rich would wrap the table at 80
+        console.width = 140  # of a log file; rich would wrap the table at 80
     failed = stopped = False
     if not report_only:
         for run in runs:
             _check_unchanged(run)
         try:
-            baselines(study, console)
+            measure_baselines(runs, Baselines(study.out / "baselines.json"), console)
             for number, run in enumerate(runs, 1):
                 progress = f"{number}/{len(runs)}  {run}"
                 if (run.folder / "result.json").exists():
@@ -361,39 +388,25 @@ def _why(code: int) -> str:
     return f"ended with exit code {code} and left no message"
 
 
-def baselines(study: Study, console: Console) -> None:
-    """Measures what the arms have to beat, into baselines.json: pixels, and each seed's start.
+def measure_baselines(runs: list[Run], known: Baselines, console: Console) -> None:
+    """Measures what the runs have to beat and is not known: pixels, and the backbones' starts.
 
-    The network is the first arm's, with the weights that its runs start from.
+    A start is the network with the weights that the runs of one backbone and seed start from.
 
     Raises:
-        ConfigError: the kNN vote cannot be taken on this data set.
+        ConfigError: the kNN vote cannot be taken on a data set.
     """
-    cfg = study.runs[0].config
-    if cfg["knn"] is None:
-        return
-    settings = {k: v for k, v in cfg["knn"].items() if k not in ("every_epochs", "baselines")}
-    measured = {name: cfg["data"][name] for name in ("dataset", "clean")}
-    measured |= {"backbone": cfg["backbone"], "knn": settings}
-    path = study.out / "baselines.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if known.get("measured") != measured:
-        known = {"measured": measured, "pixels": None, "random": {}}
-    first: dict[int, Run] = {}
-    for run in study.runs:
-        first.setdefault(run.seed, run)
-    for seed, run in first.items():
-        if str(seed) in known["random"]:
+    for run in runs:
+        lacking = {n: of for n, of in depends_on(run.config).items() if known.find(of) is None}
+        if not lacking:
             continue
-        console.print(f"baselines, seed {seed}", highlight=False)
+        console.print(f"baselines of {run}", highlight=False, markup=False)
         data, backbone = build.data_and_backbone(config.Config(run.config))
         device = distributed.start()
-        try:
-            if known["pixels"] is None:
-                known["pixels"] = knn.evaluate(knn.Pixels(), data, device, **settings)
-            known["random"][str(seed)] = knn.evaluate(backbone.to(device), data, device, **settings)
-            backbone.cpu()  # the arms, in processes of their own, need the GPU's memory
-        except ValueError as error:
-            raise ConfigError("knn", str(error)) from error
-        study.out.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(known, indent=1))
+        for name, of in lacking.items():
+            network = backbone.to(device) if name == RANDOM else knn.Pixels()
+            try:
+                known.keep(of, knn.evaluate(network, data, device, **of["knn"]))
+            except ValueError as error:
+                raise ConfigError("knn", str(error)) from error
+        backbone.cpu()  # the arms, in processes of their own, need the GPU's memory

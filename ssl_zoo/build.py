@@ -62,7 +62,10 @@ def experiment(
     images = data(seed=seed)
     network = _seeded(seed, backbone)
     pretext = method(
-        backbone=network, num_samples=images.num_samples, num_classes=images.num_classes
+        backbone=network,
+        num_samples=images.num_samples,
+        num_classes=images.num_classes,
+        labels=images.labels,
     ).to(device, memory_format=torch.channels_last)
     scheduled = Schedules({name: schedule() for name, schedule in schedules.items()})
     monitor = [knn()] if knn is not None else []

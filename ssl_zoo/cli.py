@@ -464,6 +464,9 @@ def _list(arguments: argparse.Namespace) -> int:
         width = max(len(name) for name, *_ in rows)
         for name, line, paper in rows:
             cited = f"  [arXiv:{paper}]" if paper and paper not in line else ""
+            if kind == "methods":
+                target = METHODS.get(name)
+                cited += f"  ({target.family}; needs {target.needs})"
             print(f"  {name:<{width}}  {line}{cited}")
     return 0
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Below these a run says so. Trained encoders of the zoo stay well above.
-LOWEST = {"embedding_std": 0.1, "assignment_entropy": 0.1}
+LOWEST = {"embedding_std": 0.1, "assignment_entropy": 0.1, "assignment_sharpness": 0.002}
 MEANING = {
     "embedding_std": "all images have nearly the same embedding",
     "assignment_entropy": "nearly all images are assigned to the same few prototypes",
+    "assignment_sharpness": "every image is assigned to all prototypes alike",
 }
 
 

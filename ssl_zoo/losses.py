@@ -40,6 +40,41 @@ class InfoNCE(nn.Module):
 
 
 @LOSSES.register_module()
+class DCL(nn.Module):
+    """L = -w q.k+/t + log sum_i exp(q.k_i/t): no positive below the line (arXiv:2110.06848, eq. 6).
+
+    Decoupled from its positive, a query's gradient does not fade where the positive is near, so
+    small batches do. DCLW's weight, from negative von Mises-Fisher densities, has the mean 1 and
+    is larger for positives that are far: w = 2 - exp(q.k+/s) / mean of exp(q.k+/s) over the batch.
+
+    Args:
+        temperature: t.
+        sigma: s of DCLW, 0.5 in the paper; null for DCL, w = 1.
+    """
+
+    def __init__(self, *, temperature: float = 0.1, sigma: float | None = None):
+        super().__init__()
+        self.validate(temperature=temperature, sigma=sigma)
+        self.temperature, self.sigma = temperature, sigma
+
+    @staticmethod
+    def validate(*, temperature: float = 1.0, sigma: float | None = None) -> None:
+        above("temperature", temperature, 0)
+        above("sigma", sigma, 0)
+
+    def forward(self, lookup: Lookup) -> Tensor:
+        pos = lookup.positives[:, 0]  # [R]
+        neg = lookup.logsumexp(self.temperature)  # [R]
+        return (neg - self._weight(pos.detach()) * pos / self.temperature).mean()
+
+    def _weight(self, pos: Tensor) -> Tensor | float:
+        if self.sigma is None:
+            return 1.0
+        density = (pos / self.sigma).exp()  # [R]
+        return 2 - density / distributed.mean(density.mean())
+
+
+@LOSSES.register_module()
 class NCE(nn.Module):
     """Noise-contrastive estimation with InstDisc's constants (arXiv:1805.01978, equations 4 to 8).
 
@@ -105,3 +140,22 @@ class Margin(nn.Module):
     def forward(self, lookup: Lookup) -> Tensor:
         hinge = F.relu(self.margin - lookup.positives + lookup.negatives)  # [R, M]
         return hinge.sum(dim=1).mean() / lookup.num_negatives
+
+
+def in_batch(q: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """-log exp(q_i.k_i/t) / sum_j exp(q_i.k_j/t), the mean over i; keys from all ranks.
+
+    The look-up of MoCo v3 (arXiv:2104.02057) and NNCLR (arXiv:2104.14548), where the dictionary
+    is the batch and its keys come from elsewhere.
+
+    Args:
+        q, k: [N, D] of this rank, unit length.
+
+    Returns:
+        Loss [], and how often the own key is the nearest, [] in %.
+    """
+    own = distributed.rank() * len(q) + torch.arange(len(q), device=q.device)  # [N]
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q @ distributed.gather(k).T / temperature  # [N, world x N]
+    top1 = 100 * (logits.argmax(dim=1) == own).float().mean()
+    return F.cross_entropy(logits, own), top1

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ssl_zoo import rng
 
-Family = Literal["contrastive", "non-contrastive", "clustering", "masked", "pretext", "baseline"]
+Family = Literal[
+    "contrastive", "non-contrastive", "clustering", "distillation", "masked", "pretext", "baseline"
+]
 
 
 class Batch(NamedTuple):
@@ -19,7 +21,7 @@ class Batch(NamedTuple):
     Attributes:
         views: V tensors [N, C, H, W]; views may differ in H and W (multi-crop), never in N.
         index: [N] int64, positions in the data set.
-        label: [N] int64, -1 where unknown; for evaluators and the supervised baseline alone.
+        label: [N] int64, -1 where unknown; for evaluators and supervised methods alone.
     """
 
     views: list[Tensor]

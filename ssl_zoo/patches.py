@@ -1,14 +1,17 @@
-"""Pieces of an image, for pretext tasks about where they belong."""
+"""Pieces of an image, for pretext tasks about where they belong or what they hold."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ssl_zoo import rng
 
 
-def cut(images: Tensor, grid: int, size: int, key: Tensor | None = None) -> Tensor:
+def cut(
+    images: Tensor, grid: int, size: int, key: Tensor | None = None, jitter: int | None = None
+) -> Tensor:
     """One patch out of each cell of a grid, [N, C, H, W] -> [N, grid * grid, C, size, size].
 
     Args:
@@ -16,26 +19,35 @@ def cut(images: Tensor, grid: int, size: int, key: Tensor | None = None) -> Tens
         size: of a patch in pixels. What a cell has more is the gap between patches: without one
             a network finds neighbours by the lines that cross their border (arXiv:1505.05192).
         key: [N] int64, places each patch at random within its cell; None: in the middle.
+        jitter: pixels that a patch may be off the middle, so that some gap is left between two;
+            None: anywhere in its cell.
 
     Raises:
-        ValueError: a cell is smaller than a patch.
+        ValueError: a cell is smaller than a patch and its jitter.
     """
     n, _, height, width = images.shape
     cell = torch.tensor([height // grid, width // grid], device=images.device)
-    if min(height, width) // grid < size:
+    if min(height, width) // grid < size + 2 * (jitter or 0):
         raise ValueError(
-            f"patches of {size} pixels do not fit into {grid} x {grid} cells of images of "
-            f"{height} x {width}"
+            f"patches of {size} pixels{f' and {jitter} around' if jitter else ''} do not fit into "
+            f"{grid} x {grid} cells of images of {height} x {width}"
         )
     number = torch.arange(grid * grid, device=images.device)
+    spare, middle = cell - size, (cell - size) // 2  # [2]
     if key is None:
-        place = ((cell - size) // 2).expand(n, grid * grid, 2)
+        place = middle.expand(n, grid * grid, 2)
     else:
         axis = torch.arange(2, device=images.device)
         u = rng.uniform(key[:, None, None], "place", number[:, None], axis)  # [N, P, 2]
-        place = (u * (cell - size + 1)).long()
+        low, choices = (0, spare + 1) if jitter is None else (middle - jitter, 2 * jitter + 1)
+        place = low + (u * choices).long()
     corner = torch.stack([number // grid, number % grid], dim=1) * cell + place  # [N, P, 2]
     pixel = corner[..., None] + torch.arange(size, device=images.device)  # [N, P, 2, size]
     row, column = pixel[:, :, 0, :, None], pixel[:, :, 1, None, :]
     sample = torch.arange(n, device=images.device)[:, None, None, None]
     return images[sample, :, row, column].permute(0, 1, 4, 2, 3)
+
+
+def patchify(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """All patches of height and width `size`, row by row, [N, C, H, W] -> [N, L, C * h * w]."""
+    return F.unfold(images, size, stride=size).mT

@@ -23,7 +23,7 @@ from ssl_zoo.files import read_lines, write_text
 from ssl_zoo.hooks.base import Hook
 from ssl_zoo.memory_use import PeakMemory, keep_freed_memory
 from ssl_zoo.method import Batch, Method, merge_outputs
-from ssl_zoo.precision import Precision, autocast, choose
+from ssl_zoo.precision import Precision, autocast, choose, plain_attention
 from ssl_zoo.registry import above, at_least
 
 # BatchNorm statistics and memories are each rank's own business. torch 2.15 renames the switch.
@@ -97,6 +97,8 @@ class Trainer:
         if lr_reference_batch is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= data.batch_size / lr_reference_batch
+        if device.type == "cpu" and precision == "bf16":
+            plain_attention(method)
         if compile:
             for module in method.modules():
                 if isinstance(module, Encoder):

@@ -167,7 +167,7 @@ def measured():
 def study(tmp_path, measured, monkeypatch):
     """A study that has not begun; its figure is empty, because drawing one takes a while."""
     measured.clear()
-    monkeypatch.setattr(report, "figure", lambda study, table, path: path.touch())
+    monkeypatch.setattr(report.figure, "draw", lambda study, table, path: path.touch())
     return Study(tmp_path)
 
 
@@ -222,6 +222,40 @@ def test_an_arm_without_a_sweep_is_one_run_a_seed(study):
     study.write(grid="base: base.yaml\narms: {A: {}, B: {set: {optimizer.lr: 0.2}}}\n")
     runs = study.expand().runs
     assert [str(run.folder.relative_to(study.out)) for run in runs] == ["a/seed0", "b/seed0"]
+
+
+ZOO = """
+arms:
+  MoCo: {base: base.yaml}
+  again: {base: base.yaml, set: {optimizer.lr: 0.2}}
+  wide: {base: wide.yaml, sweep: {optimizer.lr: [0.3]}}
+"""
+
+
+def test_arms_may_have_bases_of_their_own(study):
+    study.write(grid=ZOO, wide=BASE.replace("resnet18", "resnet34"))
+    runs = study.expand().runs
+    found = [(run.config["backbone"]["name"], run.config["optimizer"]["lr"]) for run in runs]
+    assert found == [("resnet18", 0.1), ("resnet18", 0.2), ("resnet34", 0.3)]
+
+
+def test_an_arm_without_a_base_takes_the_grids(study):
+    study.write(grid="base: base.yaml" + ZOO.replace("{base: base.yaml}", "{}"))
+    study.write(wide=BASE.replace("resnet18", "resnet34"))
+    names = [run.config["backbone"]["name"] for run in study.expand().runs]
+    assert names == ["resnet18", "resnet18", "resnet34"]
+
+
+def test_arms_without_any_base_are_named(study):
+    study.write(grid=ZOO.replace("{base: base.yaml}", "{}"))
+    with pytest.raises(ConfigError, match=r"(?s)base: neither.*none for MoCo\n"):
+        study.expand()
+
+
+def test_another_base_for_arms_with_bases_of_their_own_is_an_error(study):
+    study.write(grid=ZOO, wide=BASE)
+    with pytest.raises(ConfigError, match=r"(?s)command line: base: .*MoCo, again, wide"):
+        study.expand(base=study.folder / "base.yaml")
 
 
 @pytest.mark.parametrize(
@@ -346,10 +380,10 @@ def test_a_run_that_trained_nothing_takes_a_new_config(study):
 def test_baselines_are_measured_once_for_the_study_and_each_seed(study, measured):
     study.ablate(only=["memory bank"])
     assert measured == [0, 1]
-    known = json.loads(study.text("baselines.json"))
-    assert set(known["random"]) == {"0", "1"}
-    assert known["random"]["0"]["top1"] != known["random"]["1"]["top1"]
-    assert known["pixels"]["protocol"]["k"] == 20
+    pixels, *random = json.loads(study.text("baselines.json"))
+    assert [result["of"]["seed"] for result in random] == [0, 1]
+    assert random[0]["top1"] != random[1]["top1"]
+    assert "seed" not in pixels["of"] and pixels["protocol"]["k"] == 20
     study.ablate(only=["MoCo"])
     assert measured == [0, 1]
 
@@ -359,7 +393,25 @@ def test_baselines_are_measured_again_for_another_protocol(study, measured):
     study.ablate(only=["MoCo"])
     study.ablate(only=["MoCo"], overrides=["knn.k=5"])
     assert measured == [0, 1, 0, 1]
-    assert json.loads(study.text("baselines.json"))["pixels"]["protocol"]["k"] == 5
+    known = json.loads(study.text("baselines.json"))
+    assert [result["protocol"]["k"] for result in known] == [20, 20, 20, 5, 5, 5]
+    assert study.table()["raw pixels", ""]["protocol"].endswith("similarity")
+
+
+def test_baselines_of_an_earlier_form_are_measured_again(study, measured):
+    study.out.mkdir()
+    (study.out / "baselines.json").write_text('{"measured": {}, "pixels": {}, "random": {}}')
+    study.ablate(only=["MoCo"])
+    assert measured == [0, 1] and ("random backbone", "") in study.table()
+
+
+def test_each_backbone_among_the_arms_is_measured_and_the_same_one_once(study, measured):
+    study.write(grid=ZOO, wide=BASE.replace("resnet18", "resnet34"))
+    study.ablate()
+    assert measured == [0, 0]
+    known = json.loads(study.text("baselines.json"))
+    names = [result["of"].get("backbone", {}).get("name") for result in known]
+    assert names == [None, "resnet18", "resnet34"]
 
 
 def test_a_vote_that_cannot_be_taken_is_an_error_before_anything_runs(study):
@@ -402,6 +454,34 @@ def test_page_stands_alone_and_escapes_what_it_quotes(finished):
     assert "type: MemoryBank" in page and "ssl-zoo ablate" in page
 
 
+def test_arms_with_different_starts_are_compared_each_with_its_own(study):
+    study.write(grid="seeds: [0, 1]" + ZOO, wide=BASE.replace("name: resnet18", "name: resnet34"))
+    study.ablate()
+    with open(study.out / "table.csv", newline="") as file:
+        first, *table = csv.DictReader(file)
+    known = [r for r in json.loads(study.text("baselines.json")) if "seed" in r["of"]]
+    known = {(r["of"]["backbone"]["name"], r["of"]["seed"]): r["top1"] for r in known}
+    assert first["arm"] == "raw pixels" and "random backbone" not in [r["arm"] for r in table]
+    for row, name in zip(table, ("resnet18", "resnet18", "resnet34"), strict=True):
+        start = [known[name, seed] for seed in (0, 1)]
+        assert float(row["random"]) == pytest.approx(sum(start) / 2)
+        gain = float(row["knn_top1_mean"]) - sum(start) / 2
+        assert float(row["against_random_mean"]) == pytest.approx(gain)
+    text = study.text("table.md")
+    assert "| against MoCo | random | against random | pretext" in text
+    assert "random: kNN of the arm's own backbone before training" in text
+    assert "arms of one base see the same images" in study.text("report.html")
+
+
+def test_arms_on_different_images_have_their_own_pixels(study):
+    other = BASE.replace("Digits", "Synthetic").replace("in_chans: 1", "in_chans: 3")
+    study.write(grid=ZOO, wide=other)
+    study.ablate()
+    header = study.text("table.md").splitlines()[2]
+    assert "| pixels | against pixels | random | against random |" in header
+    assert "raw pixels" not in study.text("table.csv")
+
+
 def test_seeds_that_only_one_arm_has_are_left_out_of_the_differences(study):
     study.fake("memory-bank/64/seed1: no\nmoco/256/seed0: no")
     study.ablate(only=["MoCo", "memory bank"])
@@ -424,14 +504,18 @@ def test_a_figure_of_nothing_and_of_arms_without_a_sweep_can_be_drawn(tmp_path, 
     nothing = (study.out / "figure.png").read_bytes()
     study.ablate(only=["MoCo"])
     something = (study.out / "figure.png").read_bytes()
+    study.write(grid=ZOO, wide=BASE.replace("resnet18", "resnet34"))
+    study.ablate()
+    starts = (study.out / "figure.png").read_bytes()
+    assert starts.startswith(b"\x89PNG") and starts != something
     assert nothing.startswith(b"\x89PNG") and something.startswith(b"\x89PNG")
     assert len(something) > len(nothing)
 
 
 def test_sizes_stand_on_a_logarithmic_axis_and_the_rest_side_by_side():
-    assert report._positions(["256", "1024"]) == ({"256": 256.0, "1024": 1024.0}, True)
-    assert report._positions(["0.9", "0", "0.99"]) == ({"0": 0, "0.9": 1, "0.99": 2}, False)
-    assert report._positions(["on", "off"]) == ({"on": 0, "off": 1}, False)
+    assert report.figure._positions(["256", "1024"]) == ({"256": 256.0, "1024": 1024.0}, True)
+    assert report.figure._positions(["0.9", "0", "0.99"]) == ({"0": 0, "0.9": 1, "0.99": 2}, False)
+    assert report.figure._positions(["on", "off"]) == ({"on": 0, "off": 1}, False)
 
 
 # ---------------------------------------------------------------- the grids that come along
@@ -442,6 +526,8 @@ GRIDS = sorted((Path(__file__).parents[1] / "configs" / "ablation").glob("*.yaml
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda path: path.stem)
 def test_grids_that_come_along_are_valid_also_with_the_papers_recipe(grid):
     own = ablation.expand(grid)
+    if any("base" in block for block in own.blocks.values()):
+        return  # another base is refused, see above
     paper = ablation.expand(grid, base=grid.parents[1] / "imagenet" / "moco_v1.yaml")
     assert [str(run) for run in own.runs] == [str(run) for run in paper.runs]
     assert len(own.blocks) == len(paper.blocks) >= 1

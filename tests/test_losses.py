@@ -8,7 +8,7 @@ from ranks import on_ranks
 from torch.nn import functional as F
 
 from ssl_zoo import distributed
-from ssl_zoo.losses import NCE, InfoNCE, Margin
+from ssl_zoo.losses import DCL, NCE, InfoNCE, Margin, in_batch
 from ssl_zoo.memory import Lookup
 from ssl_zoo.registry import LOSSES
 
@@ -26,6 +26,10 @@ def info_nce(pos, neg, t=0.1):
     return -torch.log(
         torch.exp(pos / t) / (torch.exp(pos / t) + sum(torch.exp(n / t) for n in neg))
     )
+
+
+def dcl(pos, neg, w=1.0, t=0.1):
+    return -torch.log(torch.exp(pos / t)) * w + torch.log(sum(torch.exp(n / t) for n in neg))
 
 
 def instdisc(pos, neg, z, t=0.1):
@@ -47,7 +51,10 @@ def reference(equation, q, positive, dictionary, excluded, **kwargs):
     for i in range(R):
         skip = [] if excluded is None else excluded[i].tolist()
         neg = [q[i] @ dictionary[j] for j in range(M) if j not in skip]
-        total = total + equation(q[i] @ positive[i], neg, **kwargs)
+        own = {
+            name: value[i] if isinstance(value, list) else value for name, value in kwargs.items()
+        }
+        total = total + equation(q[i] @ positive[i], neg, **own)
     return total / R
 
 
@@ -59,7 +66,14 @@ def first_batch_constant(q, positive, dictionary, excluded, t=0.1):
     return SAMPLES * torch.exp(torch.stack(values) / t).mean().detach()
 
 
+def mises_fisher(q, positive, sigma=0.5):
+    density = [torch.exp(q[i] @ positive[i] / sigma) for i in range(R)]
+    return [(2 - d / (sum(density) / R)).detach() for d in density]
+
+
 CASES = {
+    "DCL": (lambda: DCL(temperature=0.1), dcl),
+    "DCLW": (lambda: DCL(temperature=0.1, sigma=0.5), dcl),
     "InfoNCE": (lambda: InfoNCE(temperature=0.1), info_nce),
     "NCE": (lambda: NCE(SAMPLES, temperature=0.1), instdisc),
     "Margin": (lambda: Margin(margin=0.4), triplet),
@@ -75,6 +89,8 @@ def test_loss_equals_its_equation_gradients_included(name, own):
     extra = {}
     if name == "NCE":
         extra = {"z": first_batch_constant(*theirs)}
+    if name == "DCLW":
+        extra = {"w": mises_fisher(*theirs[:2])}
     value = loss(Lookup(*ours[:3], torch.arange(M), ours[3]))
     expected = reference(equation, *theirs, **extra)
     torch.testing.assert_close(value, expected)
@@ -116,6 +132,38 @@ def test_nce_constant_is_the_same_on_two_ranks_as_on_one():
         torch.testing.assert_close(rank, one)
 
 
+def weighted_loss_of_my_half() -> torch.Tensor:
+    q, positive, dictionary, _ = (x.detach() if x is not None else None for x in rows(False))
+    mine = slice(2 * distributed.rank(), 2 * distributed.rank() + 4 // distributed.world())
+    loss = DCL(sigma=0.5)(Lookup(q[mine], positive[mine], dictionary, torch.arange(M)))
+    return distributed.mean(loss)
+
+
+def test_dclws_weights_are_relative_to_the_batch_of_all_ranks():
+    (one,) = on_ranks(1, weighted_loss_of_my_half)
+    for rank in on_ranks(2, weighted_loss_of_my_half):
+        torch.testing.assert_close(rank, one)
+
+
+def in_batch_of_my_half() -> tuple[torch.Tensor, torch.Tensor]:
+    q, k, *_ = (x.detach()[:4] for x in rows(False)[:3])
+    mine = slice(2 * distributed.rank(), 2 * distributed.rank() + 4 // distributed.world())
+    loss, top1 = in_batch(q[mine], k[mine], 0.1)
+    return distributed.mean(loss), distributed.mean(top1)
+
+
+def test_in_batch_finds_each_querys_own_key_among_all_ranks():
+    (one,) = on_ranks(1, in_batch_of_my_half)
+    for rank in on_ranks(2, in_batch_of_my_half):
+        torch.testing.assert_close(rank, one)
+    q, k, *_ = (x.detach()[:4] for x in rows(False)[:3])
+    equation = sum(
+        info_nce(q[i] @ k[i], [q[i] @ k[j] for j in range(4) if j != i]) for i in range(4)
+    )
+    torch.testing.assert_close(one[0], equation / 4)
+    assert in_batch(q, q, 0.1)[1] == 100.0
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_identical_keys_give_a_finite_loss_and_gradient(name):
     loss = CASES[name][0]()
@@ -129,6 +177,8 @@ def test_identical_keys_give_a_finite_loss_and_gradient(name):
     "make",
     [
         lambda: InfoNCE(temperature=0.0),
+        lambda: DCL(temperature=0.0),
+        lambda: DCL(sigma=0.0),
         lambda: NCE(9, temperature=-1.0),
         lambda: Margin(margin=0.0),
     ],

@@ -121,3 +121,14 @@ def test_accuracy_counts_the_same_with_and_without_a_reduction():
     reduced.logsumexp(0.2)
     assert reduced.accuracy() == plain.accuracy()
     assert 0 < plain.accuracy()["top1"] < plain.accuracy()["top5"] < 100
+
+
+def test_asking_for_the_accuracy_first_leaves_the_gradient_as_it_is():
+    grads = []
+    for first in (False, True):
+        torch.manual_seed(0)
+        q, k, keys = (F.normalize(torch.randn(n, 8), dim=1) for n in (16, 16, 50))
+        found = Lookup(q.requires_grad_(), k, keys, torch.arange(50))
+        assert not first or not found.accuracy()["top1"].requires_grad
+        grads.append(torch.autograd.grad(InfoNCE()(found), q)[0])
+    torch.testing.assert_close(*grads)

@@ -221,3 +221,21 @@ def test_a_resume_keeps_the_precision_and_this_machines_kernels(tmp_path, monkey
     checkpoint.restore(resumed, path)
     assert (resumed.precision, resumed.precision_reason) == ("bf16", "as the run began")
     assert resumed.optimizer.param_groups[0]["fused"] is True
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 3e-2)])
+def test_plain_attention_is_the_fused_one(dtype, tolerance):
+    options = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    fused = Timm(name="vit_tiny_patch16_224", options=options)
+    plain = copy.deepcopy(fused)
+    precision.plain_attention(plain)
+    assert any(getattr(m, "fused_attn", False) for m in fused.modules())
+    assert not any(getattr(m, "fused_attn", False) for m in plain.modules())
+    images, results = torch.randn(3, 3, 16, 16), []
+    for model in (fused, plain):
+        with precision.autocast(torch.device("cpu"), dtype):
+            features = model(images).float()
+        features.square().sum().backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters()])
+        results.append((features, grads / grads.abs().max()))
+    torch.testing.assert_close(*results, rtol=0, atol=tolerance)

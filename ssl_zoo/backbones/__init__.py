@@ -1,4 +1,22 @@
-from ssl_zoo.backbones.masking import block_mask, mask_of, random_order
+from ssl_zoo.backbones.lab import LabPair
+from ssl_zoo.backbones.masking import (
+    block_mask,
+    block_order,
+    mask_of,
+    masked_patches,
+    random_order,
+    take,
+)
 from ssl_zoo.backbones.timm import FITS, Timm
 
-__all__ = ["FITS", "Timm", "block_mask", "mask_of", "random_order"]
+__all__ = [
+    "FITS",
+    "LabPair",
+    "Timm",
+    "block_mask",
+    "block_order",
+    "mask_of",
+    "masked_patches",
+    "random_order",
+    "take",
+]

@@ -26,31 +26,32 @@ def mask_of(chosen: Tensor, length: int) -> Tensor:
     return mask.scatter_(1, chosen, True)
 
 
-def block_mask(
+def take(x: Tensor, patches: Tensor) -> Tensor:
+    """Some patches' rows: of [N, L, F] those numbered [N, K], [N, K, F]."""
+    return x.gather(1, patches[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def block_order(
     key: Tensor,
     grid: tuple[int, int],
-    count: int,
     scale: tuple[float, float] = (0.1, 0.4),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
     tries: int = 16,
 ) -> Tensor:
-    """Rectangles laid over each other until `count` patches are covered, [N, h * w] bool.
+    """Patches in the order in which random rectangles cover a grid, [N, h * w] int64.
 
-    BEiT's blockwise masking (arXiv:2106.08254, algorithm 1), with exactly `count` patches in each
-    sample: of the rectangle that goes beyond, and where rectangles do not suffice, patches are
-    taken in random order.
+    BEiT's blockwise masking (arXiv:2106.08254, algorithm 1) with any number of patches: a row's
+    first are masked. Of the rectangle that goes beyond, and where rectangles do not suffice,
+    patches come in random order.
 
     Args:
         key: [N] int64.
         grid: h and w, in patches.
-        count: patches to mask.
         scale: bounds of a rectangle's area, as a share of the grid's.
         ratio: bounds of its height / width, drawn uniformly in the logarithm.
         tries: rectangles.
     """
     h, w = grid
-    if not 0 <= count <= h * w:
-        raise ValueError(f"count is a number of the {h * w} patches, found {count}")
     slot = torch.arange(4 * tries, device=key.device)
     u = rng.uniform(key[:, None], "block", slot).view(-1, tries, 4, 1, 1)
     area = (scale[0] + (scale[1] - scale[0]) * u[:, :, 0]) * h * w  # [N, tries, 1, 1]
@@ -67,5 +68,38 @@ def block_mask(
     # Patches in the order in which rectangles cover them, those of one rectangle at random.
     first = torch.where(inside.any(1), inside.byte().argmax(1), tries)  # [N, h * w]
     patches = torch.arange(h * w, device=key.device)
-    order = (first + rng.uniform(key[:, None], "order", patches)).argsort(dim=1, stable=True)
-    return mask_of(order[:, :count], h * w)
+    return (first + rng.uniform(key[:, None], "order", patches)).argsort(dim=1, stable=True)
+
+
+def block_mask(key: Tensor, grid: tuple[int, int], count: int, **shape) -> Tensor:
+    """Rectangles laid over each other until `count` patches are covered, [N, h * w] bool.
+
+    Args:
+        key, grid, shape: of `block_order`.
+        count: patches to mask in each sample, exactly.
+    """
+    h, w = grid
+    if not 0 <= count <= h * w:
+        raise ValueError(f"count is a number of the {h * w} patches, found {count}")
+    return mask_of(block_order(key, grid, **shape)[:, :count], h * w)
+
+
+def masked_patches(
+    key: Tensor, grid: tuple[int, int], masked_images: float, ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Each sample's patches that may be masked, in blocks, and those that are: twice [N, M].
+
+    M is the most that `ratio` allows, so that shapes do not depend on what is drawn.
+
+    Args:
+        key: [N] int64.
+        grid: patches down and across.
+        masked_images: chance that any are masked.
+        ratio: bounds of their share.
+    """
+    length = grid[0] * grid[1]
+    most = max(1, int(ratio[1] * length))
+    share = ratio[0] + (ratio[1] - ratio[0]) * rng.uniform(key, "share")  # [N]
+    count = (share * length) * (rng.uniform(key, "image") < masked_images)  # [N]
+    masked = torch.arange(1, most + 1, device=key.device) <= count[:, None]  # [N, M]
+    return block_order(key, grid)[:, :most], masked

@@ -123,7 +123,14 @@ class Timm(nn.Module):
         return vit.norm(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """A CNN's map [N, F, h, w] or a ViT's tokens [N, P + L, F] -> features [N, F]."""
+        """A map [N, F, h, w] or a ViT's tokens [N, P + L, F] -> features [N, F].
+
+        Of a ViT's map the patches' mean, whatever its tokens are pooled by.
+        """
+        if x.ndim == 4 and isinstance(self.model, VisionTransformer):
+            return self.model.fc_norm(x.mean(dim=(2, 3)))
+        if x.ndim == 4 and getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            x = x.permute(0, 2, 3, 1)  # Swin and its like
         return self.model.forward_head(x, pre_logits=True)
 
     @property
@@ -137,9 +144,28 @@ class Timm(nn.Module):
         return self.model.patch_embed.patch_size
 
     @property
+    def patch_values(self) -> int:
+        """Of a ViT: numbers in a patch, C * height * width."""
+        return self.model.patch_embed.proj.weight[0].numel()
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Of a ViT: patches down and across an image of its own size."""
         return self.model.patch_embed.grid_size
+
+    def require_token_norm(self) -> None:
+        """For methods that train `tokens` alone: a norm after pooling would never be trained.
+
+        Raises:
+            ConfigError: its last norm comes after pooling, timm's way with `global_pool: avg`.
+        """
+        if any(True for _ in self.model.fc_norm.parameters()):
+            raise ConfigError(
+                "backbone.options",
+                "the last norm comes after pooling, where a loss on tokens does not reach it",
+                found=f"global_pool: {self.model.global_pool}",
+                expected="also fc_norm: false",
+            )
 
     @staticmethod
     def provides(*, name: str, options: dict = {}, **_) -> set[str]:  # noqa: B006

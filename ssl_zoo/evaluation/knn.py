@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from ssl_zoo import distributed
 from ssl_zoo.evaluation.features import Features, check_labelled, extract_splits
+from ssl_zoo.kmeans import faiss_threads
 from ssl_zoo.registry import above, at_least
 
 QUERIES_AT_ONCE = 4096
@@ -63,21 +62,6 @@ def build_index(bank: Tensor, kind: str, k: int) -> tuple[faiss.Index, str]:
         index.train(rows)
     index.add(rows)
     return index, described
-
-
-@contextmanager
-def faiss_threads() -> Iterator[None]:
-    """faiss takes as many threads as torch may, inside.
-
-    faiss carries its own OpenMP: left alone it takes every core, also where torch was told
-    (torchrun, a scheduler) to take fewer. Where the two share one, torch keeps its number.
-    """
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def check_protocol(k: int, temperature: float, bank: int | None) -> None:

@@ -1,3 +1,17 @@
+from ssl_zoo.heads.decoder import ViTDecoder
+from ssl_zoo.heads.dino import Centre, DINOHead, SinkhornCentre, freeze_last_layers
 from ssl_zoo.heads.projection import MLP, Linear
+from ssl_zoo.heads.prototypes import Prototypes
+from ssl_zoo.heads.tokenizer import DiscreteVAE
 
-__all__ = ["MLP", "Linear"]
+__all__ = [
+    "MLP",
+    "Centre",
+    "DINOHead",
+    "DiscreteVAE",
+    "Linear",
+    "Prototypes",
+    "SinkhornCentre",
+    "ViTDecoder",
+    "freeze_last_layers",
+]

@@ -48,6 +48,27 @@ class Cosine(Schedule):
 
 
 @SCHEDULES.register_module()
+class Linear(Schedule):
+    """A straight line from the base value to `final` over the first epochs, `final` after them.
+
+    Args:
+        over_epochs: where it arrives.
+    """
+
+    def __init__(self, *, final: float, over_epochs: float):
+        super().__init__()
+        self.validate(over_epochs=over_epochs)
+        self.final, self.over_epochs = final, over_epochs
+
+    @staticmethod
+    def validate(*, over_epochs: float, **_) -> None:
+        above("over_epochs", over_epochs, 0)
+
+    def value(self, base: float, epoch: float, epochs: float) -> float:
+        return base + (self.final - base) * min(epoch / self.over_epochs, 1.0)
+
+
+@SCHEDULES.register_module()
 class Step(Schedule):
     """The base value, times `gamma` at each milestone (in epochs)."""
 

@@ -73,14 +73,13 @@ class Lookup:
             result, self._nearer = reduction.apply(q, self.dictionary, self.own, positive, *others)
         return result
 
-    @torch.no_grad()
     def accuracy(self) -> dict[str, Tensor]:
         """Pretext accuracy: is the positive the nearest key (top1), or among five (top5)? In %.
 
         Costs nothing after a reduction, which has counted.
         """
         nearer = self._nearer
-        if nearer is None:
+        if nearer is None:  # not under no_grad: similarities are kept, and the loss wants gradients
             nearer = (self.negatives >= self.positives).sum(dim=1)  # [R]
         return {
             "top1": 100 * (nearer < 1).float().mean(),
@@ -121,7 +120,11 @@ class Memory(nn.Module):
         raise NotImplementedError
 
     def update(self, encoder: nn.Module, q: Tensor, k: Tensor, index: Tensor) -> None:
-        """Writes the step's queries and keys, after they were scored."""
+        """Writes the step's queries and keys, after they were scored.
+
+        Args:
+            q, k: [N, D]; [N, V, D] if V views of each image were queries, and had keys.
+        """
         self.steps += 1
 
     def telemetry(self, encoder: nn.Module) -> dict[str, float]:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ssl_zoo import distributed
 from ssl_zoo.encoder import MomentumEncoder
 from ssl_zoo.memory.base import Lookup, Memory
+from ssl_zoo.memory.fifo import enqueue
 from ssl_zoo.registry import MEMORY, at_least, within
 
 
@@ -72,15 +73,15 @@ class MoCoQueue(Memory):
         super().update(encoder, q, k, index)
         self.key_encoder.follow(encoder, self.momentum)
         k, index = distributed.gather(k), distributed.gather(index)
+        if k.dim() == 3:  # [n, V, D], view after view
+            k, index = k.transpose(0, 1).flatten(0, 1), index.repeat(k.shape[1])
         size = len(self.queue)
-        slots = (self.head + torch.arange(len(k), device=k.device)) % size
-        keep = slice(max(0, len(k) - size), None)  # of a batch larger than the queue, the newest
         if len(k) > size:
             self._shown = None  # the first rows, which a probe would follow, are gone at once
-        self.queue[slots[keep]] = k[keep]
-        self.index[slots[keep]] = index[keep]
-        self.written[slots[keep]] = self.steps
-        self.head.copy_((self.head + len(k)) % size)
+        slots, newest = enqueue(self.head, len(k), size)
+        self.queue[slots] = k[newest]
+        self.index[slots] = index[newest]
+        self.written[slots] = self.steps
         self._watch(slots, lifetime=size // len(k))
 
     def telemetry(self, encoder: nn.Module) -> dict[str, float]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ssl_zoo.encoder import Encoder
 from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, LOSSES, MEMORY, METHODS, Part
+from ssl_zoo.registry import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part
 
 
 @METHODS.register_module()
@@ -24,6 +24,13 @@ class Contrastive(Method):
         head: features -> embeddings, normalised here to unit length.
         memory: where keys come from.
         loss: of a look-up.
+        symmetric: each view is a query once and a key once; the loss is the mean of both, and the
+            keys of both are written. With a MoCoQueue this is MoCo v2+, the better MoCo v2 that
+            SimSiam is compared with (arXiv:2011.10566, table 4). A symmetric `EndToEnd` is so
+            already.
+
+    Raises:
+        ConfigError: `symmetric` with a memory that looks at one view.
     """
 
     family = "contrastive"
@@ -36,20 +43,45 @@ class Contrastive(Method):
         head: Part[HEADS],
         memory: Part[MEMORY],
         loss: Part[LOSSES],
+        symmetric: bool = False,
     ):
         super().__init__()
+        self.validate(memory=memory, symmetric=symmetric)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.memory = memory(encoder=self.encoder, num_samples=num_samples)
         self.loss = loss(num_samples=num_samples)
+        self.symmetric = symmetric
         self._compared: tuple[Tensor, Tensor] | None = None  # data-set positions, for telemetry
+
+    @staticmethod
+    def validate(*, memory: Part[MEMORY], symmetric: bool = False, **_) -> None:
+        if symmetric and memory.target.num_views == 1:
+            raise ConfigError(
+                "symmetric",
+                f"{memory.target.__name__} recalls its keys: no second view has one to be "
+                "compared with",
+                found="true",
+                expected="false, or a memory that encodes a second view: MoCoQueue, EndToEnd",
+            )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         # 2 x [N, C, H, W], once the same for a memory that looks at one view.
         x_q, x_k = batch.views[0], batch.views[self.memory.num_views - 1]
+        there = self._compare(x_q, x_k, batch.index)
+        if not self.symmetric:
+            return there
+        back = self._compare(x_k, x_q, batch.index)
+        both = {name: (there[name], back[name]) for name in there}
+        return {
+            name: torch.stack(pair, dim=1) if pair[0].dim() else sum(pair) / 2  # [N, 2, D] or []
+            for name, pair in both.items()
+        }
+
+    def _compare(self, x_q: Tensor, x_k: Tensor, index: Tensor) -> dict[str, Tensor]:
         q = F.normalize(self.encoder(x_q).float(), dim=1)  # [N, D]
-        k = self.memory.encode(self.encoder, x_k, batch.index)  # [N, D]
-        found = self.memory.lookup(q, k, batch.index)
-        self._compared = batch.index, found.index
+        k = self.memory.encode(self.encoder, x_k, index)  # [N, D]
+        found = self.memory.lookup(q, k, index)
+        self._compared = index, found.index
         return {"loss": self.loss(found), **found.accuracy(), "q": q, "k": k}
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
@@ -63,7 +95,7 @@ class Contrastive(Method):
         return scalars
 
     def remark(self, batch_size: int) -> str:
-        return self.memory.remark(batch_size)
+        return self.memory.remark(2 * batch_size if self.symmetric else batch_size)
 
     @staticmethod
     def views_needed(memory: Part[MEMORY], **_) -> int:

@@ -1,0 +1,49 @@
+"""Two networks, one for lightness and one for colour."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ssl_zoo.backbones.timm import FITS
+from ssl_zoo.colour import rgb_to_lab
+from ssl_zoo.registry import BACKBONES, Part
+
+FITS["lab"] = "two networks, {type: LabPair, of: {type: Timm, name: resnet18}}"
+
+# Of each channel of Lab over sRGB the middle and half of the range: views are in [-1, 1].
+_MIDDLE = [50.0, 6.0, -6.7]
+_HALF_RANGE = [50.0, 92.3, 101.2]
+
+
+@BACKBONES.register_module()
+class LabPair(nn.Module):
+    """Lightness through one network, colour through another, for CMC (arXiv:1906.05849).
+
+    Images [N, 3, H, W] are in [0, 1], so its configs leave out `Normalize`. Features [N, 2F]: of L
+    the first half, of ab the second.
+
+    Args:
+        of: the network, built twice; `in_chans` is set here, to 1 for L and 2 for ab.
+    """
+
+    def __init__(self, *, of: Part[BACKBONES]):
+        super().__init__()
+        self.l, self.ab = (Part(of.target, **of.kwargs | {"in_chans": c})() for c in (1, 2))
+        self.bn_groups: int = self.l.bn_groups
+        self.num_features: int = self.l.num_features + self.ab.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        x_l, x_ab = self.views(images)
+        return torch.cat([self.l(x_l), self.ab(x_ab)], dim=1)  # [N, 2F]
+
+    @staticmethod
+    def views(images: Tensor) -> tuple[Tensor, Tensor]:
+        """sRGB [N, 3, H, W] in [0, 1] -> L [N, 1, H, W] and ab [N, 2, H, W] in [-1, 1]."""
+        lab = rgb_to_lab(images)
+        middle, half_range = (lab.new_tensor(x)[:, None, None] for x in (_MIDDLE, _HALF_RANGE))
+        return ((lab - middle) / half_range).tensor_split([1], dim=1)
+
+    @staticmethod
+    def provides(**_) -> set[str]:
+        return {"features", "lab"}

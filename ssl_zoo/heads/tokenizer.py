@@ -1,0 +1,78 @@
+"""A small discrete VAE: images as words of a visual vocabulary."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import rng
+from ssl_zoo.registry import HEADS, at_least
+
+
+@HEADS.register_module()
+class DiscreteVAE(nn.Module):
+    """One of V visual words for each patch, learned by Gumbel-softmax (arXiv:2102.12092).
+
+    A far smaller network than DALL-E's, so that it can be trained beside its user.
+
+    Args:
+        in_chans: channels of the images, C.
+        patch_size: height and width of a patch in pixels.
+        vocabulary: V.
+        width: of its convolutions.
+        kl_weight: of KL(q || uniform), which keeps all words in use.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        patch_size: tuple[int, int],
+        *,
+        vocabulary: int = 8192,
+        width: int = 256,
+        kl_weight: float = 0.0,
+    ):
+        super().__init__()
+        self.validate(vocabulary=vocabulary, width=width, kl_weight=kl_weight)
+        self.encode = nn.Sequential(
+            nn.Conv2d(in_chans, width, patch_size, stride=patch_size),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, vocabulary, 1),
+        )
+        self.decode = nn.Sequential(
+            nn.Conv2d(vocabulary, width, 1),  # its columns are the codebook
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, in_chans, patch_size, stride=patch_size),
+        )
+        self.vocabulary, self.kl_weight = vocabulary, kl_weight
+
+    @staticmethod
+    def validate(*, vocabulary: int = 8192, width: int = 256, kl_weight: float = 0.0) -> None:
+        at_least("vocabulary", vocabulary, 2)
+        at_least("width", width, 1)
+        at_least("kl_weight", kl_weight, 0)
+
+    def forward(self, images: Tensor, temperature: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the negative evidence bound, [], and each patch's word, [N, L] int64.
+
+        |decode(softmax((logits + gumbel) / temperature)) - x|^2 + kl_weight KL(q || uniform).
+
+        Args:
+            images: [N, C, H, W].
+            temperature: [], of the relaxed draw.
+            key: [N] int64, of the draw.
+        """
+        logits = self.encode(images).float()  # [N, V, h, w]
+        number = torch.arange(logits[0].numel(), device=key.device)
+        u = rng.uniform(key[:, None], "gumbel", number).clamp(min=2.0**-25).view_as(logits)
+        words = F.softmax((logits - (-u.log()).log()) / temperature, dim=1)  # [N, V, h, w]
+        error = F.mse_loss(self.decode(words).float(), images.float())
+        log_q = F.log_softmax(logits, dim=1)
+        kl = (log_q.exp() * (log_q + math.log(self.vocabulary))).sum(dim=1).mean()
+        return error + self.kl_weight * kl, logits.argmax(dim=1).flatten(1)

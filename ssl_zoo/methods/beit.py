@@ -1,0 +1,113 @@
+"""BERT for images: the visual words of masked patches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import health
+from ssl_zoo.backbones import block_order, mask_of, take
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.heads import Linear
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, Part, above, at_least, within
+
+
+@METHODS.register_module()
+class BEiT(Method):
+    """Which visual word stands behind each masked patch? (BEiT, arXiv:2106.08254).
+
+    loss = -mean over masked patches i of log p(word_i | masked image).
+
+    The paper takes DALL-E's tokenizer, trained elsewhere. Here one is trained in the first steps
+    of the same run and frozen then; the ViT waits for it. Both losses are computed throughout
+    and share no gradient; whose turn it is not, the optimiser leaves alone.
+
+    Args:
+        backbone: a ViT.
+        tokenizer: (images, temperature, key) -> (its loss, words).
+        tokenizer_steps: optimiser steps before it is frozen.
+        temperatures: of its relaxed draws, first and last; between them geometric.
+        mask_ratio: share of the patches that is masked, in blocks.
+    """
+
+    family = "masked"
+    needs = "tokens"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        tokenizer: Part[HEADS],
+        tokenizer_steps: int,
+        temperatures: tuple[float, float] = (1.0, 0.0625),
+        mask_ratio: float = 0.4,
+    ):
+        super().__init__()
+        self.validate(
+            tokenizer_steps=tokenizer_steps, temperatures=temperatures, mask_ratio=mask_ratio
+        )
+        backbone.require_token_norm()
+        patch_size = backbone.patch_size
+        in_chans = backbone.patch_values // math.prod(patch_size)
+        self.tokenizer = tokenizer(in_chans=in_chans, patch_size=patch_size)
+        vocabulary = self.tokenizer.vocabulary  # V
+        self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=vocabulary))
+        self.mask_token = nn.Parameter(torch.empty(backbone.num_features))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.tokenizer_steps, self.temperatures = tokenizer_steps, temperatures
+        self.num_patches = math.prod(backbone.grid_size)  # L
+        self.num_masked = max(1, round(mask_ratio * self.num_patches))  # M
+
+    @staticmethod
+    def validate(
+        *,
+        tokenizer_steps: int,
+        temperatures: tuple[float, float] = (1.0, 0.0625),
+        mask_ratio: float = 0.4,
+        **_,
+    ) -> None:
+        at_least("tokenizer_steps", tokenizer_steps, 1)
+        above("temperatures", min(temperatures), 0)
+        within("mask_ratio", mask_ratio, 0.01, 1.0)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
+        bound, words = self.tokenizer(
+            images, self.temperature(), self.draw("tokenizer", batch.index)
+        )  # [], [N, L]
+
+        order = block_order(self.draw("mask", batch.index), vit.grid_size)  # [N, L]
+        chosen = order[:, : self.num_masked]  # [N, M]
+        masked = mask_of(chosen, self.num_patches)  # [N, L]
+        z = vit.tokens(images, masked, self.mask_token)[:, vit.num_prefix_tokens :]  # [N, L, F]
+        logits = self.encoder.head(take(z, chosen)).float().flatten(0, 1)  # [N * M, V]
+        target = words.gather(1, chosen).flatten()  # [N * M]
+        loss = F.cross_entropy(logits, target)
+
+        used = torch.zeros(1, self.tokenizer.vocabulary, device=words.device)
+        used.index_add_(1, words.flatten(), used.new_ones(1, words.numel()))
+        return {
+            "loss": loss + bound,
+            "token_loss": loss,
+            "tokenizer_loss": bound,
+            "top1": 100 * (logits.argmax(dim=1) == target).float().mean(),
+            "assignment_entropy": health.assignment_entropy(used / words.numel()),
+        }
+
+    def temperature(self) -> Tensor:
+        first, last = self.temperatures
+        done = (self.steps / self.tokenizer_steps).clamp(max=1)
+        return first * (last / first) ** done
+
+    def after_backward(self) -> None:
+        # Gradients of zero would not do: Adam moves on by momentum and weight decay. So the host
+        # must know whose turn it is, and waits for the device here.
+        frozen = bool(self.steps >= self.tokenizer_steps)
+        of_tokenizer = set(self.tokenizer.parameters())
+        for p in self.parameters():
+            if (p in of_tokenizer) == frozen:
+                p.grad = None

@@ -1,0 +1,84 @@
+"""Contrastive multiview coding: what lightness and colour know of each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import health
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.memory import MemoryBank
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, LOSSES, METHODS, Part
+
+
+class HalfHeads(nn.Module):
+    """A head for each half of the features: [N, 2F] -> [N, 2D]."""
+
+    def __init__(self, in_features: int, head: Part[HEADS]):
+        super().__init__()
+        self.l, self.ab = (head(in_features=in_features // 2) for _ in range(2))
+        self.out_features: int = self.l.out_features + self.ab.out_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        h_l, h_ab = features.chunk(2, dim=1)  # [N, F]
+        return torch.cat([self.l(h_l), self.ab(h_ab)], dim=1)
+
+
+@METHODS.register_module()
+class CMC(Method):
+    """Lightness finds its colour among many, and colour its lightness (arXiv:1906.05849).
+
+    L = L_NCE(z_L; bank_ab) + L_NCE(z_ab; bank_L), where row i of a bank is the positive of image
+    i and rows drawn at random are the negatives.
+
+    Args:
+        backbone: a `LabPair`, which makes the two views out of the image's colour.
+        num_samples: size of the training set.
+        head: features of one view -> z, normalised here to unit length; one for each view.
+        bank: a view's memory; one for each.
+        loss: of a look-up; one for each direction.
+    """
+
+    family = "contrastive"
+    needs = "lab"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_samples: int,
+        *,
+        head: Part[HEADS],
+        bank: Part[MemoryBank],
+        loss: Part[LOSSES],
+    ):
+        super().__init__()
+        heads = HalfHeads(backbone.num_features, head)
+        self.encoder = Encoder(backbone, heads)
+        self.bank_l = bank(encoder=heads.l, num_samples=num_samples)
+        self.bank_ab = bank(encoder=heads.ab, num_samples=num_samples)
+        self.loss_l, self.loss_ab = (loss(num_samples=num_samples) for _ in range(2))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        z_l, z_ab = (  # [N, D]
+            F.normalize(z, dim=1) for z in self.encoder(batch.views[0]).float().chunk(2, dim=1)
+        )
+        k_l, k_ab = self.bank_l.features[batch.index], self.bank_ab.features[batch.index]  # [N, D]
+        colours = self.bank_ab.lookup(z_l, k_ab, batch.index)
+        lights = self.bank_l.lookup(z_ab, k_l, batch.index)
+        return {
+            "loss": self.loss_l(colours) + self.loss_ab(lights),
+            "top1": (colours.accuracy()["top1"] + lights.accuracy()["top1"]) / 2,
+            "embedding_std": torch.minimum(health.embedding_std(z_l), health.embedding_std(z_ab)),
+            "z_l": z_l,
+            "z_ab": z_ab,
+        }
+
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        for bank, z in ((self.bank_l, out["z_l"]), (self.bank_ab, out["z_ab"])):
+            bank.update(self.encoder, z, z, batch.index)
+
+    def telemetry(self, labels: Tensor | None) -> dict[str, float]:
+        return self.bank_l.telemetry(self.encoder)

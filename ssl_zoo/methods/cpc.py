@@ -1,0 +1,155 @@
+"""Contrastive predictive coding: what is further down in the picture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ssl_zoo import distributed, health
+from ssl_zoo.losses import InfoNCE
+from ssl_zoo.memory import Lookup
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import METHODS, ConfigError, above, at_least
+
+
+class RowsAbove(nn.Module):
+    """A PixelCNN whose output at a patch sees its row and those above: [N, F, h, w] -> the same.
+
+    The residual blocks of CPC v2's appendix (arXiv:1905.09272): 1x1, 1x3, then 2x1 over a row and
+    the one above it, then 1x1.
+    """
+
+    def __init__(self, features: int, hidden_features: int, depth: int):
+        super().__init__()
+        hidden = hidden_features
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(features, hidden, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1)),
+                nn.ZeroPad2d((0, 0, 1, 0)),  # one row on top
+                nn.Conv2d(hidden, hidden, (2, 1)),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, features, 1),
+            )
+            for _ in range(depth)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        for block in self.blocks:
+            z = z + block(z)
+        return z.relu()
+
+
+class PatchEncoder(nn.Module):
+    """A backbone on every patch of an overlapping grid: [N, C, H, W] -> z [N, F, h, w]."""
+
+    def __init__(self, backbone: nn.Module, patch_size: int, stride: int):
+        super().__init__()
+        self.backbone, self.patch_size, self.stride = backbone, patch_size, stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        size, stride = self.patch_size, self.stride
+        patches = images.unfold(2, size, stride).unfold(3, size, stride)  # [N, C, h, w, s, s]
+        patches = patches.permute(0, 2, 3, 1, 4, 5)  # [N, h, w, C, s, s]
+        z = self.backbone(patches.flatten(0, 2))  # [N h w, F]
+        return z.unflatten(0, patches.shape[:3]).permute(0, 3, 1, 2)
+
+
+@METHODS.register_module()
+class CPC(Method):
+    """From the rows above, patches below are told from all others (CPC, arXiv:1807.03748).
+
+    The recipe is version 2's (arXiv:1905.09272): c = context(z) sees a row and those above it,
+    W_k c_ij predicts the patch k rows further down, y = W z:
+    L = mean over k, i, j of -log exp(W_k c_ij . y_i+k,j / t) / sum_y' exp(W_k c_ij . y' / t),
+    where y' goes over all patches of all images of the batch.
+
+    What is kept is the backbone, and it is evaluated on whole images, which it never saw in
+    training. So it should not have BatchNorm, whose statistics would be those of patches (and
+    which tells patches of a batch of each other): configs give it LayerNorm, as version 2 does.
+
+    Args:
+        backbone: one patch -> features z.
+        patch_size: in pixels.
+        stride: pixels from a patch to the next.
+        rows_down: every k. Nearer than patch_size / stride rows, patches share pixels, and the
+            prediction is a matter of copying them.
+        out_features: width of y.
+        hidden_features: width of the context network.
+        depth: its residual blocks.
+        temperature: t; products are not normalised. The inverse of version 2's `emb_scale`.
+    """
+
+    family = "contrastive"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        patch_size: int,
+        stride: int,
+        rows_down: list[int],
+        out_features: int = 64,
+        hidden_features: int = 256,
+        depth: int = 5,
+        temperature: float = 10.0,
+    ):
+        super().__init__()
+        self.validate(
+            patch_size=patch_size,
+            stride=stride,
+            rows_down=rows_down,
+            out_features=out_features,
+            hidden_features=hidden_features,
+            depth=depth,
+            temperature=temperature,
+        )
+        features = backbone.num_features
+        self.encoder = PatchEncoder(backbone, patch_size, stride)
+        self.context = RowsAbove(features, hidden_features, depth)
+        self.w = nn.Conv2d(features, out_features, 1)
+        self.w_k = nn.ModuleList(nn.Conv2d(features, out_features, 1) for _ in rows_down)
+        self.loss = InfoNCE(temperature=temperature)
+        self.rows_down = rows_down
+
+    @staticmethod
+    def validate(*, rows_down: list[int], temperature: float = 1.0, **sizes) -> None:
+        for name, value in sizes.items():
+            at_least(name, value, 1)
+        if not rows_down or min(rows_down) < 1 or len(set(rows_down)) < len(rows_down):
+            raise ConfigError(
+                "rows_down", "no rows below", found=str(rows_down), expected="such as [2, 3]"
+            )
+        above("temperature", temperature, 0)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        z = self.encoder(batch.views[0])  # [N, F, h, w]
+        n, _, h, w = z.shape
+        if h <= max(self.rows_down):
+            raise ValueError(
+                f"views make {h} rows of patches, none of which has one {max(self.rows_down)} "
+                "rows below: expected larger views, a smaller stride or smaller rows_down"
+            )
+        c = self.context(z)  # [N, F, h, w]
+        y = self.w(z).permute(0, 2, 3, 1)  # [N, h, w, D]
+        place = torch.arange(n * h * w, device=z.device) + distributed.rank() * n * h * w
+        place = place.view(n, h, w)  # in the dictionary
+        q, positive, own = [], [], []
+        for k, w_k in zip(self.rows_down, self.w_k, strict=True):
+            q.append(w_k(c[:, :, :-k]).permute(0, 2, 3, 1).flatten(0, 2))  # [N (h - k) w, D]
+            positive.append(y[:, k:].flatten(0, 2))
+            own.append(place[:, k:].flatten())
+        patches = distributed.gather(y.flatten(0, 2))  # [world x N h w, D]
+        found = Lookup(
+            torch.cat(q),
+            torch.cat(positive),
+            patches,
+            index=distributed.gather(batch.index).repeat_interleave(h * w),
+            own=torch.cat(own)[:, None],
+        )
+        return {
+            "loss": self.loss(found),
+            **found.accuracy(),
+            "embedding_std": health.embedding_std(y.flatten(0, 2)),
+        }

@@ -1,0 +1,125 @@
+"""DeepCluster: k-means of the features gives the labels, and the labels better features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed, health, rng
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.heads import Linear
+from ssl_zoo.kmeans import embed, kmeans, mutual_information, whiten
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import METHODS, ConfigError, at_least
+
+
+@METHODS.register_module()
+class DeepCluster(Method):
+    """Classifies images by the clusters of their own features (arXiv:1807.05520).
+
+    L = 1/N sum_n w_n CE(W f(x_n), y_n), w_n = S / (K' |cluster y_n|): S images in K' clusters that
+    are in use. In expectation this is the paper's sampling of images uniformly over clusters.
+
+    Before every epoch the features of all images (clean, evaluation mode) are whitened by PCA, set
+    to unit length and clustered, and the classifier is drawn anew, since clusters have no names
+    that last. The paper's Sobel filter, for AlexNet's and VGG's first layer, is left out.
+
+    Args:
+        clusters: K; the paper takes ten times the classes.
+        pca: dimensions that are kept.
+        kmeans_iterations: of k-means.
+    """
+
+    family = "clustering"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_samples: int,
+        *,
+        clusters: int = 10000,
+        pca: int = 256,
+        kmeans_iterations: int = 20,
+    ):
+        super().__init__()
+        for name, value, bound in (
+            ("clusters", clusters, num_samples),
+            ("pca", pca, min(backbone.num_features, num_samples)),
+        ):
+            if value > bound:
+                raise ConfigError(name, "too large", found=str(value), expected=f"at most {bound}")
+        self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=clusters))
+        self.clusters, self.pca, self.kmeans_iterations = clusters, pca, kmeans_iterations
+        # Any clusters will do until the first ones are found.
+        self.register_buffer("assignments", torch.arange(num_samples) % clusters)
+        self.register_buffer("sizes", torch.bincount(self.assignments, minlength=clusters))
+        self.register_buffer("nmi", torch.zeros(()))  # with the clusters before
+
+    @staticmethod
+    def validate(*, clusters: int = 2, pca: int = 1, kmeans_iterations: int = 1, **_) -> None:
+        at_least("clusters", clusters, 2)
+        at_least("pca", pca, 1)
+        at_least("kmeans_iterations", kmeans_iterations, 1)
+
+    @torch.no_grad()
+    def before_epoch(self, images) -> None:
+        features, positions = map(distributed.to_main, embed(self.encoder.backbone, images))
+        seed = self._seed("k-means")
+
+        def on_main() -> Tensor:
+            with distributed.borrowed_threads():
+                x = whiten(features, self.pca)  # [S, pca]
+                found, _ = kmeans(x, self.clusters, self.kmeans_iterations, seed)
+            return torch.empty_like(found).index_copy_(0, positions, found)
+
+        found = distributed.attempt(on_main).to(self.assignments.device)  # [S]
+        self.nmi.fill_(mutual_information(found, self.assignments))
+        self.assignments.copy_(found)
+        self.sizes.copy_(torch.bincount(found, minlength=self.clusters))
+        self._renew_classifier()
+
+    def _renew_classifier(self) -> None:
+        classifier = self.encoder.head.layers[0]
+        generator = torch.Generator().manual_seed(self._seed("classifier"))
+        weight = torch.empty(classifier.weight.shape).normal_(0, 0.01, generator=generator)
+        classifier.weight.copy_(weight)
+        classifier.bias.zero_()
+
+    def _seed(self, purpose: str) -> int:
+        return int(rng.integers(2**31 - 1, self.seed, self.steps, purpose))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        y = self.assignments[batch.index]  # [N]
+        logits = self.encoder(batch.views[0]).float()  # [N, K]
+        share = self.sizes / len(self.assignments)  # [K] |cluster| / S
+        w = 1 / (share[y] * (share > 0).sum())  # [N]
+        loss = (w * F.cross_entropy(logits, y, reduction="none")).mean()
+        return {
+            "loss": loss,
+            "top1": 100 * (logits.argmax(dim=1) == y).float().mean(),
+            "assignment_entropy": health.assignment_entropy(share[None]),
+        }
+
+    def telemetry(self, labels: Tensor | None) -> dict[str, float]:
+        return {"clusters_in_use": float((self.sizes > 0).sum()), "nmi": float(self.nmi)}
+
+    def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
+        """The classifier learns without momentum, which would be the last classifier's.
+
+        So it is with the authors, who give each epoch's classifier a plain SGD of its own. Adam
+        has no such switch: its moments, of weights that are gone, fade within the epoch.
+        """
+        groups = super().param_groups(weight_decay, decay_norm_and_bias)
+        return without_momentum(groups, self.encoder.head)
+
+
+def without_momentum(groups: list[dict], module: nn.Module) -> list[dict]:
+    """The optimiser's groups, each divided: the module's parameters have momentum 0."""
+    its = {id(p) for p in module.parameters()}
+    divided = []
+    for group in groups:
+        others = [p for p in group["params"] if id(p) not in its]
+        still = [p for p in group["params"] if id(p) in its]
+        divided += [group | {"params": others}, group | {"params": still, "momentum": 0.0}]
+    return [group for group in divided if group["params"]]

@@ -1,0 +1,118 @@
+"""DeepCluster v2: k-means of the last epoch's embeddings, prototypes instead of a classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed, health
+from ssl_zoo.encoder import Encoder, encode_views
+from ssl_zoo.heads import Prototypes
+from ssl_zoo.kmeans import embed, nearest, spherical_kmeans
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, at_least
+
+
+@METHODS.register_module()
+class DeepClusterV2(Method):
+    """Classifies views by spherical k-means of the last epoch's embeddings (arXiv:2006.09882).
+
+    L = 1/H sum_h 1/V sum_v CE(z_v C_h^T / T, y_h), y_h = argmax_k m_h . c_hk: m_h is the image's
+    embedding in the epoch before, and the centroids C_h themselves, without a gradient, classify,
+    so that no classifier has to be learned anew (section 'DeepCluster-v2'). The first two views are
+    remembered, in a bank each; the clusterings h = 1 ... H take the banks in turn. All views,
+    smaller ones too (multi-crop), predict.
+
+    Args:
+        num_samples: rows of a bank, the same on all ranks.
+        head: features -> embeddings, normalised here to unit length.
+        clusters: K of each clustering; H numbers.
+        temperature: T.
+        kmeans_iterations: of k-means, before every epoch.
+    """
+
+    family = "clustering"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_samples: int,
+        *,
+        head: Part[HEADS],
+        clusters: list[int] = [3000, 3000, 3000],  # noqa: B006
+        temperature: float = 0.1,
+        kmeans_iterations: int = 10,
+    ):
+        super().__init__()
+        if max(clusters) > num_samples:
+            raise ConfigError(
+                "clusters", "too large", found=str(max(clusters)), expected=f"at most {num_samples}"
+            )
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.temperature, self.kmeans_iterations = temperature, kmeans_iterations
+        width = self.encoder.out_features
+        self.centroids = nn.ModuleList(Prototypes(width, k).requires_grad_(False) for k in clusters)
+        self.register_buffer("bank", torch.zeros(2, num_samples, width))
+
+    @staticmethod
+    def validate(
+        *,
+        clusters: list[int] = [2],  # noqa: B006
+        temperature: float = 1.0,
+        kmeans_iterations: int = 1,
+        **_,
+    ) -> None:
+        at_least("clusters", len(clusters), 1)
+        for i, k in enumerate(clusters):
+            at_least(f"clusters[{i}]", k, 2)
+        above("temperature", temperature, 0)
+        at_least("kmeans_iterations", kmeans_iterations, 1)
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2
+
+    @torch.no_grad()
+    def before_epoch(self, images) -> None:
+        if self.steps == 0:  # no epoch before: what the untrained network sees in clean images
+            z, index = embed(self.encoder, images)
+            self.bank[:, index] = F.normalize(z, dim=1).to(self.bank.device)
+            # Each rank wrote its own rows and left the others at zero.
+            self.bank.copy_(distributed.mean(self.bank) * distributed.world())
+        for h, centroids in enumerate(self.centroids):
+            key = (self.seed, self.steps, f"k-means {h}")
+            k = len(centroids.weight)
+            found = spherical_kmeans(self.bank[h % 2], k, self.kmeans_iterations, *key)
+            centroids.weight.copy_(found)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        outputs = encode_views(self.encoder, batch.views, self.encoder.backbone.bn_groups)
+        z = [F.normalize(output.float(), dim=1) for output in outputs]  # V x [N, D]
+        every = torch.cat(z)  # [V x N, D]
+        loss, entropy = 0.0, []
+        for h, centroids in enumerate(self.centroids):
+            y = self._assigned(h, batch.index)  # [N]
+            logits = centroids(every) / self.temperature  # [V x N, K]
+            loss += F.cross_entropy(logits, y.repeat(len(z))) / len(self.centroids)
+            entropy.append(health.assignment_entropy(logits.softmax(dim=1)))
+        return {
+            "loss": loss,
+            "embedding_std": health.embedding_std(z[0]),
+            "assignment_entropy": torch.stack(entropy).mean(),
+            "z": torch.stack(z[:2], dim=1),  # [N, 2, D]
+        }
+
+    def _assigned(self, h: int, index: Tensor) -> Tensor:
+        """The cluster of images [N] in clustering h, [N].
+
+        An image's row changes after it was seen, once an epoch: until then it is what k-means saw.
+        """
+        with torch.autocast(index.device.type, enabled=False):
+            return nearest(self.bank[h % 2][index], self.centroids[h].weight)
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        index, z = distributed.gather(batch.index), distributed.gather(out["z"])
+        self.bank[:, index] = z.transpose(0, 1)

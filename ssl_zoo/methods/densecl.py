@@ -1,0 +1,143 @@
+"""Dense contrastive learning: a loss for every place of the feature map."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed, health
+from ssl_zoo.batchnorm import has_batchnorm, split_batchnorm
+from ssl_zoo.encoder import MomentumEncoder
+from ssl_zoo.losses import InfoNCE
+from ssl_zoo.memory import Lookup
+from ssl_zoo.memory.base import shuffled
+from ssl_zoo.memory.fifo import enqueue
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, Part, above, at_least, within
+
+
+class DenseEncoder(nn.Module):
+    """One pass of the backbone, a head on its pooled map and another on each of its places."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, dense_head: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.head = split_batchnorm(head, backbone.bn_groups)
+        self.dense_head = split_batchnorm(dense_head, backbone.bn_groups)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.project(self.backbone.feature_map(images))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map [N, F, h, w] -> features [N, S, F] of its places, global [N, D], dense [N, S, D]."""
+        f = x.flatten(2).mT  # [N, S, F]
+        dense = self.dense_head(f.flatten(0, 1)).unflatten(0, f.shape[:2])
+        return f.float(), self.head(self.backbone.pool(x)).float(), dense.float()
+
+
+@METHODS.register_module()
+class DenseCL(Method):
+    """MoCo for the image and for every place in it at once (arXiv:2011.09157).
+
+    L = (1 - lambda) L_q + lambda L_r (equation 3). L_q is MoCo's. L_r is the mean over the places
+    s of a query's map of InfoNCE between r_s and t_c(s), where c(s) = argmax_c cos(f_s, f'_c) is
+    the place of the key's backbone features nearest to its own (equation 4).
+
+    Args:
+        backbone: images -> a map, which its `pool` makes features of.
+        head: pooled features -> q.
+        dense_head: features of a place -> r.
+        size: of each of the two queues. The dense one holds for each image the mean of its keys.
+        momentum: of the key encoder, heads included.
+        temperature: of both losses.
+        weight: lambda.
+        shuffle_bn: the backbone sees keys in shuffled order (ShuffleBN).
+    """
+
+    family = "contrastive"
+    needs = "map"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        head: Part[HEADS],
+        dense_head: Part[HEADS],
+        size: int = 65536,
+        momentum: float = 0.999,
+        temperature: float = 0.2,
+        weight: float = 0.5,
+        shuffle_bn: bool = True,
+    ):
+        super().__init__()
+        self.validate(size=size, momentum=momentum, temperature=temperature, weight=weight)
+        heads = (
+            head(in_features=backbone.num_features),
+            dense_head(in_features=backbone.map_features),
+        )
+        self.encoder = DenseEncoder(backbone, *heads)
+        self.key_encoder = MomentumEncoder(self.encoder)
+        for name, part in zip(("queue", "dense_queue"), heads, strict=True):
+            rows = F.normalize(torch.randn(size, part.out_features), dim=1)  # [K, D]
+            self.register_buffer(name, rows)
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))  # of both queues
+        self.register_buffer("index", torch.full((size,), -1))
+        self.loss = InfoNCE(temperature=temperature)
+        self.momentum, self.weight, self.shuffle_bn = momentum, weight, shuffle_bn
+
+    @staticmethod
+    def validate(
+        *,
+        size: int = 1,
+        momentum: float = 0.0,
+        temperature: float = 1.0,
+        weight: float = 0.0,
+        **_,
+    ) -> None:
+        at_least("size", size, 1)
+        within("momentum", momentum, 0, 1)
+        above("temperature", temperature, 0)
+        within("weight", weight, 0, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x_q, x_k = batch.views[:2]  # [N, C, H, W]
+        f_q, q, r = self.encoder(x_q)  # [N, S, F], [N, D], [N, S, D]
+        f_k, k, t = self.encode_keys(x_k)
+        q, k, r_s = (F.normalize(z, dim=-1) for z in (q, k, r))
+        with torch.autocast(f_q.device.type, enabled=False), torch.no_grad():
+            c = (f_q @ F.normalize(f_k, dim=2).mT).argmax(dim=2)  # [N, S]
+        t_c = F.normalize(t, dim=2).take_along_dim(c[:, :, None], dim=1)  # [N, S, D]
+        image = Lookup(q, k, self.queue, self.index)
+        places = Lookup(r_s.flatten(0, 1), t_c.flatten(0, 1), self.dense_queue, self.index)
+        loss_q, loss_r = self.loss(image), self.loss(places)
+        return {
+            "loss": (1 - self.weight) * loss_q + self.weight * loss_r,
+            "loss_dense": loss_r,
+            **image.accuracy(),
+            "embedding_std": health.embedding_std(q),
+            "k": k,
+            "t": F.normalize(t.mean(dim=1), dim=1),  # [N, D]
+        }
+
+    @torch.no_grad()
+    def encode_keys(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys = self.key_encoder.encoder
+        if not (self.shuffle_bn and has_batchnorm(keys.backbone)):
+            return keys(images)
+        order = (self.seed, self.steps, "shuffle")
+        return keys.project(shuffled(keys.backbone.feature_map, images, *order))
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        self.key_encoder.follow(self.encoder, self.momentum)
+        index = distributed.gather(batch.index)
+        slots, newest = enqueue(self.oldest, len(index), len(self.index))
+        self.queue[slots] = distributed.gather(out["k"])[newest]
+        self.dense_queue[slots] = distributed.gather(out["t"])[newest]
+        self.index[slots] = index[newest]
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2

@@ -1,0 +1,160 @@
+"""Predicting the representations of image blocks from a context."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import health, rng
+from ssl_zoo.backbones import mask_of, take
+from ssl_zoo.encoder import Encoder, MomentumEncoder, eval_mode
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, Part, at_least, within
+
+
+@METHODS.register_module()
+class IJEPA(Method):
+    """Representations of target blocks from those of a context (I-JEPA, arXiv:2301.08243).
+
+    loss = mean over target blocks and their patches of smooth_l1(s_hat, LN(s)), s the target
+    encoder's output for the whole image (the authors' code; the paper has the squared distance).
+
+    In the paper a batch's blocks have one random size, and contexts are cut to the smallest of
+    the batch. Here the numbers of patches are fixed, so that a sample's masks depend on no other
+    sample and nothing waits for the device; shapes and places are random for each sample.
+
+    Args:
+        backbone: a ViT.
+        predictor: (tokens, seen, wanted) -> representations of the wanted patches.
+        num_targets: blocks to predict, M.
+        target_scale: share of the patches in each.
+        target_ratio: bounds of its height / width.
+        context_scale: share of the patches in the context block, before targets are cut out.
+        context_kept: share of the patches that the encoder sees: that many of the context.
+        momentum: of the target encoder.
+    """
+
+    family = "masked"
+    needs = "tokens"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        predictor: Part[HEADS],
+        num_targets: int = 4,
+        target_scale: float = 0.175,
+        target_ratio: tuple[float, float] = (0.75, 1.5),
+        context_scale: float = 0.925,
+        context_kept: float = 0.35,
+        momentum: float = 0.996,
+    ):
+        super().__init__()
+        self.validate(
+            num_targets=num_targets,
+            target_scale=target_scale,
+            target_ratio=target_ratio,
+            context_scale=context_scale,
+            context_kept=context_kept,
+            momentum=momentum,
+        )
+        backbone.require_token_norm()
+        self.encoder = Encoder(
+            backbone,
+            predictor(
+                in_features=backbone.num_features,
+                out_features=backbone.num_features,
+                grid=backbone.grid_size,
+            ),
+        )
+        self.target_encoder = MomentumEncoder(backbone)
+        self.num_targets, self.target_ratio = num_targets, target_ratio
+        self.grid, self.momentum = backbone.grid_size, momentum
+        self.target_size, self.context_size, self.num_kept = (
+            max(1, round(share * math.prod(self.grid)))
+            for share in (target_scale, context_scale, context_kept)
+        )  # T, -, K
+
+    @staticmethod
+    def validate(
+        *,
+        num_targets: int = 4,
+        target_scale: float = 0.175,
+        target_ratio: tuple[float, float] = (0.75, 1.5),
+        context_scale: float = 0.925,
+        context_kept: float = 0.35,
+        momentum: float = 0.996,
+        **_,
+    ) -> None:
+        at_least("num_targets", num_targets, 1)
+        within("target_scale", target_scale, 0.01, 0.99)
+        within("target_ratio", target_ratio[0], 0.01, target_ratio[1])
+        within("context_scale", context_scale, 0.01, 1)
+        within("context_kept", context_kept, 0.01, context_scale)
+        within("momentum", momentum, 0, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        images, encoder, predictor = batch.views[0], self.encoder.backbone, self.encoder.head
+        context, targets = self.blocks(self.draw("blocks", batch.index))  # [N, K], [N, M, T]
+        with torch.no_grad(), eval_mode(self.target_encoder):
+            s = self.target_encoder.encoder.tokens(images)[:, encoder.num_prefix_tokens :]
+        s = F.layer_norm(s.float(), s.shape[-1:])  # [N, L, F]
+        z = encoder.tokens(images, kept=context)  # [N, P + K, F]
+        # Each block is predicted apart from the others: M rows a sample.
+        s_hat = predictor(
+            z.repeat_interleave(self.num_targets, dim=0),
+            context.repeat_interleave(self.num_targets, dim=0),
+            targets.flatten(0, 1),
+        )  # [N * M, T, F]
+        s_blocks = take(s, targets.flatten(1))  # [N, M * T, F]
+        return {
+            "loss": F.smooth_l1_loss(s_hat.float().view_as(s_blocks), s_blocks),
+            "embedding_std": health.embedding_std(s.mean(dim=1)),
+        }
+
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        self.target_encoder.follow(self.encoder.backbone, self.momentum)
+
+    def blocks(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches of context [N, K] and targets [N, M, T] for keys [N]; they share none.
+
+        Where targets leave the context fewer than K patches, some of these are seen twice.
+        """
+        number = torch.arange(self.num_targets, device=key.device)
+        keys = rng.hashed(key[:, None], "target", number)  # [N, M]
+        targets = block(keys, self.grid, self.target_size, self.target_ratio)  # [N, M, T]
+        around = block(rng.hashed(key, "context"), self.grid, self.context_size, (1.0, 1.0))
+        length = math.prod(self.grid)
+        left = mask_of(around, length) & ~mask_of(targets.flatten(1), length)  # [N, L]
+        patches = torch.arange(length, device=key.device)
+        chance = rng.uniform(key[:, None], "order", patches)  # [N, L]
+        order = (chance + ~left).argsort(dim=1, stable=True)  # those left first
+        slots = torch.arange(self.num_kept, device=key.device)
+        return order.gather(1, slots % left.sum(dim=1, keepdim=True).clamp(min=1)), targets
+
+
+def block(key: Tensor, grid: tuple[int, int], size: int, ratio: tuple[float, float]) -> Tensor:
+    """A rectangle of `size` patches, its last row maybe short, [...] -> [..., size] int64.
+
+    Args:
+        key: [...] int64.
+        grid: h and w, in patches.
+        size: number of patches.
+        ratio: bounds of height / width, drawn uniformly.
+    """
+    h, w = grid
+    shape, down, across = rng.uniform(
+        key[..., None], "block", torch.arange(3, device=key.device)
+    ).unbind(-1)
+    aspect = ratio[0] + (ratio[1] - ratio[0]) * shape
+    width = (size / aspect).sqrt().round().clamp(math.ceil(size / h), w).long()  # [...]
+    height = (size + width - 1) // width
+    top = (down * (h - height + 1)).long()
+    left = (across * (w - width + 1)).long()
+    i = torch.arange(size, device=key.device)
+    width = width[..., None]
+    return (top[..., None] + i // width) * w + left[..., None] + i % width

@@ -1,0 +1,97 @@
+"""Solving jigsaw puzzles."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import rng
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.heads import MLP
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.patches import cut
+from ssl_zoo.registry import HEADS, METHODS, Part, at_least, within
+
+GRID = 3
+TILES = GRID * GRID
+
+
+@METHODS.register_module()
+class Jigsaw(Method):
+    """In which of K orders are the nine tiles of an image? (arXiv:1603.09246).
+
+    Each tile goes through the same network, so what a single tile looks like has to be told
+    before tiles are compared. A tile's place within its cell, and so the gap to its neighbours, is
+    random, and each tile has zero mean and unit deviation in every channel: otherwise lines and
+    colours that run over a border would give the order away.
+
+    Args:
+        backbone: tiles -> features.
+        head: features of a tile -> D numbers (the paper's fc6).
+        num_permutations: K.
+        patch_size: of a tile, in pixels; a third of the image at most.
+        hidden_features: width between the tiles' 9 x D numbers and the K classes (fc7).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        head: Part[HEADS],
+        num_permutations: int = 1000,
+        patch_size: int = 64,
+        hidden_features: int = 4096,
+    ):
+        super().__init__()
+        self.validate(num_permutations=num_permutations, patch_size=patch_size)
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.classifier = MLP(
+            TILES * self.encoder.out_features,
+            out_features=num_permutations,
+            hidden_features=hidden_features,
+        )
+        orders = torch.from_numpy(distant_permutations(num_permutations))
+        self.register_buffer("permutations", orders)  # [K, 9]
+        self.patch_size = patch_size
+
+    @staticmethod
+    def validate(*, num_permutations: int = 2, patch_size: int = 2, **_) -> None:
+        within("num_permutations", num_permutations, 2, math.factorial(TILES))
+        at_least("patch_size", patch_size, 2)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """L = -log p(k | tile_{pi_k(1)}, ..., tile_{pi_k(9)})."""
+        place, choice = (self.draw(purpose, batch.index) for purpose in ("place", "permutation"))
+        tiles = cut(batch.views[0], GRID, self.patch_size, place)  # [N, 9, C, s, s]
+        k = rng.integers(len(self.permutations), choice)  # [N]
+        order = self.permutations[k]  # [N, 9]
+        tiles = tiles[torch.arange(len(k), device=k.device)[:, None], order]
+        tiles = F.instance_norm(tiles.flatten(0, 1))  # [9N, C, s, s]
+        z = F.relu(self.encoder(tiles)).view(len(k), -1)  # [N, 9 D]
+        logits = self.classifier(z).float()  # [N, K]
+        top1 = 100 * (logits.argmax(dim=1) == k).float().mean()
+        return {"loss": F.cross_entropy(logits, k), "top1": top1}
+
+
+@cache
+def distant_permutations(count: int) -> np.ndarray:
+    """Permutations of nine, far from each other, [count, 9] int64; the same at every call.
+
+    Algorithm 1 of arXiv:1603.09246: the next is the one with the largest Hamming distance, summed
+    over those taken so far; among equals, the first in a fixed random order.
+    """
+    every = np.array(list(permutations(range(TILES))), dtype=np.int8)
+    every = every[rng.permutation(len(every), "jigsaw").numpy()].T.copy()  # [9, 9!]
+    agree = np.zeros(every.shape[1], dtype=np.int32)  # places shared with those taken, in total
+    taken = [0]
+    while len(taken) < count:
+        agree += (every == every[:, taken[-1:]]).sum(axis=0, dtype=np.int8)
+        agree[taken[-1]] = np.iinfo(np.int32).max // 2
+        taken.append(int(agree.argmin()))
+    return every[:, taken].T.astype(np.int64)

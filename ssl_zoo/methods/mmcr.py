@@ -1,0 +1,57 @@
+"""Maximum manifold capacity: centroids that fill the sphere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed, health
+from ssl_zoo.encoder import Encoder, encode_views
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, Part, at_least
+
+
+@METHODS.register_module()
+class MMCR(Method):
+    """The nuclear norm of the images' mean embeddings, made large (arXiv:2303.03307).
+
+    L = -||C||_* + lam mean_b ||Z_b||_*, C the centroids over the views of all images of the batch,
+    Z_b the views of image b. A centroid of unit vectors is long only if they agree.
+
+    Args:
+        backbone: images -> features.
+        head: features -> embeddings, normalised here to unit length.
+        lam: lambda, the weight of the manifolds' own extent; 0 on ImageNet, where the centroids
+            do that work.
+    """
+
+    family = "non-contrastive"
+
+    def __init__(self, backbone: nn.Module, *, head: Part[HEADS], lam: float = 0.0):
+        super().__init__()
+        self.validate(lam=lam)
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.lam = lam
+
+    @staticmethod
+    def validate(*, lam: float = 0.0, **_) -> None:
+        at_least("lam", lam, 0)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        groups = self.encoder.backbone.bn_groups
+        z = torch.stack(encode_views(self.encoder, batch.views, groups), dim=1)  # [N, V, D]
+        z = F.normalize(z.float(), dim=2)
+        centroids = z.mean(dim=1)  # [N, D]
+        loss = -torch.linalg.matrix_norm(distributed.gather(centroids), "nuc")
+        if self.lam:
+            loss = loss + self.lam * torch.linalg.matrix_norm(z, "nuc").mean()
+        return {
+            "loss": loss,
+            "centroid_length": centroids.norm(dim=1).mean(),
+            "embedding_std": health.embedding_std(z[:, 0]),
+        }
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2

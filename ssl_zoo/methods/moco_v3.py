@@ -1,0 +1,94 @@
+"""MoCo v3: no queue, a predictor, and what makes a ViT train."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import health
+from ssl_zoo.backbones import FITS
+from ssl_zoo.batchnorm import split_batchnorm
+from ssl_zoo.encoder import Encoder, MomentumEncoder
+from ssl_zoo.losses import in_batch
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, within
+
+
+@METHODS.register_module()
+class MoCoV3(Method):
+    """Predicted queries against the batch's keys of a momentum encoder (MoCo v3, arXiv:2104.02057).
+
+    L = ctr(q1, k2) + ctr(q2, k1),  ctr(q, k) = -2 t log(exp(q.k+/t) / sum_i exp(q.k_i/t)).
+
+    Args:
+        backbone: a CNN or a ViT.
+        head: the projector, 3 layers for the paper's ViTs and 2 for its ResNet.
+        predictor: of queries alone, embeddings -> embeddings.
+        temperature: t; 0.2 for ViTs, 1.0 for the ResNet.
+        momentum: m in theta_k <- m theta_k + (1 - m) theta_q; in the recipe it rises to 1.
+        frozen_patch_embed: a ViT's patch embedding stays as it is initialised, which keeps training
+            stable (section 4.2).
+
+    Raises:
+        ConfigError: `frozen_patch_embed` and a backbone that has no patch embedding.
+    """
+
+    family = "contrastive"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        head: Part[HEADS],
+        predictor: Part[HEADS],
+        temperature: float = 0.2,
+        momentum: float = 0.99,
+        frozen_patch_embed: bool = False,
+    ):
+        super().__init__()
+        self.validate(temperature=temperature, momentum=momentum)
+        if frozen_patch_embed:
+            _freeze_patch_embed(backbone)
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        predictor = predictor(in_features=self.encoder.out_features)
+        self.predictor = split_batchnorm(predictor, backbone.bn_groups)
+        self.key_encoder = MomentumEncoder(self.encoder)
+        self.temperature, self.momentum = temperature, momentum
+
+    @staticmethod
+    def validate(*, temperature: float = 1.0, momentum: float = 0.0, **_) -> None:
+        above("temperature", temperature, 0)
+        within("momentum", momentum, 0, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x1, x2 = batch.views[:2]  # [N, C, H, W]
+        q1, q2 = (self.predictor(self.encoder(x)) for x in (x1, x2))  # [N, D]
+        q1, q2 = (F.normalize(q.float(), dim=1) for q in (q1, q2))
+        k1, k2 = (F.normalize(self.key_encoder(x).float(), dim=1) for x in (x1, x2))  # [N, D]
+        loss1, top1 = in_batch(q1, k2, self.temperature)
+        loss2, top2 = in_batch(q2, k1, self.temperature)
+        return {
+            "loss": 2 * self.temperature * (loss1 + loss2),
+            "top1": (top1 + top2) / 2,
+            "embedding_std": health.embedding_std(k1),
+        }
+
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        self.key_encoder.follow(self.encoder, self.momentum)
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2
+
+
+def _freeze_patch_embed(backbone: nn.Module) -> None:
+    try:
+        backbone.get_submodule("model.patch_embed").requires_grad_(False)
+    except AttributeError as error:
+        raise ConfigError(
+            "frozen_patch_embed",
+            "the backbone has no patch embedding to freeze",
+            found="true",
+            expected=f"false, or {FITS['tokens']}",
+        ) from error

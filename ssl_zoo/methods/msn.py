@@ -1,0 +1,130 @@
+"""Masked siamese networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed, health
+from ssl_zoo.backbones import random_order
+from ssl_zoo.encoder import Encoder, MomentumEncoder, encode_views
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, at_least, within
+
+
+@METHODS.register_module()
+class MSN(Method):
+    """What is left of an image is assigned as the whole of it is (MSN, arXiv:2204.07141).
+
+    The target network sees the first view whole. Anchors are the second view without some of its
+    patches, and further, small views (the paper's focal masks) as they are. All anchors together
+    are to use the prototypes evenly, in place of a centre.
+
+    Args:
+        backbone: a ViT; with small views, `options: {dynamic_img_size: true}`.
+        head: features -> embeddings.
+        num_prototypes: K.
+        drop: share of the second view's patches that is left out.
+        anchor_temperature, target_temperature: the lower of the two sharpens the target.
+        me_max_weight: lambda, of the mean assignment's entropy.
+        momentum: of the target network; the paper raises it to 1.
+    """
+
+    family = "distillation"
+    needs = "tokens"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        head: Part[HEADS],
+        num_prototypes: int = 1024,
+        drop: float = 0.15,
+        anchor_temperature: float = 0.1,
+        target_temperature: float = 0.025,
+        me_max_weight: float = 1.0,
+        momentum: float = 0.996,
+    ):
+        super().__init__()
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.target = MomentumEncoder(self.encoder)
+        self.prototypes = nn.Linear(self.encoder.out_features, num_prototypes, bias=False)
+        self.drop, self.me_max_weight, self.momentum = drop, me_max_weight, momentum
+        self.anchor_temperature = anchor_temperature
+        self.target_temperature = target_temperature
+
+    @staticmethod
+    def validate(
+        *,
+        num_prototypes: int = 2,
+        drop: float = 0.0,
+        anchor_temperature: float = 1.0,
+        target_temperature: float = 1.0,
+        me_max_weight: float = 0.0,
+        momentum: float = 1.0,
+        **_,
+    ) -> None:
+        at_least("num_prototypes", num_prototypes, 2)
+        if not 0 <= drop < 1:
+            raise ConfigError("drop", "out of range", found=repr(drop), expected="in [0, 1)")
+        above("anchor_temperature", anchor_temperature, 0)
+        above("target_temperature", target_temperature, 0)
+        at_least("me_max_weight", me_max_weight, 0)
+        within("momentum", momentum, 0, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x, masked, *focal = batch.views  # [N, C, H, W] each
+        backbone = self.encoder.backbone
+        kept = self.kept(masked, batch.index)  # [N, L'], patches
+        h = backbone.pool(backbone.tokens(masked, kept=kept))  # [N, F]
+        z = [self.encoder.head(h), *encode_views(self.encoder, focal, backbone.bn_groups)]
+        cosines = torch.stack([self.cosines(anchor) for anchor in z])  # [M, N, K], M anchors
+        with torch.no_grad():
+            target = self.cosines(self.target(x)) / self.target_temperature  # [N, K]
+            p_t = target.softmax(dim=1)  # [N, K]
+        matching, me_max = msn_losses(cosines / self.anchor_temperature, p_t)
+        return {
+            "loss": matching + self.me_max_weight * me_max,
+            "matching_loss": matching,
+            "me_max": me_max,
+            "embedding_std": health.embedding_std(z[0]),
+            "assignment_entropy": health.assignment_entropy(p_t),
+            "assignment_sharpness": health.assignment_sharpness(p_t),
+        }
+
+    def kept(self, images: Tensor, index: Tensor) -> Tensor:
+        """Patches that are looked at, drawn uniformly for each sample, [N, L'] int64."""
+        height, width = self.encoder.backbone.patch_size
+        length = (images.shape[2] // height) * (images.shape[3] // width)
+        order = random_order(self.draw("patches", index), length)  # [N, L]
+        return order[:, : max(1, int(length * (1 - self.drop)))]
+
+    def cosines(self, z: Tensor) -> Tensor:
+        """[N, D] -> similarities with the prototypes [N, K] float32."""
+        with torch.autocast(z.device.type, enabled=False):
+            z, q = F.normalize(z.float(), dim=1), F.normalize(self.prototypes.weight, dim=1)
+            return z @ q.T
+
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        self.target.follow(self.encoder, self.momentum)
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2
+
+
+def msn_losses(scores: Tensor, p_t: Tensor) -> tuple[Tensor, Tensor]:
+    """1/MN sum_{m,n} -p_t_n . log p_mn, and -H(mean of p) (arXiv:2204.07141, equation 1).
+
+    The mean is over all anchors of all ranks.
+
+    Args:
+        scores: [M, N, K] of the anchors, p = softmax(scores).
+        p_t: targets' [N, K].
+    """
+    log_p = scores.log_softmax(dim=2)  # [M, N, K]
+    matching = -(p_t * log_p).sum(dim=2).mean()
+    mean = distributed.gather(log_p.exp().mean(dim=(0, 1))[None]).mean(dim=0)  # [K]
+    return matching, torch.xlogy(mean, mean).sum()

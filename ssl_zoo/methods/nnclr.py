@@ -1,0 +1,87 @@
+"""NNCLR: the positive is a nearest neighbour of other images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed, health
+from ssl_zoo.batchnorm import split_batchnorm
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.losses import in_batch
+from ssl_zoo.memory.fifo import enqueue
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, Part, above, at_least
+
+
+@METHODS.register_module()
+class NNCLR(Method):
+    """A view's nearest neighbour in a support set is the other view's key (arXiv:2104.14548).
+
+    L = mean over i of -log(exp(NN(z_i, Q).p_i+/t) / sum_k exp(NN(z_i, Q).p_k+/t)), for both views,
+    where p+ is the prediction made of the other view, and Q the newest z of all ranks. It starts
+    with random unit vectors, as in the paper.
+
+    Args:
+        backbone: images -> features.
+        head: the projector, features -> z, normalised here to unit length.
+        predictor: z -> p, before z is normalised.
+        queue_size: rows of Q; any size and any batch go together.
+        temperature: t.
+    """
+
+    family = "contrastive"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        head: Part[HEADS],
+        predictor: Part[HEADS],
+        queue_size: int = 98304,
+        temperature: float = 0.1,
+    ):
+        super().__init__()
+        self.validate(queue_size=queue_size, temperature=temperature)
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        width = self.encoder.out_features
+        self.predictor = split_batchnorm(predictor(in_features=width), backbone.bn_groups)
+        self.temperature = temperature
+        self.register_buffer("queue", F.normalize(torch.randn(queue_size, width), dim=1))  # Q
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
+
+    @staticmethod
+    def validate(*, queue_size: int = 1, temperature: float = 1.0, **_) -> None:
+        at_least("queue_size", queue_size, 1)
+        above("temperature", temperature, 0)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        z1, z2 = (self.encoder(x) for x in batch.views[:2])  # [N, D]
+        p1, p2 = (F.normalize(self.predictor(z).float(), dim=1) for z in (z1, z2))  # [N, D]
+        z1, z2 = (F.normalize(z.detach().float(), dim=1) for z in (z1, z2))
+        loss1, top1 = in_batch(self.nearest(z1), p2, self.temperature)
+        loss2, top2 = in_batch(self.nearest(z2), p1, self.temperature)
+        return {
+            "loss": (loss1 + loss2) / 2,
+            "top1": (top1 + top2) / 2,
+            "embedding_std": health.embedding_std(z1),
+            "z": z1,
+        }
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """NN(z, Q), [N, D] -> [N, D]."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.queue[(z @ self.queue.T).argmax(dim=1)]
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        z = distributed.gather(out["z"])  # of the first view alone, as in the paper
+        slots, newest = enqueue(self.oldest, len(z), len(self.queue))
+        self.queue[slots] = z[newest]
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2

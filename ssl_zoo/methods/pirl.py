@@ -1,0 +1,118 @@
+"""Pretext-invariant representations: the same, whatever was done to the image."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import health, rng
+from ssl_zoo.backbones import random_order
+from ssl_zoo.batchnorm import split_batchnorm
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.patches import cut
+from ssl_zoo.registry import HEADS, LOSSES, MEMORY, METHODS, Part, at_least, within
+
+
+@METHODS.register_module()
+class PIRL(Method):
+    """A jigsaw, or a turned image, is to look like its image and no other (arXiv:1912.01991).
+
+    L = lambda L_NCE(m_I, g(v_It)) + (1 - lambda) L_NCE(m_I, f(v_I)) (equation 5): I is the first
+    view, It the transformed second one, m_I the memory's row of the image, the negatives other
+    rows. Rows are moving averages of f(v_I).
+
+    Args:
+        backbone: images -> features v; of a jigsaw, one patch at a time.
+        num_samples: size of the training set.
+        transform: I -> It.
+        head: f, of the image. g is another one: of a turned image as it is; of a jigsaw on each
+            patch, then a linear layer on the patches' outputs side by side, in random order.
+        memory: where m_I and the negatives come from.
+        loss: L_NCE, of a look-up; the authors' code takes InstDisc's.
+        weight: lambda.
+        grid: patches along each side of a jigsaw.
+        patch_size: of a jigsaw, in pixels.
+    """
+
+    family = "contrastive"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_samples: int,
+        *,
+        transform: Literal["jigsaw", "rotation"],
+        head: Part[HEADS],
+        memory: Part[MEMORY],
+        loss: Part[LOSSES],
+        weight: float = 0.5,
+        grid: int = 3,
+        patch_size: int = 64,
+    ):
+        super().__init__()
+        self.validate(weight=weight, grid=grid, patch_size=patch_size)
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.g = split_batchnorm(head(in_features=backbone.num_features), backbone.bn_groups)
+        d = self.g.out_features
+        self.join = nn.Linear(grid**2 * d, d) if transform == "jigsaw" else nn.Identity()
+        self.memory = memory(encoder=self.encoder, num_samples=num_samples)
+        self.loss = loss(num_samples=num_samples)
+        self.transform, self.weight = transform, weight
+        self.grid, self.patch_size = grid, patch_size
+
+    @staticmethod
+    def validate(*, weight: float = 0.0, grid: int = 1, patch_size: int = 1, **_) -> None:
+        within("weight", weight, 0, 1)
+        at_least("grid", grid, 1)
+        at_least("patch_size", patch_size, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x, x_t = batch.views[:2]  # [N, C, H, W]
+        encode = self.encode_jigsaw if self.transform == "jigsaw" else self.encode_rotation
+        key = self.draw(self.transform, batch.index)  # [N]
+        g = F.normalize(encode(x_t, key).float(), dim=1)  # [N, D], g(v_It)
+        f = F.normalize(self.encoder(x).float(), dim=1)  # [N, D], f(v_I)
+        m = self.memory.encode(self.encoder, x, batch.index)  # [N, D], m_I
+        of_transformed = self.memory.lookup(g, m, batch.index)
+        of_image = self.memory.lookup(f, m, batch.index)
+        loss = self.weight * self.loss(of_transformed) + (1 - self.weight) * self.loss(of_image)
+        return {
+            "loss": loss,
+            **of_transformed.accuracy(),
+            "embedding_std": health.embedding_std(f),
+            "f": f,
+            "m": m,
+        }
+
+    def encode_jigsaw(self, x: Tensor, key: Tensor) -> Tensor:
+        """Nine patches, each alone, put side by side in an order drawn for each image: [N, D]."""
+        patches = cut(x, self.grid, self.patch_size, key)  # [N, P, C, s, s]
+        z = self.g(self.encoder.backbone(patches.flatten(0, 1)))  # [N P, D]
+        z = z.unflatten(0, patches.shape[:2])
+        order = random_order(key, self.grid**2)  # [N, P]
+        return self.join(z.take_along_dim(order[:, :, None], dim=1).flatten(1))
+
+    def encode_rotation(self, x: Tensor, key: Tensor) -> Tensor:
+        """Each image turned by a multiple of 90 degrees drawn for it: [N, D]."""
+        turned = torch.stack([x.rot90(turns, dims=(2, 3)) for turns in range(4)])  # [4, N, ...]
+        turns = rng.integers(4, key)  # [N]
+        x_t = turned[turns, torch.arange(len(x), device=x.device)]
+        return self.join(self.g(self.encoder.backbone(x_t)))
+
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        self.memory.update(self.encoder, out["f"], out["m"], batch.index)
+
+    def telemetry(self, labels: Tensor | None) -> dict[str, float]:
+        return self.memory.telemetry(self.encoder)
+
+    def remark(self, batch_size: int) -> str:
+        return self.memory.remark(batch_size)
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2

@@ -1,0 +1,92 @@
+"""Predicting where a patch lies beside another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import rng
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.heads import MLP
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.patches import cut
+from ssl_zoo.registry import HEADS, METHODS, Part, at_least
+
+GRID, CENTRE, NEIGHBOURS = 3, 4, 8
+
+
+@METHODS.register_module()
+class RelativeLocation(Method):
+    """On which of its eight sides does a patch lie of another? (arXiv:1505.05192).
+
+    The gap between the two and the jitter keep lines that run on from giving the answer away;
+    dropped colours do so for the lens, whose colours part further from the image's middle.
+
+    Args:
+        backbone: patches -> features.
+        head: features of a patch -> D numbers (the paper's fc6).
+        patch_size: in pixels. What a third of the image has more is the gap, half a patch in the
+            paper.
+        jitter: pixels that a patch may be off its place, 7 for the paper's 96.
+        drop_colours: leave each patch one channel, and noise in the others; gray images stay as
+            they are.
+        hidden_features: width between the pair's 2 x D numbers and the eight classes.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        head: Part[HEADS],
+        patch_size: int = 64,
+        jitter: int = 5,
+        drop_colours: bool = True,
+        hidden_features: int = 4096,
+    ):
+        super().__init__()
+        self.validate(patch_size=patch_size, jitter=jitter)
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.classifier = MLP(
+            2 * self.encoder.out_features, out_features=NEIGHBOURS, hidden_features=hidden_features
+        )
+        self.patch_size, self.jitter, self.drop_colours = patch_size, jitter, drop_colours
+
+    @staticmethod
+    def validate(*, patch_size: int = 2, jitter: int = 0, **_) -> None:
+        at_least("patch_size", patch_size, 2)
+        at_least("jitter", jitter, 0)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """L = -log p(y | patch_centre, patch_y), y one of eight."""
+        place, choice = (self.draw(purpose, batch.index) for purpose in ("place", "neighbour"))
+        patches = cut(batch.views[0], GRID, self.patch_size, place, self.jitter)
+        y = rng.integers(NEIGHBOURS, choice)  # [N]
+        pair = torch.stack([torch.full_like(y, CENTRE), y + (y >= CENTRE)], dim=1)  # [N, 2]
+        pair = patches[torch.arange(len(y), device=y.device)[:, None], pair]  # [N, 2, C, s, s]
+        if self.drop_colours:
+            pair = keep_one_channel(pair, self.draw("colour", batch.index))
+        z = F.relu(self.encoder(pair.flatten(0, 1))).view(len(y), -1)  # [N, 2 D]
+        logits = self.classifier(z).float()  # [N, 8]
+        top1 = 100 * (logits.argmax(dim=1) == y).float().mean()
+        return {"loss": F.cross_entropy(logits, y), "top1": top1}
+
+
+def keep_one_channel(patches: Tensor, key: Tensor) -> Tensor:
+    """One channel of each patch, drawn by `key` [N], and noise in the others.
+
+    The noise is normal with a hundredth of the kept channel's deviation.
+
+    Args:
+        patches: [N, P, C, h, w].
+    """
+    _, count, channels, height, width = patches.shape
+    number, channel, row, column = (
+        torch.arange(size, device=key.device) for size in (count, channels, height, width)
+    )
+    kept = rng.integers(channels, key[:, None], "kept", number)[:, :, None]  # [N, P, 1]
+    deviation = patches.std(dim=(3, 4)).gather(2, kept)[..., None, None]  # [N, P, 1, 1, 1]
+    place = (number[:, None, None, None], channel[:, None, None], row[:, None], column)
+    u = rng.uniform(key[:, None, None, None, None], "noise", *place)  # [N, P, C, h, w]
+    noise = 0.01 * deviation * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
+    return torch.where((channel == kept)[..., None, None], patches, noise)

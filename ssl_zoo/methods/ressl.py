@@ -1,0 +1,108 @@
+"""ReSSL: relations to other images, not identities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import health
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.memory import MoCoQueue
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, MEMORY, METHODS, ConfigError, Part, above
+
+
+@METHODS.register_module()
+class ReSSL(Method):
+    """A strong view relates to the queue as its weak view does (arXiv:2107.09282).
+
+    L = mean of H(p, s),  p = softmax(k . queue / t_teacher),  s = softmax(q . queue / t_student),
+    where H is the cross-entropy, q the student's strong view (0) and k the teacher's weak one (1).
+    The queue and the teacher are MoCo's; no image is another's negative.
+
+    Args:
+        backbone: images -> features.
+        num_samples: size of the training set.
+        head: features -> embeddings, normalised here to unit length.
+        memory: a MoCoQueue.
+        student_temperature: t_student.
+        teacher_temperature: t_teacher, the smaller of the two: a sharper target.
+    """
+
+    family = "contrastive"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_samples: int,
+        *,
+        head: Part[HEADS],
+        memory: Part[MEMORY],
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+    ):
+        super().__init__()
+        self.validate(
+            memory=memory,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+        )
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.memory = memory(encoder=self.encoder, num_samples=num_samples)
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+
+    @staticmethod
+    def validate(
+        *,
+        memory: Part[MEMORY],
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        **_,
+    ) -> None:
+        if not issubclass(memory.target, MoCoQueue):
+            raise ConfigError(
+                "memory.type",
+                "ReSSL relates images to those of a queue",
+                found=memory.target.__name__,
+                expected="MoCoQueue",
+            )
+        above("student_temperature", student_temperature, 0)
+        above("teacher_temperature", teacher_temperature, 0)
+        if not teacher_temperature < student_temperature:
+            raise ConfigError(
+                "teacher_temperature",
+                "the teacher must be sharper than the student",
+                found=repr(teacher_temperature),
+                expected=f"below student_temperature, {student_temperature}",
+            )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        strong, weak = batch.views[:2]  # [N, C, H, W]
+        q = F.normalize(self.encoder(strong).float(), dim=1)  # [N, D]
+        k = self.memory.encode(self.encoder, weak, batch.index)  # [N, D], no gradient
+        queue = self.memory.lookup(q, k, batch.index).dictionary  # [K, D]
+        with torch.autocast(q.device.type, enabled=False):
+            p = (k @ queue.T / self.teacher_temperature).softmax(dim=1)  # [N, K]
+            loss = F.cross_entropy(q @ queue.T / self.student_temperature, p)
+        return {
+            "loss": loss,
+            "embedding_std": health.embedding_std(q),
+            "q": q,
+            "k": k,
+        }
+
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        self.memory.update(self.encoder, out["q"], out["k"], batch.index)
+
+    def telemetry(self, labels: Tensor | None) -> dict[str, float]:
+        return self.memory.telemetry(self.encoder)
+
+    def remark(self, batch_size: int) -> str:
+        return self.memory.remark(batch_size)
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2

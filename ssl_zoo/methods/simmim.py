@@ -1,0 +1,75 @@
+"""Masked image modelling with raw pixels and a linear head."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ssl_zoo.backbones import mask_of, random_order
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.heads import Linear
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.patches import patchify
+from ssl_zoo.registry import METHODS, ConfigError, at_least, within
+
+
+@METHODS.register_module()
+class SimMIM(Method):
+    """Pixels of masked patches by one linear layer (SimMIM, arXiv:2111.09886).
+
+    loss = mean over masked pixels of |y - x|.
+
+    Args:
+        backbone: a ViT.
+        mask_patch: side in pixels of what is masked as a whole, a multiple of the ViT's patch.
+        mask_ratio: share of these that is masked, rounded up.
+    """
+
+    family = "masked"
+    needs = "tokens"
+
+    def __init__(self, backbone: nn.Module, *, mask_patch: int = 32, mask_ratio: float = 0.6):
+        super().__init__()
+        self.validate(mask_patch=mask_patch, mask_ratio=mask_ratio)
+        backbone.require_token_norm()
+        self.encoder = Encoder(
+            backbone, Linear(backbone.num_features, out_features=backbone.patch_values)
+        )
+        self.mask_token = nn.Parameter(torch.empty(backbone.num_features))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        sides = [n * p for n, p in zip(backbone.grid_size, backbone.patch_size, strict=True)]
+        if any(mask_patch % p for p in backbone.patch_size) or any(n % mask_patch for n in sides):
+            raise ConfigError(
+                "method.mask_patch",
+                "does not go with the patches",
+                found=str(mask_patch),
+                expected=f"a multiple of {backbone.patch_size} that divides {sides}",
+            )
+        self.units = [side // mask_patch for side in sides]  # down and across
+        self.patches = [mask_patch // p for p in backbone.patch_size]  # of a unit
+        self.num_masked = math.ceil(mask_ratio * math.prod(self.units))
+
+    @staticmethod
+    def validate(*, mask_patch: int = 32, mask_ratio: float = 0.6) -> None:
+        at_least("mask_patch", mask_patch, 1)
+        within("mask_ratio", mask_ratio, 0.01, 1.0)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
+        masked = self.masks(self.draw("mask", batch.index))  # [N, L]
+        z = vit.tokens(images, masked, self.mask_token)[:, vit.num_prefix_tokens :]  # [N, L, F]
+        y = self.encoder.head(z).float()  # [N, L, C * p * p]
+        x = patchify(images.float(), vit.patch_size)  # [N, L, C * p * p]
+        loss = (y - x).abs().mean(dim=2)  # [N, L]
+        return {"loss": (loss * masked).sum() / masked.sum()}
+
+    def masks(self, key: Tensor) -> Tensor:
+        """[N] -> [N, L] bool, true in whole units of `mask_patch` pixels."""
+        number = math.prod(self.units)
+        masked = mask_of(random_order(key, number)[:, : self.num_masked], number)
+        masked = masked.view(-1, *self.units)
+        for dim, times in enumerate(self.patches, start=1):
+            masked = masked.repeat_interleave(times, dim=dim)
+        return masked.flatten(1)

@@ -1,0 +1,61 @@
+"""Siamese networks with a predictor and a stopped gradient, and nothing else."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import health
+from ssl_zoo.batchnorm import split_batchnorm
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, Part
+
+
+@METHODS.register_module()
+class SimSiam(Method):
+    """One view predicts the other, whose gradient is stopped (arXiv:2011.10566).
+
+    L = D(p_1, z_2) / 2 + D(p_2, z_1) / 2,  D(p, z) = -<p, stopgrad(z)> / (|p| |z|)
+    (equations 1 and 4).
+
+    Args:
+        backbone: images -> features.
+        head: features -> projections z.
+        predictor: z -> p, as wide as z. Its learning rate stays as it is while others' decay.
+    """
+
+    family = "non-contrastive"
+
+    def __init__(self, backbone: nn.Module, *, head: Part[HEADS], predictor: Part[HEADS]):
+        super().__init__()
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.predictor = split_batchnorm(
+            predictor(in_features=self.encoder.out_features), backbone.bn_groups
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x_1, x_2 = batch.views[:2]  # [N, C, H, W]
+        z_1, z_2 = self.encoder(x_1), self.encoder(x_2)  # [N, D]
+        p_1, p_2 = self.predictor(z_1).float(), self.predictor(z_2).float()  # [N, D]
+        z_1, z_2 = z_1.detach().float(), z_2.detach().float()
+        agreement = F.cosine_similarity(p_1, z_2) + F.cosine_similarity(p_2, z_1)  # [N]
+        return {"loss": -agreement.mean() / 2, "embedding_std": health.embedding_std(z_1)}
+
+    def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
+        """As of any method, the predictor's apart: it must keep up with what the encoder learns."""
+        predictor = {id(p) for p in self.predictor.parameters()}
+        groups = super().param_groups(weight_decay, decay_norm_and_bias)
+        return [
+            {
+                **group,
+                "params": [p for p in group["params"] if (id(p) in predictor) == constant],
+                "constant_lr": constant,
+            }
+            for constant in (False, True)
+            for group in groups
+        ]
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2

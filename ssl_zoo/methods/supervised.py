@@ -1,0 +1,58 @@
+"""Training on labels, to compare with."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo.encoder import Encoder
+from ssl_zoo.heads import Linear
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import METHODS, within
+
+
+@METHODS.register_module()
+class Supervised(Method):
+    """Cross-entropy on the labels: what the others do without (ResNet, arXiv:1512.03385).
+
+    Args:
+        backbone: images -> features.
+        num_classes: classes of the data set.
+        labels: [num_samples] int64, -1 where unknown.
+        label_smoothing: share of a target that is spread evenly over all classes
+            (arXiv:1512.00567).
+
+    Raises:
+        ValueError: an image without a label.
+    """
+
+    family = "baseline"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        self.validate(label_smoothing=label_smoothing)
+        unknown = int((labels < 0).sum())
+        if unknown:
+            raise ValueError(
+                f"Supervised needs a label for each image; {unknown} of {len(labels)} have none"
+            )
+        self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=num_classes))
+        self.label_smoothing = label_smoothing
+
+    @staticmethod
+    def validate(*, label_smoothing: float = 0.0, **_) -> None:
+        within("label_smoothing", label_smoothing, 0.0, 1.0)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """L = -sum_c y_c log p_c, y = (1 - s) onehot + s / C."""
+        logits = self.encoder(batch.views[0]).float()  # [N, C]
+        loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
+        top1 = 100 * (logits.argmax(dim=1) == batch.label).float().mean()
+        return {"loss": loss, "top1": top1}

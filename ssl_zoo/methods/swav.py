@@ -1,0 +1,129 @@
+"""SwAV: one view predicts the cluster that another view is assigned to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed, health
+from ssl_zoo.encoder import Encoder, encode_views
+from ssl_zoo.heads import Prototypes
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, Part, above, at_least
+from ssl_zoo.sinkhorn import sinkhorn
+
+
+@METHODS.register_module()
+class SwAV(Method):
+    """Swapped prediction of balanced cluster assignments (arXiv:2006.09882).
+
+    L = 1/2 sum_{s=1,2} 1/(V-1) sum_{v != s} -sum_k q_s^k log p_v^k, with p_v = softmax(z_v C^T / T)
+    and q_s = Sinkhorn-Knopp(z_s C^T) over all ranks' rows. The first two views are the full crops,
+    which are assigned; any number of further, smaller ones (multi-crop) predict.
+
+    Args:
+        head: features -> embeddings, normalised here to unit length.
+        prototypes: K.
+        temperature: T, of the predictions.
+        epsilon: smoothness of the assignments.
+        sinkhorn_iterations: of Sinkhorn-Knopp's algorithm. 0 takes the balance away, and SwAV
+            collapses.
+        queue_size: earlier embeddings of each full crop, over all ranks, that are assigned along
+            with the batch: for batches that are small beside K. 0: none.
+        queue_from_step: the queue is used from this step on, once it is full.
+        frozen_steps: so many steps at the start leave the prototypes where they are.
+    """
+
+    family = "clustering"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        head: Part[HEADS],
+        prototypes: int = 3000,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        queue_size: int = 0,
+        queue_from_step: int = 0,
+        frozen_steps: int = 0,
+    ):
+        super().__init__()
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.prototypes = Prototypes(self.encoder.out_features, prototypes)
+        self.temperature, self.epsilon = temperature, epsilon
+        self.sinkhorn_iterations, self.queue_size = sinkhorn_iterations, queue_size
+        self.queue_from_step, self.frozen_steps = queue_from_step, frozen_steps
+        # The same on all ranks, which score a share each.
+        self.register_buffer("queue", torch.zeros(2, queue_size, self.encoder.out_features))
+        self.register_buffer("queued", torch.zeros((), dtype=torch.int64))  # rows written so far
+
+    @staticmethod
+    def validate(
+        *,
+        prototypes: int = 2,
+        temperature: float = 1.0,
+        epsilon: float = 1.0,
+        sinkhorn_iterations: int = 0,
+        queue_size: int = 0,
+        **_,
+    ) -> None:
+        at_least("prototypes", prototypes, 2)
+        above("temperature", temperature, 0)
+        above("epsilon", epsilon, 0)
+        at_least("sinkhorn_iterations", sinkhorn_iterations, 0)
+        at_least("queue_size", queue_size, 0)
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        outputs = encode_views(self.encoder, batch.views, self.encoder.backbone.bn_groups)
+        z = [F.normalize(output.float(), dim=1) for output in outputs]  # V x [N, D]
+        scores = [self.prototypes(z_v) for z_v in z]  # V x [N, K]
+        log_p = [(score / self.temperature).log_softmax(dim=1) for score in scores]  # V x [N, K]
+        loss = 0.0
+        for s in range(2):
+            q = self._assign(scores[s], self.queue[s])  # [N, K]
+            others = [log_p[v] for v in range(len(z)) if v != s]
+            loss -= sum((q * log_p_v).sum(dim=1).mean() for log_p_v in others) / len(others) / 2
+        # q is balanced by construction; whether images still differ is seen in p.
+        p = torch.cat(log_p[:2]).exp()  # [2N, K]
+        return {
+            "loss": loss,
+            "embedding_std": health.embedding_std(z[0]),
+            "assignment_entropy": health.assignment_entropy(p),
+            "assignment_sharpness": health.assignment_sharpness(p),
+            "z": torch.stack(z[:2], dim=1),  # [N, 2, D]
+        }
+
+    @torch.no_grad()
+    def _assign(self, scores: Tensor, queue: Tensor) -> Tensor:
+        """Codes q [N, K] of the batch, balanced together with the queue [Q, D] once it is used."""
+        rows = queue.tensor_split(distributed.world())[distributed.rank()]  # [Q / world, D]
+        in_use = (self.queued >= self.queue_size) & (self.steps >= self.queue_from_step)
+        # Unused rows weigh nothing: to leave them out, the host would have to wait for the answer.
+        weight = torch.cat([scores.new_ones(len(scores)), in_use.float().expand(len(rows))])
+        together = torch.cat([scores, self.prototypes(rows)])  # [N + Q / world, K]
+        codes = sinkhorn(together, self.epsilon, self.sinkhorn_iterations, weight)
+        return codes[: len(scores)]
+
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        # Without a gradient a step moves a prototype along itself at most (weight decay), and
+        # `normalize_` takes that back. None would need the step's number on the host.
+        self.prototypes.weight.grad.mul_(self.steps >= self.frozen_steps)
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        super().after_step(batch, out)
+        self.prototypes.normalize_()
+        if self.queue_size:
+            z = distributed.gather(out["z"]).transpose(0, 1)  # [2, world x N, D]
+            slots = (self.queued + torch.arange(z.shape[1], device=z.device)) % self.queue_size
+            newest = slice(-self.queue_size, None)  # of a batch larger than the queue
+            self.queue[:, slots[newest]] = z[:, newest]
+            self.queued += z.shape[1]

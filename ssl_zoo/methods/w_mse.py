@@ -1,0 +1,89 @@
+"""Whitened embeddings that agree."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import distributed, health, rng
+from ssl_zoo.encoder import Encoder, encode_views
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.registry import HEADS, METHODS, Part, at_least, within
+
+
+@METHODS.register_module()
+class WMSE(Method):
+    """Positives close to each other after whitening, which rules collapse out (arXiv:2007.06346).
+
+    L = mean over pairs of views of |w_i/|w_i| - w_j/|w_j||^2,
+    w = W (z - mean), W^T W = Cov(z)^-1, a view and a part of the whole batch at a time.
+
+    Args:
+        backbone: images -> features.
+        head: features -> embeddings z.
+        part: rows that are whitened together, at least twice as many as z has dimensions; a
+            batch is cut into as many equal parts of at least this size as it has.
+        iterations: cuts of each batch, each in an order of its own, which are averaged.
+        eps: share of the identity in the covariance.
+    """
+
+    family = "non-contrastive"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        head: Part[HEADS],
+        part: int = 128,
+        iterations: int = 1,
+        eps: float = 1e-4,
+    ):
+        super().__init__()
+        self.validate(part=part, iterations=iterations, eps=eps)
+        self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        self.part, self.iterations, self.eps = part, iterations, eps
+
+    @staticmethod
+    def validate(*, part: int = 2, iterations: int = 1, eps: float = 0.0, **_) -> None:
+        at_least("part", part, 2)
+        at_least("iterations", iterations, 1)
+        within("eps", eps, 0, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        groups = self.encoder.backbone.bn_groups
+        z = torch.stack(encode_views(self.encoder, batch.views, groups), dim=1).float()  # [N, V, D]
+        spread = health.embedding_std(z[:, 0])
+        z = distributed.gather(z).movedim(1, 0)  # [V, n, D], every rank's rows
+        n = z.shape[1]
+        losses = []
+        for iteration in range(self.iterations):
+            order = rng.permutation(n, self.seed, self.steps, "part", iteration, device=z.device)
+            for rows in order.tensor_split(max(1, n // self.part)):
+                w = F.normalize(whiten(z[:, rows], self.eps), dim=2)  # [V, rows, D]
+                losses += [
+                    (w_i - w_j).square().sum() / n for w_i, w_j in combinations(w.unbind(), 2)
+                ]
+        pairs = len(batch.views) * (len(batch.views) - 1) / 2
+        loss = torch.stack(losses).sum() / (pairs * self.iterations)
+        return {"loss": loss, "embedding_std": spread}
+
+    @staticmethod
+    def views_needed(**_) -> int:
+        return 2
+
+
+def whiten(z: Tensor, eps: float) -> Tensor:
+    """w = L^-1 (z - mean) with L L^T = (1 - eps) Cov(z) + eps I, [V, n, D] -> [V, n, D].
+
+    Raises:
+        torch.linalg.LinAlgError: eps is 0 and the rows do not span all D dimensions.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = z - z.mean(dim=1, keepdim=True)
+        cov = z.mT @ z / (z.shape[1] - 1)  # [V, D, D]
+        identity = torch.eye(z.shape[2], device=z.device)
+        factor = torch.linalg.cholesky((1 - eps) * cov + eps * identity)
+        return torch.linalg.solve_triangular(factor, z.mT, upper=False).mT

@@ -1,0 +1,375 @@
+"""Contrastive methods against their equations written out plainly, gradients included."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from lightly.loss import DCLLoss, DCLWLoss
+from tiny import TinyNet, batch
+from torch import Tensor, nn
+
+from ssl_zoo import build, config
+from ssl_zoo.backbones import Timm
+from ssl_zoo.heads import MLP, Linear
+from ssl_zoo.losses import DCL, InfoNCE
+from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
+from ssl_zoo.method import Batch, Method
+from ssl_zoo.methods.contrastive import Contrastive
+from ssl_zoo.methods.moco_v3 import MoCoV3
+from ssl_zoo.methods.nnclr import NNCLR
+from ssl_zoo.methods.ressl import ReSSL
+from ssl_zoo.methods.supcon import SupCon
+from ssl_zoo.registry import ConfigError, Part
+
+N, D, SAMPLES = 6, 5, 64
+HEAD = Part(Linear, out_features=D)
+PREDICTOR = Part(MLP, out_features=D, hidden_features=7)
+
+
+def contrastive(memory: Part, loss: Part = Part(InfoNCE, temperature=0.2), **others) -> Contrastive:  # noqa: B008
+    torch.manual_seed(0)
+    return Contrastive(TinyNet(), SAMPLES, head=HEAD, memory=memory, loss=loss, **others)
+
+
+def moco_v3(**others) -> MoCoV3:
+    torch.manual_seed(0)
+    return MoCoV3(TinyNet(), head=HEAD, predictor=PREDICTOR, temperature=0.3, **others)
+
+
+def nnclr(queue_size: int = 9) -> NNCLR:
+    torch.manual_seed(0)
+    return NNCLR(TinyNet(), head=HEAD, predictor=PREDICTOR, queue_size=queue_size, temperature=0.3)
+
+
+def ressl(**others) -> ReSSL:
+    torch.manual_seed(0)
+    memory = Part(MoCoQueue, size=15, momentum=0.75)
+    return ReSSL(TinyNet(), SAMPLES, head=HEAD, memory=memory, **others)
+
+
+def unit(z: Tensor) -> Tensor:
+    return z / z.norm(dim=1, keepdim=True)
+
+
+def cross_entropy(scores: list[Tensor], right: int) -> Tensor:
+    return -torch.log(torch.exp(scores[right]) / sum(torch.exp(score) for score in scores))
+
+
+def assert_equal_with_gradients(method: Method, whole: Batch, equation) -> None:
+    """The method's loss and gradients against those of `equation(method, batch)`."""
+    other = copy.deepcopy(method)
+    loss, expected = method(whole)["loss"], equation(other, whole)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for (name, a), b in zip(method.named_parameters(), other.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f"{name} {text}")
+
+
+def train(method: Method, steps: int = 1, n: int = N, **of_batch) -> list[dict[str, Tensor]]:
+    optimizer = torch.optim.SGD(method.param_groups(0.0), lr=0.5)
+    outputs = []
+    for step in range(steps):
+        whole = batch(n, step, **of_batch)
+        out = method(whole)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        out = {name: value.detach() for name, value in out.items()}
+        method.after_step(whole, out)
+        outputs.append(out)
+    return outputs
+
+
+# A symmetric loss: MoCo v2+.
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        Part(MoCoQueue, size=20, momentum=0.9),
+        Part(EndToEnd),
+        Part(EndToEnd, symmetric=True),
+    ],
+    ids=["queue", "end-to-end", "NT-Xent"],
+)
+def test_a_symmetric_loss_is_the_mean_of_both_directions(memory):
+    def both_ways(method, whole):
+        method.symmetric = False
+        turned = whole._replace(views=whole.views[::-1])
+        return (method(whole)["loss"] + method(turned)["loss"]) / 2
+
+    assert_equal_with_gradients(contrastive(memory, symmetric=True), batch(N), both_ways)
+
+
+def test_moco_v2_plus_enqueues_the_keys_of_both_views_view_after_view():
+    method = contrastive(Part(MoCoQueue, size=20, momentum=0.9), symmetric=True)
+    before, whole = copy.deepcopy(method), batch(N)
+    train(method)
+    first, second = (unit(before.memory.key_encoder(x)) for x in whole.views)
+    queue = torch.cat([second, first, before.memory.queue[2 * N :]])
+    torch.testing.assert_close(method.memory.queue, queue)
+    assert method.memory.index.tolist() == [*whole.index.tolist() * 2, *[-1] * (20 - 2 * N)]
+    assert method.memory.head == 2 * N
+
+
+def test_moco_v2_plus_takes_one_momentum_step_an_optimiser_step():
+    method = contrastive(Part(MoCoQueue, size=20, momentum=0.75), symmetric=True)
+    before = [p.clone() for p in method.memory.key_encoder.parameters()]
+    train(method)
+    online = method.encoder.parameters()
+    for old, now, q in zip(before, method.memory.key_encoder.parameters(), online, strict=True):
+        torch.testing.assert_close(now, 0.75 * old + 0.25 * q)
+    assert method.memory.steps == 1
+
+
+def test_moco_v2_plus_follows_the_key_that_it_says_it_follows():
+    method = contrastive(Part(MoCoQueue, size=4 * N, momentum=1.0), symmetric=True)
+    for steps in (1, 2, 3):
+        train(method, steps)
+        assert method.telemetry(None)["key_cosine"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_moco_v2_plus_fills_its_queue_in_half_the_steps():
+    memory = Part(MoCoQueue, size=20)
+    assert "until step 5 " in contrastive(memory).remark(4)
+    assert "until step 3 " in contrastive(memory, symmetric=True).remark(4)
+
+
+def test_a_memory_bank_has_no_key_for_a_second_view_and_says_so():
+    with pytest.raises(ConfigError, match="symmetric: MemoryBank recalls its keys") as caught:
+        contrastive(Part(MemoryBank), symmetric=True)
+    assert "MoCoQueue" in caught.value.expected
+    assert Contrastive.views_needed(memory=Part(MemoryBank)) == 1
+    assert Contrastive.views_needed(memory=Part(MoCoQueue), symmetric=True) == 2
+
+
+# DCL.
+
+
+@pytest.mark.parametrize(
+    ("sigma", "theirs"), [(None, DCLLoss(0.2)), (0.5, DCLWLoss(0.2, sigma=0.5))]
+)
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+def test_dcl_and_dclw_with_simclrs_look_up_equal_lightlys(sigma, theirs):
+    method = contrastive(Part(EndToEnd, symmetric=True), Part(DCL, temperature=0.2, sigma=sigma))
+    assert_equal_with_gradients(
+        method, batch(N), lambda other, whole: theirs(*(other.encoder(x) for x in whole.views))
+    )
+
+
+# The classical recipes with these.
+
+CLASSICAL = ["moco_v1", "moco_v2", "simclr", "instdisc"]
+
+
+def classical(root: Path, recipe: str, override: str) -> Contrastive:
+    whole = build.parse(config.load(root / f"configs/fashion_mnist/{recipe}.yaml", [override]))
+    return whole.kwargs["method"](backbone=TinyNet(), num_samples=SAMPLES)
+
+
+@pytest.mark.parametrize("recipe", CLASSICAL)
+def test_the_classical_recipes_take_dcl(root, recipe):
+    method, whole = classical(root, recipe, "method.loss={type: DCL, temperature: 0.2}"), batch(N)
+    out = method(whole)
+    found = method.memory.lookup(out["q"], out["k"], whole.index)
+    expected = (found.negatives / 0.2).logsumexp(1) - found.positives[:, 0] / 0.2
+    torch.testing.assert_close(out["loss"], expected.mean())
+
+
+@pytest.mark.parametrize("recipe", CLASSICAL)
+def test_the_classical_recipes_become_symmetric_or_say_why_not(root, recipe):
+    if recipe == "instdisc":
+        with pytest.raises(ConfigError, match="MemoryBank recalls its keys"):
+            classical(root, recipe, "method.symmetric=true")
+        return
+    method = classical(root, recipe, "method.symmetric=true")
+    (out,) = train(method)
+    assert out["loss"].isfinite() and out["q"].shape == out["k"].shape == (N, 2, 128)
+
+
+# MoCo v3.
+
+
+def test_moco_v3_equals_its_equation():
+    def equation(method, whole):
+        f_q = nn.Sequential(method.encoder, method.predictor)
+        q1, q2 = (unit(f_q(x)) for x in whole.views)
+        k1, k2 = (unit(method.key_encoder(x)) for x in whole.views)
+        loss, t = 0, method.temperature
+        for q, k in ((q1, k2), (q2, k1)):
+            for i in range(N):
+                loss = loss + 2 * t * cross_entropy([q[i] @ k[j] / t for j in range(N)], i) / N
+        return loss
+
+    method = moco_v3()
+    train(method)  # so that the two encoders differ
+    method.zero_grad()
+    assert_equal_with_gradients(method, batch(N, 1), equation)
+
+
+def test_moco_v3s_key_encoder_starts_equal_and_follows_once_a_step_head_included():
+    method = moco_v3(momentum=0.75)
+    before = [p.clone() for p in method.encoder.parameters()]
+    for p, k in zip(before, method.key_encoder.parameters(), strict=True):
+        assert torch.equal(p, k) and not k.requires_grad
+    train(method)
+    keys, online = method.key_encoder.parameters(), method.encoder.parameters()
+    for old, k, q in zip(before, keys, online, strict=True):
+        assert not torch.equal(old, q)
+        torch.testing.assert_close(k, 0.75 * old + 0.25 * q)
+
+
+def test_moco_v3s_momentum_is_read_at_each_step():
+    method = moco_v3(momentum=0.5)
+    method.momentum = 1.0  # as a schedule sets it
+    before = copy.deepcopy(method.key_encoder.state_dict())
+    train(method, 2)
+    torch.testing.assert_close(method.key_encoder.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_frozen_patch_embedding_stays_while_the_rest_of_the_vit_learns():
+    options = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    vit = Timm(name="vit_tiny_patch16_224", in_chans=1, options=options)
+    method = MoCoV3(vit, head=HEAD, predictor=PREDICTOR, frozen_patch_embed=True)
+    before = copy.deepcopy(vit.state_dict())
+    train(method, 2)
+    changed = {
+        name for name, value in vit.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed
+    assert changed == {name for name in before if "patch_embed" not in name}
+
+
+def test_a_backbone_without_patches_cannot_freeze_them():
+    with pytest.raises(ConfigError, match="no patch embedding to freeze") as caught:
+        moco_v3(frozen_patch_embed=True)
+    assert "vit_small_patch16_224" in caught.value.expected
+
+
+# SupCon.
+
+
+def supcon_equation(method: SupCon, whole: Batch) -> Tensor:
+    z = torch.cat([unit(method.encoder(x)) for x in whole.views])
+    labels, images = whole.label.tolist() * 2, list(range(len(whole.label))) * 2
+    loss = 0
+    for i in range(len(z)):
+        others = [a for a in range(len(z)) if a != i]
+        scores = [z[i] @ z[a] / method.temperature for a in others]
+        positives = [
+            n
+            for n, a in enumerate(others)
+            if images[a] == images[i] or (labels[a] == labels[i] and labels[i] >= 0)
+        ]
+        loss = loss + sum(cross_entropy(scores, p) for p in positives) / len(positives) / len(z)
+    return loss
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 2, 1, 0], [0, -1, 0, 2, -1, 0]])
+def test_supcon_equals_l_out_and_an_unlabelled_image_has_its_other_view_alone(labels):
+    method = SupCon(TinyNet(), head=HEAD, temperature=0.3)
+    assert_equal_with_gradients(
+        method, batch(N)._replace(label=torch.tensor(labels)), supcon_equation
+    )
+
+
+def test_supcon_without_labels_is_simclr():
+    simclr = contrastive(Part(EndToEnd, symmetric=True))
+    supcon = SupCon(TinyNet(), head=HEAD, temperature=0.2)
+    supcon.encoder = simclr.encoder
+    whole = batch(N)
+    unlabelled = whole._replace(label=torch.full((N,), -1))
+    torch.testing.assert_close(supcon(unlabelled)["loss"], simclr(whole)["loss"])
+    assert supcon(whole._replace(label=torch.zeros(N).long()))["loss"] > simclr(whole)["loss"]
+
+
+# NNCLR.
+
+
+def test_nnclr_equals_its_equation_and_neighbours_carry_no_gradient():
+    def equation(method, whole):
+        z1, z2 = (method.encoder(x) for x in whole.views)
+        loss = 0
+        for z, other in ((z1, z2), (z2, z1)):
+            p = unit(method.predictor(other))
+            for i in range(N):
+                distance = [(unit(z.detach())[i] - row).norm() for row in method.queue]
+                nn_i = method.queue[min(range(len(distance)), key=lambda j: distance[j])]
+                scores = [nn_i @ p[k] / method.temperature for k in range(N)]
+                loss = loss + cross_entropy(scores, i) / N / 2
+        return loss
+
+    method = nnclr()
+    train(method, 2)
+    method.zero_grad()
+    assert_equal_with_gradients(method, batch(N, 2), equation)
+
+
+@pytest.mark.parametrize("size", [1, 6, 7, 15])
+@pytest.mark.parametrize("n", [1, 6, 13])
+def test_nnclrs_support_set_holds_the_newest_embeddings_of_the_first_view(size, n):
+    method = nnclr(size)
+    newest = list(method.queue.clone())
+    for step in range(4):
+        whole = batch(n, step)
+        out = {name: value.detach() for name, value in method(whole).items()}
+        assert torch.equal(method.queue[method.oldest], newest[0])  # not yet written
+        newest = [*newest, *unit(method.encoder(whole.views[0]).detach())][-size:]
+        method.after_step(whole, out)
+    order = (int(method.oldest) + torch.arange(size)) % size  # oldest first
+    torch.testing.assert_close(method.queue[order], torch.stack(newest))
+
+
+# ReSSL.
+
+
+def test_ressl_equals_its_equation():
+    def equation(method, whole):
+        q = unit(method.encoder(whole.views[0]))  # strong
+        k = unit(method.memory.key_encoder(whole.views[1]))  # weak
+        queue, loss = method.memory.queue, 0
+        for i in range(N):
+            target = torch.stack([k[i] @ row / 0.04 for row in queue]).softmax(0)
+            scores = [q[i] @ row / 0.1 for row in queue]
+            for j in range(len(queue)):
+                loss = loss + target[j] * cross_entropy(scores, j) / N
+        return loss
+
+    method = ressl()
+    train(method)
+    method.zero_grad()
+    assert_equal_with_gradients(method, batch(N, 1), equation)
+
+
+def test_ressl_enqueues_the_teachers_keys_and_the_teacher_follows_once_a_step():
+    method = ressl()
+    before, whole = copy.deepcopy(method), batch(N)
+    train(method)
+    weak = unit(before.memory.key_encoder(whole.views[1]))
+    torch.testing.assert_close(method.memory.queue[:N], weak)
+    old, new = before.encoder.parameters(), method.encoder.parameters()
+    for a, b, k in zip(old, new, method.memory.key_encoder.parameters(), strict=True):
+        torch.testing.assert_close(k, 0.75 * a + 0.25 * b)
+
+
+def test_ressl_without_a_queue_or_with_a_blurred_teacher_is_refused():
+    with pytest.raises(ConfigError, match="teacher must be sharper"):
+        ressl(teacher_temperature=0.1)
+    with pytest.raises(ConfigError, match="relates images to those of a queue"):
+        ReSSL(TinyNet(), SAMPLES, head=HEAD, memory=Part(EndToEnd))
+
+
+def test_half_precision_embeddings_do_not_reach_the_softmax():
+    """A loss under bf16 autocast is that of the bf16 embeddings, in float32."""
+    for method in (moco_v3(), nnclr(), ressl(), SupCon(TinyNet(), head=HEAD)):
+        plain = method(batch(N))["loss"]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = method(batch(N))["loss"]
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, plain, rtol=0.05, atol=0.02)

@@ -1,0 +1,420 @@
+"""PIRL, CMC, CPC and DenseCL against their equations written out; colour."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo import build, config, rng
+from ssl_zoo.backbones import LabPair, Timm, random_order
+from ssl_zoo.colour import rgb_to_lab
+from ssl_zoo.heads import MLP, Linear
+from ssl_zoo.losses import NCE
+from ssl_zoo.memory import MemoryBank
+from ssl_zoo.method import Batch
+from ssl_zoo.methods.cmc import CMC
+from ssl_zoo.methods.cpc import CPC, RowsAbove
+from ssl_zoo.methods.densecl import DenseCL
+from ssl_zoo.methods.pirl import PIRL
+from ssl_zoo.patches import cut
+from ssl_zoo.registry import ConfigError, Part
+
+SAMPLES, N, D, K = 40, 3, 4, 6
+
+
+def assert_same_with_gradients(method: nn.Module, ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    a, b = (torch.autograd.grad(loss, trained) for loss in (ours, theirs))
+    for one, other in zip(a, b, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert any(g.abs().max() > 1e-4 for g in a)
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm()
+
+
+def nce(q: Tensor, positive: Tensor, negatives: Tensor, log_z: Tensor, t: float) -> Tensor:
+    """-log h(positive) - sum log(1 - h(negative)), h = P / (P + K / n), P = exp(q.k / t) / Z."""
+    noise = len(negatives) / SAMPLES
+    p = torch.exp(q @ positive / t) / log_z.exp()
+    loss = -torch.log(p / (p + noise))
+    for k in negatives:
+        p = torch.exp(q @ k / t) / log_z.exp()
+        loss = loss - torch.log(noise / (p + noise))
+    return loss
+
+
+def info_nce(q: Tensor, positive: Tensor, negatives: Tensor, t: float) -> Tensor:
+    e = torch.exp(q @ positive / t)
+    return -torch.log(e / (e + sum(torch.exp(q @ k / t) for k in negatives)))
+
+
+# Colour
+
+
+def lab_of(rgb: list[float]) -> list[float]:
+    """CIE's definition for one pixel, with the white computed from the primaries."""
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb)
+    rows = [
+        (0.4124564, 0.3575761, 0.1804375),
+        (0.2126729, 0.7151522, 0.0721750),
+        (0.0193339, 0.1191920, 0.9503041),
+    ]
+    ratios = [(x * r + y * g + z * b) / (x + y + z) for x, y, z in rows]
+    f = [v ** (1 / 3) if v > 216 / 24389 else (24389 / 27 * v + 16) / 116 for v in ratios]
+    return [116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])]
+
+
+def test_lab_is_cies_formula_pixel_by_pixel():
+    images = torch.rand(2, 3, 4, 5)
+    images[0, :, 0] *= 0.02  # where both of its branches are straight
+    lab = rgb_to_lab(images)
+    for n in range(2):
+        for i in range(4):
+            for j in range(5):
+                expected = torch.tensor(lab_of(images[n, :, i, j].tolist()))
+                torch.testing.assert_close(lab[n, :, i, j], expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rgb", "lab"),
+    [
+        ((0, 0, 0), (0, 0, 0)),
+        ((1, 1, 1), (100, 0, 0)),
+        ((0.5, 0.5, 0.5), (53.389, 0, 0)),
+        ((1, 0, 0), (53.241, 80.092, 67.203)),
+        ((0, 1, 0), (87.735, -86.183, 83.179)),
+        ((0, 0, 1), (32.297, 79.188, -107.860)),
+    ],
+)
+def test_lab_of_the_colours_that_tables_give(rgb, lab):
+    found = rgb_to_lab(torch.tensor(rgb).float().view(1, 3, 1, 1)).flatten()
+    torch.testing.assert_close(found, torch.tensor(lab).float(), rtol=0, atol=0.01)
+
+
+def test_lab_is_as_exact_under_autocast():
+    images = torch.rand(2, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rgb_to_lab(images)
+    torch.testing.assert_close(found, rgb_to_lab(images), rtol=0, atol=0)
+
+
+def pair() -> LabPair:
+    return LabPair(of=Part(tiny.TinyNet, width=5))
+
+
+def test_one_half_of_the_pair_sees_lightness_and_the_other_colour():
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)[:, :, None, None]
+    x_l, x_ab = LabPair.views(corners)
+    assert x_l.shape == (8, 1, 1, 1) and x_ab.shape == (8, 2, 1, 1)
+    for x in (x_l, x_ab):
+        torch.testing.assert_close(
+            x.amin(dim=(0, 2, 3)), -torch.ones(x.shape[1]), rtol=0, atol=0.01
+        )
+        torch.testing.assert_close(x.amax(dim=(0, 2, 3)), torch.ones(x.shape[1]), rtol=0, atol=0.01)
+    network, gray = pair(), torch.rand(2, 1, 8, 8).expand(2, 3, 8, 8)
+    features = network(gray)
+    assert features.shape == (2, 10) and network.num_features == 10
+    assert not torch.allclose(features[0, :5], features[1, :5])
+    torch.testing.assert_close(features[0, 5:], features[1, 5:], rtol=1e-3, atol=1e-4)
+
+
+# CMC
+
+
+def cmc() -> tuple[CMC, Batch]:
+    bank = Part(MemoryBank, num_negatives=K, momentum=0.5)
+    loss = Part(NCE, temperature=0.3)
+    method = CMC(pair(), SAMPLES, head=Part(Linear, out_features=D), bank=bank, loss=loss)
+    index = torch.tensor([7, 0, 31])
+    return method, Batch([torch.rand(N, 3, 8, 8)], index, index % 10)
+
+
+def test_cmc_is_nce_from_each_view_to_the_other_views_bank():
+    method, batch = cmc()
+    out = method(batch)
+    backbone, heads = method.encoder.backbone, method.encoder.head
+    x_l, x_ab = LabPair.views(batch.views[0])
+    total = 0
+    for i, row in enumerate(batch.index):
+        z_l = unit(heads.l(backbone.l(x_l[i : i + 1]))[0])
+        z_ab = unit(heads.ab(backbone.ab(x_ab[i : i + 1]))[0])
+        torch.testing.assert_close(out["z_l"][i], z_l)
+        torch.testing.assert_close(out["z_ab"][i], z_ab)
+        for z, bank, loss in (
+            (z_l, method.bank_ab, method.loss_l),
+            (z_ab, method.bank_l, method.loss_ab),
+        ):
+            negatives = bank.features[bank._other_rows(batch.index)]
+            total = total + nce(z, bank.features[row], negatives, loss.log_z, 0.3)
+    assert_same_with_gradients(method, out["loss"], total / N)
+
+
+def test_each_cmc_bank_keeps_its_own_view():
+    method, batch = cmc()
+    before = {name: getattr(method, name).features.clone() for name in ("bank_l", "bank_ab")}
+    out = {name: value.detach() for name, value in method(batch).items()}
+    method.after_step(batch, out)
+    for name, z in (("bank_l", out["z_l"]), ("bank_ab", out["z_ab"])):
+        expected = before[name].clone()
+        for i, row in enumerate(batch.index):
+            expected[row] = unit(expected[row] + z[i])
+        torch.testing.assert_close(getattr(method, name).features, expected)
+
+
+def test_cmc_refuses_a_network_without_two_halves(root):
+    cfg = config.load(root / "configs/cifar10/cmc.yaml")
+    build.parse(cfg)
+    plain = config.load(
+        root / "configs/cifar10/cmc.yaml", [("backbone", {"type": "Timm", "name": "resnet18"})]
+    )
+    with pytest.raises(ConfigError, match="LabPair"):
+        build.parse(plain)
+
+
+# PIRL
+
+
+def pirl(transform: str, weight: float = 0.3) -> tuple[PIRL, Batch]:
+    method = PIRL(
+        tiny.TinyNet(),
+        SAMPLES,
+        transform=transform,
+        head=Part(Linear, out_features=D),
+        memory=Part(MemoryBank, num_negatives=K, momentum=0.5),
+        loss=Part(NCE, temperature=0.3),
+        weight=weight,
+        grid=2,
+        patch_size=5,
+    )
+    return method, tiny.batch(N, size=12, num_samples=SAMPLES)
+
+
+def g_of(method: PIRL, x: Tensor, key: Tensor) -> Tensor:
+    """g(v_It) of one image [C, H, W] with its key [1]."""
+    v = method.encoder.backbone
+    if method.transform == "rotation":
+        turns = int(rng.integers(4, key))
+        for _ in range(turns):
+            x = x.transpose(1, 2).flip(1)  # a quarter, anticlockwise
+        return unit(method.g(v(x[None]))[0])
+    patches = cut(x[None], 2, 5, key)[0]
+    outputs = [method.g(v(patches[p][None]))[0] for p in random_order(key, 4)[0]]
+    return unit(method.join(torch.cat(outputs)))
+
+
+@pytest.mark.parametrize("transform", ["jigsaw", "rotation"])
+def test_pirl_is_nce_of_the_transformed_and_of_the_image_to_the_bank(transform):
+    method, batch = pirl(transform)
+    out = method(batch)
+    bank, key = method.memory, method.draw(transform, batch.index)
+    negatives = bank.features[bank._other_rows(batch.index)]
+    total = 0
+    for i, row in enumerate(batch.index):
+        f = unit(method.encoder(batch.views[0][i : i + 1])[0])
+        g = g_of(method, batch.views[1][i], key[i : i + 1])
+        of = [nce(z, bank.features[row], negatives, method.loss.log_z, 0.3) for z in (g, f)]
+        total = total + 0.3 * of[0] + 0.7 * of[1]
+    assert_same_with_gradients(method, out["loss"], total / N)
+
+
+@pytest.mark.parametrize("transform", ["jigsaw", "rotation"])
+def test_the_bank_keeps_the_untransformed_image(transform):
+    method, batch = pirl(transform)
+    expected = method.memory.features.clone()
+    f = F.normalize(method.encoder(batch.views[0]), dim=1).detach()
+    for i, row in enumerate(batch.index):
+        expected[row] = unit(expected[row] + f[i])
+    method.after_step(batch, {name: value.detach() for name, value in method(batch).items()})
+    torch.testing.assert_close(method.memory.features, expected)
+
+
+@pytest.mark.parametrize("transform", ["jigsaw", "rotation"])
+def test_a_transform_is_drawn_for_the_sample_and_the_step(transform):
+    method, _ = pirl(transform)
+    batch = tiny.batch(16, size=12, num_samples=SAMPLES)
+    encode = method.encode_jigsaw if transform == "jigsaw" else method.encode_rotation
+    x, back = batch.views[1], torch.arange(15, -1, -1)
+
+    def drawn(index: Tensor) -> Tensor:
+        return method.draw(transform, index)
+
+    first = encode(x, drawn(batch.index))
+    torch.testing.assert_close(encode(x[back], drawn(batch.index[back]))[back], first)
+    same_image = encode(x[:1].expand_as(x), drawn(batch.index))  # transformed differently
+    assert len(same_image.detach().mul(1e4).round().unique(dim=0)) >= 4
+    method.steps += 1
+    assert not torch.allclose(encode(x, drawn(batch.index)), first)
+
+
+# CPC
+
+
+def cpc() -> tuple[CPC, Batch]:
+    method = CPC(
+        tiny.TinyNet(),
+        patch_size=6,
+        stride=3,
+        rows_down=[1, 3],
+        out_features=D,
+        hidden_features=6,
+        depth=2,
+        temperature=0.5,
+    )
+    return method, tiny.batch(2, size=18, views=1)
+
+
+def test_cpc_tells_the_patch_below_from_all_others():
+    method, batch = cpc()
+    rows = range(5)  # 18 = 6 + 4 * 3
+    places = [(n, i, j) for n in range(2) for i in rows for j in rows]
+    patches = [batch.views[0][n, :, 3 * i :, 3 * j :][:, :6, :6] for n, i, j in places]
+    z = torch.cat([method.encoder.backbone(patch[None]) for patch in patches]).view(2, 5, 5, -1)
+    c = method.context(z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def linear(layer: nn.Conv2d, value: Tensor) -> Tensor:
+        return layer.weight[:, :, 0, 0] @ value + layer.bias
+
+    y = {place: linear(method.w, z[place]) for place in places}
+    losses = []
+    for w_k, k in zip(method.w_k, (1, 3), strict=True):
+        for n, i, j in places:
+            if i + k < 5:
+                below = (n, i + k, j)
+                others = [y[place] for place in places if place != below]
+                losses.append(info_nce(linear(w_k, c[n, i, j]), y[below], others, 0.5))
+    assert len(losses) == 2 * 5 * (4 + 2)
+    assert_same_with_gradients(method, method(batch)["loss"], sum(losses) / len(losses))
+
+
+def test_the_context_sees_its_own_row_and_those_above_and_nothing_below():
+    context, z = RowsAbove(3, 4, depth=4), torch.randn(1, 3, 6, 6)
+    changed = z.clone()
+    changed[:, :, 3] += 1
+    difference = (context(z) - context(changed)).abs().amax(dim=(0, 1, 3))  # [6], by row
+    assert not difference[:3].any()
+    assert (difference[3:] > 0).all()
+
+
+def test_cpc_refuses_views_without_a_row_to_predict():
+    method, _ = cpc()
+    with pytest.raises(ValueError, match="3 rows below"):
+        method(tiny.batch(2, size=12, views=1))
+
+
+@pytest.mark.parametrize("rows_down", [[], [0], [2, 2]])
+def test_cpc_refuses_rows_that_are_not_below(rows_down):
+    with pytest.raises(ConfigError, match="rows_down"):
+        CPC.validate(rows_down=rows_down)
+
+
+# DenseCL
+
+
+def densecl(weight: float = 0.4) -> tuple[DenseCL, Batch]:
+    method = DenseCL(
+        tiny.TinyNet(),
+        head=Part(MLP, out_features=D),
+        dense_head=Part(MLP, out_features=5),
+        size=7,
+        momentum=0.9,
+        temperature=0.3,
+        weight=weight,
+    )
+    with torch.no_grad():  # away from where keys equal queries
+        for p in method.key_encoder.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return method, tiny.batch(N, size=6)
+
+
+def test_densecl_is_moco_for_the_image_and_for_each_place_with_its_match():
+    method, batch = densecl()
+    keys = method.key_encoder.encoder
+    image_losses, place_losses = [], []
+    for x_q, x_k in zip(*batch.views, strict=True):
+        f_q = method.encoder.backbone.feature_map(x_q[None])[0]  # [F, 3, 3]
+        q = unit(method.encoder.head(f_q.mean(dim=(1, 2))[None])[0])
+        with torch.no_grad():
+            f_k = keys.backbone.feature_map(x_k[None])[0]
+            k = unit(keys.head(f_k.mean(dim=(1, 2))[None])[0])
+        image_losses.append(info_nce(q, k, method.queue, 0.3))
+        places = [(i, j) for i in range(3) for j in range(3)]
+        for i, j in places:
+            r = unit(method.encoder.dense_head(f_q[:, i, j][None])[0])
+            cosines = [F.cosine_similarity(f_q[:, i, j], f_k[:, a, b], dim=0) for a, b in places]
+            a, b = places[max(range(9), key=lambda s: cosines[s].item())]
+            with torch.no_grad():
+                t = unit(keys.dense_head(f_k[:, a, b][None])[0])
+            place_losses.append(info_nce(r, t, method.dense_queue, 0.3))
+    expected = 0.6 * sum(image_losses) / N + 0.4 * sum(place_losses) / (9 * N)
+    assert_same_with_gradients(method, method(batch)["loss"], expected)
+
+
+def test_the_dense_queue_takes_the_mean_of_an_images_keys():
+    method, batch = densecl()
+    out = {name: value.detach() for name, value in method(batch).items()}
+    keys = method.key_encoder.encoder
+    _, k, t = keys(batch.views[1])
+    queue, dense_queue = method.queue.clone(), method.dense_queue.clone()
+    method.after_step(batch, out)
+    for i in range(N):
+        torch.testing.assert_close(method.queue[i], unit(k[i]).detach())
+        torch.testing.assert_close(method.dense_queue[i], unit(t[i].mean(dim=0)).detach())
+    assert torch.equal(method.index[:N], batch.index)
+    assert torch.equal(method.queue[N:], queue[N:])
+    assert torch.equal(method.dense_queue[N:], dense_queue[N:])
+
+
+def test_keys_start_as_queries_and_follow_once_a_step_heads_included():
+    parts = {"head": Part(MLP, out_features=D), "dense_head": Part(MLP, out_features=D)}
+    method, batch = DenseCL(tiny.TinyNet(), **parts, size=7, momentum=0.9), tiny.batch(N, size=6)
+    online, keys = method.encoder, method.key_encoder.encoder
+    pairs = list(zip(online.parameters(), keys.parameters(), strict=True))
+    assert all(torch.equal(p, k) for p, k in pairs)
+    out = {name: value.detach() for name, value in method(batch).items()}
+    with torch.no_grad():
+        for p, _ in pairs:
+            p.add_(1.0)
+    method.after_step(batch, out)
+    for p, k in pairs:
+        torch.testing.assert_close(p - k, torch.full_like(k, 0.9))
+
+
+def test_keys_are_normalised_in_other_company_and_put_back_in_order():
+    heads = {"head": Part(MLP, out_features=D), "dense_head": Part(MLP, out_features=D)}
+    x = torch.randn(8, 1, 6, 6)
+    backbone = tiny.TinyNet(norm=True, bn_groups=2)
+    method = DenseCL(backbone, **heads, size=7)
+    keys = method.key_encoder.encoder
+    assert not torch.allclose(method.encode_keys(x)[1], keys(x)[1], atol=1e-4)
+    keys.eval()  # each image on its own: only the order could differ
+    for found, expected in zip(method.encode_keys(x), keys(x), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"img_size": 56, "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 2},
+        ),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 56, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1]},
+        ),
+        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [4, 4, 8, 8]}),
+    ],
+)
+def test_densecl_trains_all_of_every_kind_of_network_with_a_map(name, options):
+    backbone = Timm(name=name, options=options)
+    heads = {"head": Part(MLP, out_features=D), "dense_head": Part(MLP, out_features=D)}
+    method = DenseCL(backbone, **heads, size=7)
+    batch = Batch([torch.randn(2, 3, 56, 56)] * 2, torch.arange(2), torch.zeros(2))
+    method(batch)["loss"].backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)

@@ -1,0 +1,118 @@
+"""docs/methods.md is what its tool writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_zoo import ablation, config
+from ssl_zoo.baselines import Baselines, depends_on
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+
+import methods_page
+
+ROOT = Path(__file__).resolve().parents[1]
+PROTOCOL = {"k": 200, "temperature": 0.07, "normalized": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def entries():
+    """Reading every config once is enough."""
+    found = methods_page.entries()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods_page, "entries", lambda: found)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study in which two arms are finished."""
+    study = ablation.expand(methods_page.ZOO, tmp_path_factory.mktemp("zoo"))
+    known = Baselines(study.out / "baselines.json")
+    for run in study.runs:
+        if run.arm in ("BYOL", "MAE"):
+            run.folder.mkdir(parents=True)
+            config.dump(run.config, run.folder / "config.yaml")
+            knn = {"top1": 80.25, "top5": 99.0, "protocol": PROTOCOL}
+            (run.folder / "result.json").write_text(json.dumps({"knn": knn}))
+            environment = {"versions": {"torch": "2.15.0"}, "device": "cpu: a <fake>", "cores": 2}
+            environment |= {"git_commit": "0123456789", "started": "2026-11-22T18:00:00+0000"}
+            (run.folder / "environment.json").write_text(json.dumps(environment))
+            for top1, of in zip((79.5, 70.0), depends_on(run.config).values(), strict=True):
+                if known.find(of) is None:
+                    known.keep(of, {"top1": top1, "top5": 99.0, "protocol": PROTOCOL})
+    return study
+
+
+def line(page: str, name: str) -> str:
+    (found,) = (text for text in page.splitlines() if text.startswith(f"| [{name}]"))
+    return found
+
+
+def test_the_page_is_what_would_be_written():
+    page = methods_page.render(methods_page.known_results())
+    assert methods_page.PAGE.read_text() == page, "run: python tools/methods_page.py"
+
+
+def test_check_says_that_a_page_is_old(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(methods_page, "PAGE", tmp_path / "methods.md")
+    assert methods_page.main(["--check"]) == 1
+    assert "python tools/methods_page.py" in capsys.readouterr().out
+    assert not methods_page.PAGE.exists()
+    methods_page.PAGE.write_text(methods_page.render(methods_page.known_results()))
+    assert methods_page.main(["--check"]) == 0
+
+
+def test_every_method_and_every_arm_has_a_line(entries):
+    page = methods_page.render({})
+    arms = [run.arm for run in ablation.expand(methods_page.ZOO).runs]
+    files = {path.stem for path in (ROOT / "ssl_zoo" / "methods").glob("[!_]*.py")}
+    assert set(arms) <= {entry.name for entry in entries}
+    assert files == {entry.file.stem for entry in entries}
+    for entry in entries:
+        assert "| not run |" in line(page, entry.name)
+
+
+def test_a_line_says_what_the_code_says():
+    rotation = line(methods_page.render({}), "Rotation")
+    lines = len((ROOT / "ssl_zoo" / "methods" / "rotation.py").read_text().splitlines())
+    assert (
+        f"| pretext | features, 1 view | [rotation.py](../ssl_zoo/methods/rotation.py) | {lines}"
+        in rotation
+    )
+    assert "https://arxiv.org/abs/1803.07728" in rotation
+    simclr = line(methods_page.render({}), "SimCLR")  # its base is not its own
+    assert "2002.05709" in simclr and "2 views" in simclr and "imagenet/simclr.yaml" in simclr
+    assert "labels" in line(methods_page.render({}), "Supervised")
+    assert "tokens" in line(methods_page.render({}), "MAE")
+
+
+def test_figures_come_from_a_study_against_each_arms_own_start(study):
+    results = methods_page.study_results(study.out)
+    assert results["arms"]["MAE"] == {"knn": [80.25], "random": [10.25], "pixels": [0.75]}
+    assert set(results["arms"]) == {"BYOL", "MAE"}
+    page = methods_page.render(results)
+    assert line(page, "BYOL").endswith("| 80.2 | +10.2 | +0.8 |")
+    assert "| not run |  |  |" in line(page, "SimCLR")
+    said = "Measured 2026-11-22 at commit 0123456 with `ssl-zoo ablate"
+    assert said in page and "seeds 0, on 2 cores, a <fake>, torch 2.15.0" in page
+
+
+def test_figures_of_another_config_are_left_out(study, capsys):
+    (run,) = (run for run in study.runs if run.arm == "BYOL")
+    written = run.folder / "config.yaml"
+    text = written.read_text()
+    written.write_text(text.replace("momentum: 0.98", "momentum: 0.5"))
+    assert written.read_text() != text
+    assert set(methods_page.study_results(study.out)["arms"]) == {"MAE"}
+    assert "left out: BYOL" in capsys.readouterr().out
+    written.write_text(text)
+
+
+def test_a_folder_without_a_finished_run_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no finished run"):
+        methods_page.study_results(tmp_path)

@@ -1,0 +1,280 @@
+"""Writes docs/methods.md: every method, what it needs, and what it was measured to be worth.
+
+    python tools/methods_page.py                             # writes the page
+    python tools/methods_page.py --check                     # is the page what would be written?
+    python tools/methods_page.py --study runs/ablation/zoo   # takes the figures of a study first
+
+The figures live in docs/zoo_results.json; all else comes from the code and configs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installing
+
+from ssl_zoo import ablation, build, config
+from ssl_zoo.baselines import PIXELS, RANDOM
+from ssl_zoo.method import Family
+from ssl_zoo.registry import METHODS, Part, signature
+from ssl_zoo.report.results import protocols, rows
+from ssl_zoo.report.tables import spread
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS, DOCS = ROOT / "configs", ROOT / "docs"
+ZOO, PAGE, RESULTS = (
+    CONFIGS / "ablation" / "zoo.yaml",
+    DOCS / "methods.md",
+    DOCS / "zoo_results.json",
+)
+CITED = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+
+ABOVE = """\
+# The methods
+
+Every method is one file and runs from one small YAML. This page is written by
+`python tools/methods_page.py` from the code, the configs and the last study's figures.
+
+The study is `zoo`, on Fashion-MNIST's 60,000 training images without their labels (but where the
+table says labels):
+
+```
+ssl-zoo ablate configs/ablation/zoo.yaml
+```
+
+Each method gets about two minutes on two CPU cores: a ResNet-10 of half the width or, for methods
+that need tokens, a ViT with 49 patches. That is far from the papers' settings. The figures show
+that a method learns something here; they do not rank the papers.
+
+kNN is the top-1 accuracy in % of a weighted kNN vote on frozen features at the end of training.
+`against random` is what training has added, in percentage points: the same network with the weights
+it started from is taken off. `against pixels` takes off the vote on raw images, which are hard to
+beat on this set. `needs` is what a method asks of the backbone, and how many views of an image."""
+
+BELOW = """\
+## Adding one
+
+One file in `ssl_zoo/methods/` and one YAML. The {methods} files above have {fewest} to {most}
+lines, {median} in the middle; the shortest of their YAMLs has {yaml}. `tools/new_method.py` writes
+both, working, and this page's line: [add_a_method.md](add_a_method.md)."""
+
+HEADER = (
+    *("method", "paper", "family", "needs", "file", "lines", "ImageNet"),
+    *("kNN", "against random", "against pixels"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: a method as a config runs it.
+
+    Attributes:
+        base: the config; several arms may set something on one.
+        method: the config's method, checked.
+    """
+
+    name: str
+    base: Path
+    method: Part
+
+    @property
+    def file(self) -> Path:
+        return Path(inspect.getsourcefile(self.method.target))
+
+    @property
+    def recipe(self) -> Path | None:
+        """The ImageNet config of the same name as the base, or else as the entry."""
+        named = re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")
+        paths = [CONFIGS / "imagenet" / f"{stem}.yaml" for stem in (self.base.stem, named)]
+        return next((path for path in paths if path.exists()), None)
+
+    @property
+    def paper(self) -> str:
+        """arXiv number in a config's first line, or else in the class's docstring."""
+        lines = [first_line(path) for path in (self.base, self.recipe) if path is not None]
+        found = CITED.search(" ".join([*lines, inspect.getdoc(self.method.target) or ""]))
+        return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else "–"
+
+    @property
+    def needs(self) -> str:
+        views = self.method.target.views_needed(**self.method.kwargs)
+        said = [self.method.target.needs, f"{views} views" if views > 1 else "1 view"]
+        return ", ".join([*said, "labels"] if self.labels else said)
+
+    @property
+    def labels(self) -> bool:
+        """Whether it trains on labels: those of all images, or the batch's."""
+        target = self.method.target
+        return "labels" in signature(target)[0] or "batch.label" in inspect.getsource(target)
+
+
+def first_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8").partition("\n")[0]
+
+
+def entries() -> list[Entry]:
+    """The arms of the zoo's study, and a config of each method that none of them runs."""
+    study = ablation.expand(ZOO)
+    found = []
+    for run in study.runs:
+        if run.arm not in (entry.name for entry in found):
+            base = study.blocks[run.arm].get("base", study.common.get("base"))
+            method = build.parse(config.Config(run.config)).kwargs["method"]
+            found.append(Entry(run.arm, (ZOO.parent / base).resolve(), method))
+    shown = {entry.method.target for entry in found}
+    for path in (p for f in ("fashion_mnist", "cifar10") for p in sorted((CONFIGS / f).glob("*"))):
+        method = build.parse(config.load(path)).kwargs["method"]
+        if method.target not in shown:
+            shown.add(method.target)
+            name = re.split(r"[(,:]| on ", first_line(path).lstrip("# "))[0].strip()
+            found.append(Entry(name, path, method))
+    missing = {m for m in METHODS.module_dict.values() if m.__module__.startswith("ssl_zoo.")}
+    if missing - shown:
+        names = ", ".join(sorted(target.__name__ for target in missing - shown))
+        raise ValueError(f"no config in configs/fashion_mnist or configs/cifar10 runs {names}")
+    families = get_args(Family)
+    return sorted(found, key=lambda entry: families.index(entry.method.target.family))
+
+
+def render(results: dict[str, Any]) -> str:
+    """The page; methods of which there are no figures are 'not run'."""
+    table = entries()
+    lines = [HEADER, ["---"] * len(HEADER)]
+    for entry in table:
+        measured = results.get("arms", {}).get(entry.name)
+        figures = ["not run", "", ""]
+        if measured:
+            figures = [spread(measured["knn"], 1)]
+            figures += [spread(measured[name], 1, "+") for name in ("random", "pixels")]
+        cells = [
+            link(entry.name, entry.base),
+            entry.paper,
+            entry.method.target.family,
+            entry.needs,
+            link(entry.file.name, entry.file),
+            str(length(entry.file)),
+            link("recipe", entry.recipe) if entry.recipe else "–",
+            *figures,
+        ]
+        lines.append(cells)
+    lengths = [length(file) for file in {entry.file for entry in table}]
+    below = BELOW.format(
+        methods=len(lengths),
+        fewest=min(lengths),
+        most=max(lengths),
+        median=round(statistics.median(lengths)),
+        yaml=min(length(entry.base) for entry in table),
+    )
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([ABOVE, said(results), rows, below]) + "\n"
+
+
+def said(results: dict[str, Any]) -> str:
+    """Where the figures come from."""
+    if not results.get("arms"):
+        return "No figures yet."
+    seeds = ", ".join(map(str, results["seeds"]))
+    return (
+        f"Measured {results['date']} at commit {results['commit']} with "
+        f"`{results['command']}`, seeds {seeds}, on {results['machine']}, "
+        f"torch {results['torch']}; {'; '.join(results['protocol'])}."
+    )
+
+
+def link(text: str, path: Path) -> str:
+    return f"[{text}](../{path.relative_to(ROOT).as_posix()})"
+
+
+def length(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def study_results(folder: Path, machine: str | None = None) -> dict[str, Any]:
+    """The figures of a study of zoo.yaml; arms that were trained with another config are left out.
+
+    Raises:
+        ValueError: no run of the study is finished.
+    """
+    study = ablation.expand(ZOO, folder)
+    arms, environments, table = {}, [], []
+    for row in rows(study):
+        for outcome in row.finished:
+            trained = config.load(outcome.run.folder / "config.yaml").data
+            changed = config.differences(trained, outcome.run.config)
+            if changed:
+                print(f"left out: {row.arm}, whose config has changed: {'; '.join(changed)}")
+                break
+        else:
+            if row.knn:
+                arms[row.arm] = {
+                    "knn": row.knn,
+                    "random": row.against(RANDOM),
+                    "pixels": row.against(PIXELS),
+                }
+                table.append(row)
+                environments += [outcome.environment for outcome in row.finished]
+    if not arms:
+        raise ValueError(f"{folder}: no finished run of {ZOO.relative_to(ROOT)}")
+
+    def all_of(values) -> str:
+        return " and ".join(dict.fromkeys(map(str, values)))
+
+    return {
+        "date": max(environment["started"] for environment in environments)[:10],
+        "commit": all_of((e["git_commit"] or "unknown")[:7] for e in environments),
+        "command": f"ssl-zoo ablate {ZOO.relative_to(ROOT)}",
+        "machine": machine or all_of(map(in_words, environments)),
+        "torch": all_of(environment["versions"]["torch"] for environment in environments),
+        "seeds": sorted({run.seed for run in study.runs}),
+        "protocol": protocols(table),
+        "arms": arms,
+    }
+
+
+def in_words(environment: dict[str, Any]) -> str:
+    device, _, name = environment["device"].partition(": ")
+    return f"{environment['cores']} cores, {name}" if device == "cpu" else name
+
+
+def known_results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def write() -> Path:
+    PAGE.write_text(render(known_results()), encoding="utf-8")
+    return PAGE
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if the page is old")
+    parser.add_argument("--study", type=Path, help="a folder that `ssl-zoo ablate` has written")
+    parser.add_argument("--machine", help="what the study ran on, in words [its environment.json]")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.study is not None:
+            results = study_results(arguments.study, arguments.machine)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        if not arguments.check:
+            print(write().relative_to(ROOT))
+            return 0
+        current = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        if current == render(known_results()):
+            return 0
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("docs/methods.md is not what would be written: python tools/methods_page.py")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
