@@ -133,9 +133,13 @@ def data_and_backbone(config: Config) -> tuple[Data, nn.Module]:
 def trained_backbone(path: Path) -> tuple[Data, nn.Module, dict]:
     """Data, backbone and {step, path} of a run folder (its newest checkpoint) or a checkpoint.
 
+    Of a config, the weights that its runs start from: the random baseline.
+
     Raises:
         FileNotFoundError: nothing there to load.
     """
+    if path.suffix in (".yaml", ".yml"):
+        return *data_and_backbone(configs.load(path)), {"step": 0, "path": str(path)}
     if path.is_dir():
         found = checkpoint.saved(path)
         if not found:

@@ -165,7 +165,12 @@ def _parser() -> argparse.ArgumentParser:
 def _add_evaluate(commands, common: argparse.ArgumentParser) -> None:
     """The protocols share the features' options, and `all` shares the features themselves."""
     features = argparse.ArgumentParser(add_help=False)
-    features.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT")
+    features.add_argument(
+        "path",
+        type=Path,
+        metavar="RUN_OR_CHECKPOINT",
+        help="or a config, for the random weights that its runs start from",
+    )
     features.add_argument(
         "--train-limit", "--bank-limit", type=int, metavar="N", help="training images used [all]"
     )

@@ -34,6 +34,7 @@ SAMPLES = 96
 
 # Numbers that do not go with a set of 96 images, a batch of 7 or a ViT of two blocks.
 SMALLER: dict[str, list[str]] = {
+    "Colorization": ["method.hidden_features=16"],
     "DeepCluster": ["method.clusters=8", "method.pca=4"],
     "DeepClusterV2": ["method.clusters=[8, 9, 10]"],
     "ODC": ["method.clusters=8", "method.min_cluster=4", "method.centroid_interval=2"],

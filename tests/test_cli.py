@@ -107,6 +107,18 @@ def test_what_one_protocol_found_is_kept_when_the_next_fails(tmp_path, monkeypat
     assert json.loads(out.read_text())["knn"]["top1"] > 0
 
 
+def test_a_config_is_evaluated_with_the_random_weights_that_its_runs_start_from(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert cli.main(["train", DIGITS, *QUICK, "--out", str(folder), "--device", "cpu"]) == 0
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    start = next(x["top1"] for x in lines if x["kind"] == "baseline" and x["name"] == "random")
+    capsys.readouterr()
+    resolved = str(folder / "config.yaml")
+    assert cli.main(["evaluate", "knn", resolved, "--k", "20", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert f"top-1 {start:.2f}%" in shown and "config.yaml, step 0" in shown
+
+
 def test_evaluate_without_a_run_says_what_it_expected(tmp_path, capsys):
     assert cli.main(["evaluate", "knn", str(tmp_path)]) == 2
     assert "expected a run folder with checkpoints" in capsys.readouterr().err
