@@ -228,8 +228,9 @@ def _check_backbone(whole: Part) -> None:
 
 def _check_sync_bn(whole: Part) -> None:
     """One statistic over all processes leaves ShuffleBN nothing to shuffle between."""
-    memory_part = whole.kwargs["method"].kwargs.get("memory")
-    shuffles = memory_part is not None and memory_part.spelled_out().get("shuffle_bn", False)
+    method = whole.kwargs["method"].spelled_out()
+    blocks = {"method": method, "method.memory": method.get("memory") or {}}
+    shuffles = [f"{key}.shuffle_bn" for key, block in blocks.items() if block.get("shuffle_bn")]
     if not whole.kwargs["train"].kwargs.get("sync_bn"):
         return
     if whole.kwargs["backbone"].spelled_out().get("bn_groups", 1) > 1:
@@ -244,5 +245,5 @@ def _check_sync_bn(whole: Part) -> None:
             "train.sync_bn",
             "undoes ShuffleBN",
             found="sync_bn: true beside shuffle_bn: true",
-            expected="one of the two; method.memory.shuffle_bn=false turns the other off",
+            expected=f"one of the two; {shuffles[0]}=false turns the other off",
         )

@@ -23,12 +23,11 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     linear = torch.where(
         images <= 0.04045, images / 12.92, ((images.clamp(min=0) + 0.055) / 1.055) ** 2.4
     )
-    to_xyz = images.new_tensor(_XYZ)
-    to_xyz = to_xyz / to_xyz.sum(dim=1, keepdim=True)  # over the white's X, Y, Z
-    with torch.autocast(
-        images.device.type, enabled=False
-    ):  # Lab in bf16 would be off by whole units
-        xyz = torch.einsum("dc,nchw->ndhw", to_xyz, linear)
+    red, green, blue = linear.unbind(dim=1)  # [N, H, W] each
+    # Numbers and not a matrix: autocast would multiply it in bf16, and Lab be off by whole units;
+    # and to bring it to a GPU is a wait.
+    of_white = [(r * red + g * green + b * blue) / (r + g + b) for r, g, b in _XYZ]
+    xyz = torch.stack(of_white, dim=1)  # over the white's X, Y, Z
     f = torch.where(
         xyz > _KNEE**3, xyz.clamp(min=_KNEE**3) ** (1 / 3), xyz / (3 * _KNEE**2) + 4 / 29
     )

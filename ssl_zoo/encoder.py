@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssl_zoo.batchnorm import split_batchnorm
@@ -61,12 +62,20 @@ class MomentumEncoder(nn.Module):
 
     Key encoder, target network and teacher are this. It starts equal to the encoder, head
     included. BatchNorm runs on batch statistics, as in the online encoder; its running statistics
-    are its own. What needs more than its outputs (tokens, a map) calls `encoder` under `no_grad`.
+    are its own. It drops nothing, whatever the online encoder does: neither drop path nor dropout.
+    What needs more than its outputs (tokens, a map) calls `encoder` under `no_grad`.
     """
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        for module in self.encoder.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+            elif isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif hasattr(module, "drop_rate"):  # timm's CNNs, before the classifier
+                module.drop_rate = 0.0
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import faiss
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from ssl_zoo import distributed, rng
@@ -35,15 +36,22 @@ def faiss_threads() -> Iterator[None]:
 def embed(encoder: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """This rank's outputs [n, D] float32 in evaluation mode and positions [n], on the CPU.
 
+    The running statistics in use are rank 0's: each rank has its own, and clusters of outputs of
+    two networks would follow the rank.
+
     Args:
         encoder: images [n, C, H, W] -> [n, D]; D is its `out_features` or `num_features`.
         images: (images [n, C, H, W], data-set positions [n]), as `Method.before_epoch` gets them.
     """
     width = getattr(encoder, "out_features", None) or encoder.num_features
     outputs, positions = [torch.empty(0, width)], [torch.empty(0, dtype=torch.int64)]
+    buffers = {}
+    if distributed.world() > 1:
+        first = distributed.broadcast({name: b.cpu() for name, b in encoder.named_buffers()})
+        buffers = {name: first[name].to(b.device) for name, b in encoder.named_buffers()}
     with eval_mode(encoder):
         for x, index in images:
-            outputs.append(encoder(x).float().cpu())
+            outputs.append(functional_call(encoder, buffers, x).float().cpu())
             positions.append(index.cpu())
     return torch.cat(outputs), torch.cat(positions)
 

@@ -26,24 +26,25 @@ def cut(
         ValueError: a cell is smaller than a patch and its jitter.
     """
     n, _, height, width = images.shape
-    cell = torch.tensor([height // grid, width // grid], device=images.device)
     if min(height, width) // grid < size + 2 * (jitter or 0):
         raise ValueError(
             f"patches of {size} pixels{f' and {jitter} around' if jitter else ''} do not fit into "
             f"{grid} x {grid} cells of images of {height} x {width}"
         )
     number = torch.arange(grid * grid, device=images.device)
-    spare, middle = cell - size, (cell - size) // 2  # [2]
-    if key is None:
-        place = middle.expand(n, grid * grid, 2)
-    else:
-        axis = torch.arange(2, device=images.device)
-        u = rng.uniform(key[:, None, None], "place", number[:, None], axis)  # [N, P, 2]
-        low, choices = (0, spare + 1) if jitter is None else (middle - jitter, 2 * jitter + 1)
-        place = low + (u * choices).long()
-    corner = torch.stack([number // grid, number % grid], dim=1) * cell + place  # [N, P, 2]
-    pixel = corner[..., None] + torch.arange(size, device=images.device)  # [N, P, 2, size]
-    row, column = pixel[:, :, 0, :, None], pixel[:, :, 1, None, :]
+    pixels = []
+    # Sizes stay numbers: a tensor of them would be a copy that the host waits for.
+    for axis, cell in enumerate((height // grid, width // grid)):
+        spare, middle = cell - size, (cell - size) // 2
+        place: Tensor | int = middle
+        if key is not None:
+            u = rng.uniform(key[:, None], "place", number, axis)  # [N, P]
+            low, choices = (0, spare + 1) if jitter is None else (middle - jitter, 2 * jitter + 1)
+            place = low + (u * choices).long()
+        corner = (number % grid if axis else number // grid) * cell + place  # [P] or [N, P]
+        corner = corner.expand(n, -1)[..., None]  # [N, P, 1]
+        pixels.append(corner + torch.arange(size, device=images.device))  # [N, P, size]
+    row, column = pixels[0][..., None], pixels[1][:, :, None]
     sample = torch.arange(n, device=images.device)[:, None, None, None]
     return images[sample, :, row, column].permute(0, 1, 4, 2, 3)
 

@@ -110,6 +110,10 @@ OPTIMIZERS = Registry("optimizer")
 SCHEDULES = Registry("schedule")
 
 
+# A key that begins so is whole already: a method objects to its backbone, or to its data.
+_SECTIONS = ("backbone.", "data.")
+
+
 class Part:
     """A constructor with its YAML arguments, not yet called.
 
@@ -135,7 +139,7 @@ class Part:
         try:
             return self.target(**taken, **self.kwargs)
         except ConfigError as error:
-            if self.key and not error.key.startswith(self.key):
+            if self.key and not error.key.startswith((self.key, *_SECTIONS)):
                 error.key = f"{self.key}.{error.key}" if error.key else self.key
             raise
         except ValueError as error:

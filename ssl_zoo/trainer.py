@@ -24,7 +24,7 @@ from ssl_zoo.hooks.base import Hook
 from ssl_zoo.memory_use import PeakMemory, keep_freed_memory
 from ssl_zoo.method import Batch, Method, merge_outputs
 from ssl_zoo.precision import Precision, autocast, choose, plain_attention
-from ssl_zoo.registry import above, at_least
+from ssl_zoo.registry import ConfigError, above, at_least
 
 # BatchNorm statistics and memories are each rank's own business. torch 2.15 renames the switch.
 _SYNC_BUFFERS = next(
@@ -57,11 +57,12 @@ class Trainer:
         lr_reference_batch: the batch size that the config's lr is meant for; the lr in use is
             lr x global batch / reference (arXiv:1706.02677). Null: lr as it is.
         sync_bn: BatchNorm over all processes (GPU only).
-        compile: torch.compile for every encoder; the first step then takes minutes.
+        compile: torch.compile for every pass of a whole `Encoder`; the first step then takes
+            minutes. What a method computes from the backbone's map or tokens stays as it is.
         log_every: steps between two lines of metrics.
 
     Raises:
-        ValueError: a precision that the device lacks, a nonsensical number.
+        ValueError: a precision that the device lacks, a nonsensical number, nothing to compile.
     """
 
     def __init__(
@@ -100,9 +101,16 @@ class Trainer:
         if device.type == "cpu" and precision == "bf16":
             plain_attention(method)
         if compile:
-            for module in method.modules():
-                if isinstance(module, Encoder):
-                    module.compile(fullgraph=True)
+            encoders = [module for module in method.modules() if isinstance(module, Encoder)]
+            if not encoders:
+                raise ConfigError(
+                    "compile",
+                    f"{type(method).__name__} has no Encoder to compile",
+                    found="compile: true",
+                    expected="compile: false",
+                )
+            for encoder in encoders:
+                encoder.compile(fullgraph=True)
         self.method, self.data, self.optimizer, self.hooks = method, data, optimizer, hooks
         self.device, self.folder = device, folder
         self.name = "/".join(folder.parts[-2:])

@@ -39,6 +39,7 @@ SMALLER: dict[str, list[str]] = {
     "DeepClusterV2": ["method.clusters=[8, 9, 10]"],
     "ODC": ["method.clusters=8", "method.min_cluster=4", "method.centroid_interval=2"],
     "SwAV": ["method.queue_size=8", "method.queue_from_step=0", "method.frozen_steps=0"],
+    "WMSE": ["method.part=4", "method.head.out_features=2"],
 }
 
 

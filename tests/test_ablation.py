@@ -454,6 +454,15 @@ def test_page_stands_alone_and_escapes_what_it_quotes(finished):
     assert "type: MemoryBank" in page and "ssl-zoo ablate" in page
 
 
+def test_a_table_that_is_not_finished_leaves_the_old_one(study, monkeypatch):
+    study.ablate()
+    before = study.text("table.csv")
+    monkeypatch.setattr(csv.DictWriter, "writerows", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        study.ablate()
+    assert study.text("table.csv") == before
+
+
 def test_arms_with_different_starts_are_compared_each_with_its_own(study):
     study.write(grid="seeds: [0, 1]" + ZOO, wide=BASE.replace("name: resnet18", "name: resnet34"))
     study.ablate()

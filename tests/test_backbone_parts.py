@@ -124,6 +124,11 @@ def test_a_vits_map_is_its_patches_row_by_row(kind):
             torch.testing.assert_close(found[:, :, row, column], patch)
 
 
+def test_attention_pools_a_vits_map():
+    backbone, x = build(VIT | {"options": AVERAGED["options"] | {"global_pool": "map"}}), images()
+    torch.testing.assert_close(backbone.pool(backbone.feature_map(x)), backbone(x))
+
+
 def test_a_vits_map_follows_the_size_of_the_image():
     kind = VIT | {"options": VIT["options"] | {"dynamic_img_size": True}}
     backbone, x = build(kind), torch.randn(2, 3, 16, 40)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ssl_zoo import build, config
@@ -97,7 +98,12 @@ def test_overrides_reach_nested_keys_dotted_names_and_types(tmp_path):
 
 def test_trap_2_sync_bn_beside_shuffle_bn_is_refused():
     message = error_of(DIGITS, "backbone.bn_groups=1", "train.sync_bn=true")
-    assert "undoes ShuffleBN" in message
+    assert "undoes ShuffleBN" in message and "method.memory.shuffle_bn=false" in message
+    densecl = ROOT / "configs" / "imagenet" / "densecl.yaml"
+    overrides = ["backbone.bn_groups=1", "train.sync_bn=true"]
+    message = error_of(densecl, *overrides)
+    assert "undoes ShuffleBN" in message and "method.shuffle_bn=false" in message
+    build.parse(config.load(densecl, [*overrides, "method.shuffle_bn=false"]))
     build.parse(config.load(ROOT / "configs" / "imagenet" / "simclr.yaml"))
 
 
@@ -215,6 +221,19 @@ def test_constructor_objections_carry_the_key():
     part = bind(BACKBONES, {"type": "Timm", "name": "resnet18", "bn_groups": 0}, key="backbone")
     with pytest.raises(ConfigError, match="backbone: bn_groups must be at least 1, found 0"):
         part()
+
+
+def test_a_methods_objection_to_its_backbone_names_the_backbones_key_and_line(tmp_path):
+    text = f"""
+_base_: {ROOT / "configs" / "fashion_mnist" / "mae.yaml"}
+data: {{dataset: {{type: Digits}}}}
+backbone: {{options: {{fc_norm: true}}}}
+"""
+    cfg = config.load(write(tmp_path, "averaged.yaml", text))
+    with pytest.raises(ConfigError) as caught:
+        build.trainer(cfg, torch.device("cpu"), tmp_path)
+    assert caught.value.key == "backbone.options"
+    assert caught.value.where.endswith("averaged.yaml:4")
 
 
 def test_lists_become_tuples_and_integers_floats():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import conformance
 import pytest
 import tiny
 import torch
@@ -38,6 +39,16 @@ METHODS = {
     ],
     "Margin": ["method.loss={type: Margin}"],
     "Rotation": ["method={type: Rotation}"],
+}
+# Waits that are known and allowed: settings that end them in the steps that warm up, or put them
+# off beyond the last step. None: a method that waits at every step.
+ALLOWED_WAITS: dict[str, list[str] | None] = {
+    "BEiT": ["method.tokenizer_steps=2"],  # asks whose turn it is while the tokenizer learns
+    "DINO": ["method.frozen_steps=2"],  # asks whether the last layer is still frozen
+    "DINOv2": ["method.frozen_steps=2"],  # likewise
+    "IBOT": ["method.frozen_steps=2"],  # likewise
+    "MMCR": None,  # torch checks the singular values on the host
+    "ODC": ["method.centroid_interval=1000"],  # every interval: clusters' sizes are read
 }
 
 
@@ -86,22 +97,33 @@ class Watch(Hook):
             torch.cuda.set_sync_debug_mode("error")
 
     def after_step(self, trainer, out) -> None:
-        if trainer.step == STEPS - 1:
+        if trainer.step == trainer.total_steps - 1:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def watched(folder: Path, *overrides) -> None:
-    trainer = make(folder, GPU, *overrides)
-    assert trainer.total_steps == STEPS
+def watched(trainer: Trainer) -> None:
+    assert trainer.total_steps >= 6
     trainer.hooks.append(Watch())
     trainer.fit()
-    assert trainer.step == STEPS and math.isfinite(trainer.status["loss"])
+    assert trainer.step == trainer.total_steps and math.isfinite(trainer.status["loss"])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_training_does_not_wait_for_the_gpu_between_log_lines(method, precision, tmp_path):
-    watched(tmp_path, f"train.precision={precision}", *METHODS[method])
+    watched(make(tmp_path, GPU, f"train.precision={precision}", *METHODS[method]))
+
+
+@pytest.mark.parametrize("recipe", conformance.recipes())
+def test_nor_does_any_method_but_where_it_is_known(recipe, tmp_path, monkeypatch):
+    kind = conformance.recipes()[recipe]["method"]["type"]
+    later = ALLOWED_WAITS.get(kind, [])
+    if later is None:
+        pytest.skip(f"{kind} waits at every step")
+    settings = [*conformance.SMALLER.get(kind, []), *later, "checkpoint.every_epochs=1000"]
+    monkeypatch.setitem(conformance.SMALLER, kind, settings)
+    monkeypatch.setattr(conformance, "CPU", GPU)
+    watched(conformance.make(recipe, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +139,7 @@ def test_training_does_not_wait_for_the_gpu_between_log_lines(method, precision,
     ids=["clipped", "clipped fp16", "accumulated", "a worker", "AdamW", "LARS"],
 )
 def test_nor_do_clipping_accumulation_workers_and_the_other_optimisers(overrides, tmp_path):
-    watched(tmp_path, *overrides)
+    watched(make(tmp_path, GPU, *overrides))
 
 
 def test_the_debug_mode_notices_a_wait(tmp_path):

@@ -332,6 +332,32 @@ def test_a_centroid_that_nothing_is_nearest_to_stays():
     assert kmeans.spherical_kmeans(x, 3, 4, "x").norm(dim=1).tolist() == [1.0, 1.0, 1.0]
 
 
+def normalised() -> tiny.TinyNet:
+    """A network that has seen images, on each rank its own."""
+    torch.manual_seed(0)
+    net = tiny.TinyNet(norm=True)
+    torch.manual_seed(distributed.rank())
+    net(torch.randn(30, 1, 8, 8) * (1 + distributed.rank()))
+    return net
+
+
+def embedded_by_rank() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Outputs, positions, and the statistics of rank's own, which stay."""
+    net, share = normalised(), images()[distributed.rank() :: distributed.world()]
+    return *kmeans.embed(net, share), net.net[1].running_var
+
+
+def test_ranks_embed_with_rank_0s_batchnorm_statistics_and_keep_their_own():
+    expected, positions, statistics = embedded_by_rank()
+    ranks = on_ranks(2, embedded_by_rank)
+    found = torch.empty_like(expected)
+    for outputs, index, _ in ranks:
+        found[index] = outputs
+    assert torch.equal(positions, torch.arange(SAMPLES))
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(ranks[0][2], statistics) and not torch.allclose(ranks[1][2], statistics)
+
+
 # DeepCluster.
 
 
@@ -444,6 +470,20 @@ def test_more_clusters_than_images_are_refused():
         v2(clusters=[5, SAMPLES + 1])
     with pytest.raises(ConfigError, match=f"at most {SAMPLES}"):
         odc(clusters=6, min_cluster=9)
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments"),
+    [
+        (lambda **a: deepcluster(**a), {"clusters": 1}),
+        (lambda **a: v2(**a), {"temperature": 0.0}),
+        (lambda **a: odc(**a), {"centroid_interval": 0}),
+        (lambda **a: swav(**a), {"prototypes": 1}),
+    ],
+)
+def test_numbers_without_sense_are_refused_from_python_too(build, arguments):
+    with pytest.raises(ConfigError, match=next(iter(arguments))):
+        build(**arguments)
 
 
 # DeepCluster v2.
@@ -575,6 +615,27 @@ def test_odc_moves_centroids_every_few_steps():
     for k in method.labels.unique():
         expected = method.features[method.labels == k].mean(dim=0)
         torch.testing.assert_close(method.centroids[k], expected)
+
+
+def test_odc_reads_its_steps_off_the_device_once_after_a_start_and_after_a_resume():
+    """Centroids move at steps 2, 4, ...: also in a method that was at step 0 or 2 before."""
+    first = odc(min_cluster=0)
+    for number in range(3):
+        step(first, crops(step=number))
+    for steps_before in (0, 2):
+        resumed = odc(min_cluster=0)
+        for number in range(steps_before):
+            step(resumed, crops(step=number))
+        resumed.load_state_dict(first.state_dict())
+        kept = resumed.centroids.clone()
+        step(resumed, crops(step=3))
+        assert not torch.equal(resumed.centroids, kept)
+        resumed.steps += 1  # is not read again
+        kept = resumed.centroids.clone()
+        step(resumed, crops(step=4))
+        assert torch.equal(resumed.centroids, kept)
+        step(resumed, crops(step=5))
+        assert not torch.equal(resumed.centroids, kept)
 
 
 def test_odc_merges_a_small_cluster_and_gives_it_half_of_the_largest():

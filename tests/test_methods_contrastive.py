@@ -255,6 +255,9 @@ def test_a_backbone_without_patches_cannot_freeze_them():
 # SupCon.
 
 
+LABELS = torch.arange(SAMPLES) % 3
+
+
 def supcon_equation(method: SupCon, whole: Batch) -> Tensor:
     z = torch.cat([unit(method.encoder(x)) for x in whole.views])
     labels, images = whole.label.tolist() * 2, list(range(len(whole.label))) * 2
@@ -273,15 +276,21 @@ def supcon_equation(method: SupCon, whole: Batch) -> Tensor:
 
 @pytest.mark.parametrize("labels", [[0, 1, 0, 2, 1, 0], [0, -1, 0, 2, -1, 0]])
 def test_supcon_equals_l_out_and_an_unlabelled_image_has_its_other_view_alone(labels):
-    method = SupCon(TinyNet(), head=HEAD, temperature=0.3)
+    method = SupCon(TinyNet(), LABELS, head=HEAD, temperature=0.3)
     assert_equal_with_gradients(
         method, batch(N)._replace(label=torch.tensor(labels)), supcon_equation
     )
 
 
-def test_supcon_without_labels_is_simclr():
+def test_supcon_without_any_label_is_refused():
+    with pytest.raises(ValueError, match="SupCon needs labels"):
+        SupCon(TinyNet(), torch.full((SAMPLES,), -1), head=HEAD)
+    SupCon(TinyNet(), LABELS - 1, head=HEAD)  # a third without
+
+
+def test_supcon_on_a_batch_without_labels_is_simclr():
     simclr = contrastive(Part(EndToEnd, symmetric=True))
-    supcon = SupCon(TinyNet(), head=HEAD, temperature=0.2)
+    supcon = SupCon(TinyNet(), LABELS, head=HEAD, temperature=0.2)
     supcon.encoder = simclr.encoder
     whole = batch(N)
     unlabelled = whole._replace(label=torch.full((N,), -1))
@@ -367,7 +376,7 @@ def test_ressl_without_a_queue_or_with_a_blurred_teacher_is_refused():
 
 def test_half_precision_embeddings_do_not_reach_the_softmax():
     """A loss under bf16 autocast is that of the bf16 embeddings, in float32."""
-    for method in (moco_v3(), nnclr(), ressl(), SupCon(TinyNet(), head=HEAD)):
+    for method in (moco_v3(), nnclr(), ressl(), SupCon(TinyNet(), LABELS, head=HEAD)):
         plain = method(batch(N))["loss"]
         with torch.autocast("cpu", torch.bfloat16):
             loss = method(batch(N))["loss"]

@@ -13,7 +13,7 @@ from ssl_zoo.backbones import LabPair, Timm, random_order
 from ssl_zoo.colour import rgb_to_lab
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import NCE
-from ssl_zoo.memory import MemoryBank
+from ssl_zoo.memory import MemoryBank, MoCoQueue
 from ssl_zoo.method import Batch
 from ssl_zoo.methods.cmc import CMC
 from ssl_zoo.methods.cpc import CPC, RowsAbove
@@ -180,15 +180,18 @@ def test_cmc_refuses_a_network_without_two_halves(root):
 # PIRL
 
 
-def pirl(transform: str, weight: float = 0.3) -> tuple[PIRL, Batch]:
+BANK = Part(MemoryBank, num_negatives=K, momentum=0.5)
+
+
+def pirl(transform: str, memory: Part = BANK) -> tuple[PIRL, Batch]:
     method = PIRL(
         tiny.TinyNet(),
         SAMPLES,
         transform=transform,
         head=Part(Linear, out_features=D),
-        memory=Part(MemoryBank, num_negatives=K, momentum=0.5),
+        memory=memory,
         loss=Part(NCE, temperature=0.3),
-        weight=weight,
+        weight=0.3,
         grid=2,
         patch_size=5,
     )
@@ -252,6 +255,19 @@ def test_a_transform_is_drawn_for_the_sample_and_the_step(transform):
     assert not torch.allclose(encode(x, drawn(batch.index)), first)
 
 
+def test_pirl_without_a_bank_is_refused():
+    with pytest.raises(ConfigError, match="memory bank") as caught:
+        pirl("jigsaw", Part(MoCoQueue, size=K))
+    assert caught.value.key == "memory.type"
+
+
+def test_pirl_turns_square_views_alone():
+    method, batch = pirl("rotation")
+    views = [batch.views[0], batch.views[1][..., :-1]]
+    with pytest.raises(ValueError, match="square views, found 12 x 11"):
+        method(batch._replace(views=views))
+
+
 # CPC
 
 
@@ -305,6 +321,12 @@ def test_cpc_refuses_views_without_a_row_to_predict():
     method, _ = cpc()
     with pytest.raises(ValueError, match="3 rows below"):
         method(tiny.batch(2, size=12, views=1))
+
+
+def test_cpc_refuses_views_smaller_than_a_patch():
+    method, _ = cpc()
+    with pytest.raises(ValueError, match="views make 0 x 0 patches"):
+        method(tiny.batch(2, size=5, views=1))
 
 
 @pytest.mark.parametrize("rows_down", [[], [0], [2, 2]])

@@ -127,6 +127,14 @@ def test_the_sinkhorn_centre_balances_all_views_rows_together():
     torch.testing.assert_close(p, (q * 2 * N).T.view(2, N, 4))
 
 
+def test_rows_that_do_not_count_have_no_say_in_sinkhorns_balance():
+    scores, counted = 20 * torch.randn(2, N, 4), torch.rand(2, N) < 0.4
+    p = SinkhornCentre()(scores, 0.5, counted)
+    torch.testing.assert_close(p[counted], SinkhornCentre()(scores[counted], 0.5))
+    none = SinkhornCentre()(scores, 0.5, torch.zeros(2, N, dtype=torch.bool))
+    torch.testing.assert_close(none, SinkhornCentre()(scores, 0.5))
+
+
 def test_distillation_equals_lightlys_dino_loss():
     g_t, g_s = torch.randn(2, N, K), torch.randn(5, N, K)
     reference = lightly.DINOLoss(output_dim=K, teacher_temp=0.05, student_temp=0.1)
@@ -199,10 +207,17 @@ def test_nonsense_is_refused(name):
         "DINOv2": {"koleo_weight": -1.0},
         "MSN": {"drop": 1.0},
     }
-    kind = type(MAKE[name]())
     for wrong in (cases[name], {"momentum": 1.5}):
-        with pytest.raises(ConfigError):
-            kind.validate(**wrong)
+        with pytest.raises(ConfigError) as caught:
+            MAKE[name](**wrong)
+        assert caught.value.key in wrong
+
+
+def test_freezing_the_last_layer_of_a_head_that_has_none_is_refused():
+    with pytest.raises(ConfigError, match="DINOHead") as caught:
+        DINO(tiny.TinyNet(), head=PROJECTION, frozen_steps=3)
+    assert caught.value.key == "frozen_steps"
+    DINO(tiny.TinyNet(), head=PROJECTION)
 
 
 def test_a_linear_schedule_arrives_and_stays():
@@ -423,7 +438,9 @@ def test_dinov2s_sinkhorn_balances_class_tokens_and_patches():
     drawn = masks(method, views)
     found = [teacher.scores(x, drawn[view][0]) for view, x in enumerate(views.views[:2])]
     p_t = SinkhornCentre()(torch.stack([g for g, _ in found]), 0.04)
-    p_v = SinkhornCentre()(torch.stack([v for _, v in found]), 0.04)
+    masked = torch.stack([hidden for _, hidden in drawn])
+    p_v = SinkhornCentre()(torch.stack([v for _, v in found]), 0.04, masked)
+    assert masked.any() and not masked.all()
     student, g_s, expected = method.encoder, [], 0
     for view, (patches, masked) in enumerate(drawn):
         g, v = student.scores(views.views[view], patches, masked)
@@ -494,6 +511,13 @@ def test_msns_prototypes_learn_from_anchors_and_not_from_targets():
     was = method.prototypes.weight.detach().clone()
     train(method, [views])
     assert not torch.equal(method.prototypes.weight, was)
+
+
+def test_a_prototype_that_no_anchor_comes_near_leaves_msns_gradient_finite():
+    scores = torch.tensor([[[0.9, -0.9]]]).div(0.01).requires_grad_()
+    matching, me_max = msn_losses(scores, torch.tensor([[0.7, 0.3]]))
+    (matching + me_max).backward()
+    assert me_max == 0 and scores.grad.isfinite().all()
 
 
 def test_me_max_is_least_where_anchors_use_all_prototypes_alike():

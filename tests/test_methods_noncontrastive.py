@@ -206,7 +206,7 @@ CASES = {
         2,
         vicregl,
     ),
-    "WMSE": (WMSE, {"eps": 0.01}, 3, wmse),
+    "WMSE": (WMSE, {"eps": 0.01, "part": 2 * D}, 3, wmse),
     "TiCo": (TiCo, {"beta": 0.7, "rho": 3.0}, 2, tico),
     "MMCR": (MMCR, {"lam": 0.1}, 2, mmcr),
     "LeJEPA": (LeJEPA, {"lam": 0.2, "slices": 3}, 3, lejepa),
@@ -322,10 +322,28 @@ def test_collapsed_embeddings_are_whitened_to_something_finite():
     assert whiten(torch.ones(2, 8, D), eps=1e-4).isfinite().all()
 
 
+def test_a_covariance_without_an_inverse_gives_nan_in_its_view_alone():
+    z = torch.randn(2, 8, D)
+    z[1] = -1 - torch.arange(D)
+    z[1, 0, 0] += 8  # the factorisation gets half-way
+    w = whiten(z, eps=0.0)
+    assert w[0].isfinite().all() and w[1].isnan().all()
+
+
+def test_w_mse_refuses_parts_that_are_too_small_and_batches_below_a_part():
+    with pytest.raises(ConfigError, match="too small") as caught:
+        make("WMSE", part=2 * D - 1)
+    assert caught.value.key == "part"
+    method, images = make("WMSE", part=N + 1)
+    with pytest.raises(ValueError, match=rf"{N} over all ranks.*at least {N + 1}"):
+        method(images)
+
+
 def test_w_mse_whitens_each_row_once_an_iteration_in_an_order_of_the_step(monkeypatch):
     seen = []
     monkeypatch.setattr(w_mse, "whiten", lambda z, eps: seen.append(z) or whiten(z, eps))
-    method, images = make("WMSE", part=4, iterations=2)
+    method, images = make("WMSE", iterations=2)
+    method.part = 4
     method(images)
     z = torch.stack(method.encoder(torch.cat(images.views)).split(N))  # [V, N, D]
     assert [part.shape[1] for part in seen] == [5, 4, 5, 4]

@@ -12,6 +12,7 @@ from tiny import TinyNet
 from torch.nn import functional as F
 
 from ssl_zoo import distributed, rng
+from ssl_zoo.backbones import Timm
 from ssl_zoo.colour import rgb_to_lab
 from ssl_zoo.heads import Linear
 from ssl_zoo.method import Batch
@@ -24,6 +25,10 @@ from ssl_zoo.registry import ConfigError, Part
 
 N, CELL = 6, 4
 HEAD = Part(Linear, out_features=5)
+VIT = {
+    "name": "vit_tiny_patch16_224",
+    "options": {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 2},
+}
 
 
 def batch(channels: int = 1, size: int = 3 * CELL, n: int = N) -> Batch:
@@ -331,3 +336,21 @@ def test_colorization_refuses_images_that_are_not_rgb_in_0_to_1():
     for images in (torch.randn(2, 3, 8, 8), torch.rand(2, 1, 8, 8)):
         with pytest.raises(ValueError, match=r"RGB images in \[0, 1\]"):
             colorization().before_epoch(share(images))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"name": "resnet18"},
+        {"name": "convnext_atto"},
+        {"name": "mobilenetv3_small_050"},
+        VIT | {"options": VIT["options"] | {"class_token": False, "global_pool": "avg"}},
+        VIT | {"options": VIT["options"] | {"class_token": False, "global_pool": "map"}},
+    ],
+    ids=["resnet", "convnext", "mobilenet", "vit avg", "vit map"],
+)
+def test_colorization_trains_what_its_map_uses_and_nothing_else(kind):
+    method = Colorization(Timm(**kind), hidden_features=6)
+    method(batch(channels=3, size=64, n=2))["loss"].backward()
+    for name, p in method.named_parameters():
+        assert p.requires_grad == (p.grad is not None), name

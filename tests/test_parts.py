@@ -164,6 +164,24 @@ def test_momentum_encoder_follows_equation_2_and_takes_no_gradient():
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_path_rate": 0.9}
+            | {"pos_drop_rate": 0.5, "proj_drop_rate": 0.5, "attn_drop_rate": 0.5},
+        ),
+        ("resnet18", {"drop_rate": 0.5}),
+    ],
+)
+def test_momentum_encoder_drops_nothing(name, options):
+    online = Timm(name=name, options=options).train()
+    slow, x = MomentumEncoder(online), torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(slow(x), slow(x))
+    assert not torch.allclose(online(x), online(x))
+
+
 def test_eval_mode_gives_every_submodule_its_own_mode_back():
     net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
     net[0].eval()

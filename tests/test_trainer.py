@@ -157,6 +157,13 @@ def test_fp16_on_a_cpu_is_refused_and_bf16_recommended(tmp_path):
         make(tmp_path, "train.precision=fp16")
 
 
+def test_to_compile_what_has_no_encoder_is_refused(tmp_path):
+    method = "method={type: CPC, patch_size: 4, stride: 2, rows_down: [1]}"
+    with pytest.raises(ConfigError, match="CPC has no Encoder to compile") as caught:
+        make(tmp_path, "train.compile=true", method, "data.views.count=1")
+    assert caught.value.key == "train.compile"
+
+
 def test_lr_scales_with_the_global_batch(tmp_path):
     trainer = make(tmp_path, "optimizer.lr=0.4", "train.lr_reference_batch=256")
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * 32 / 256)

@@ -27,12 +27,18 @@ def class_name(name: str) -> str:
     return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
-def check(name: str, root: Path) -> None:
+def check(name: str, kind: str, root: Path) -> None:
     """Raises ValueError or FileExistsError, saying what would do."""
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
+    written = {name, class_name(name)}
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or written & {*keyword.kwlist}:
         raise ValueError(
             f"{name!r} is no name for a module: small letters, digits and single underscores, "
             "beginning with a letter, like my_idea"
+        )
+    if re.search(rf"\b{class_name(name)}\b", (TEMPLATES / f"{kind}.py").read_text("utf-8")):
+        raise ValueError(
+            f"{name!r} would become a class {class_name(name)}, which its own file would mistake "
+            "for another of that name: take another name"
         )
     for path in files(name, root).values():
         if path.exists():
@@ -54,10 +60,10 @@ def create(name: str, kind: str, root: Path = ROOT) -> list[Path]:
     """Writes the method's two files and adds its arm to configs/ablation/zoo.yaml.
 
     Raises:
-        ValueError: a name that no module can have.
+        ValueError: a name that no module or class can have, or that the template uses.
         FileExistsError: a file or class of this name is there. Nothing has been written then.
     """
-    check(name, root)
+    check(name, kind, root)
     written = files(name, root)
     for ending, path in written.items():
         text = (TEMPLATES / f"{kind}.{ending}").read_text(encoding="utf-8")

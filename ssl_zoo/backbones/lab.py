@@ -41,8 +41,10 @@ class LabPair(nn.Module):
     def views(images: Tensor) -> tuple[Tensor, Tensor]:
         """sRGB [N, 3, H, W] in [0, 1] -> L [N, 1, H, W] and ab [N, 2, H, W] in [-1, 1]."""
         lab = rgb_to_lab(images)
-        middle, half_range = (lab.new_tensor(x)[:, None, None] for x in (_MIDDLE, _HALF_RANGE))
-        return ((lab - middle) / half_range).tensor_split([1], dim=1)
+        # Numbers and not a tensor, which would be a copy that the host waits for.
+        scales = zip(lab.unbind(dim=1), _MIDDLE, _HALF_RANGE, strict=True)
+        x_l, *x_ab = ((x - middle) / half_range for x, middle, half_range in scales)
+        return x_l[:, None], torch.stack(x_ab, dim=1)
 
     @staticmethod
     def provides(**_) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,10 +108,15 @@ class Timm(nn.Module):
                 positions are added (BEiT, SimMIM, iBOT).
             kept: [N, K] int64, patches to look at; the others are left out (MAE, I-JEPA, MSN):
                 [N, P + K, F], in the order of `kept`.
+
+        Raises:
+            ValueError: a mask for images of another size.
         """
         vit = self.model
         x = vit.patch_embed(images)  # [N, L, F], or [N, h, w, F] where sizes may vary
         if masked is not None:
+            if masked.shape[1] != math.prod(x.shape[1:-1]):
+                self.require_own_size(images)
             masked = masked.view(*x.shape[:-1], 1)
             x = torch.where(masked, mask_token.to(x.dtype), x)
         x = vit._pos_embed(x)  # [N, P + L, F]
@@ -125,10 +131,13 @@ class Timm(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         """A map [N, F, h, w] or a ViT's tokens [N, P + L, F] -> features [N, F].
 
-        Of a ViT's map the patches' mean, whatever its tokens are pooled by.
+        A ViT's map is pooled by the ViT's attention where it has one (`global_pool: map`), else to
+        the patches' mean, whatever its tokens are pooled by.
         """
         if x.ndim == 4 and isinstance(self.model, VisionTransformer):
-            return self.model.fc_norm(x.mean(dim=(2, 3)))
+            x = x.flatten(2).mT  # [N, L, F]
+            attend = self.model.attn_pool
+            return self.model.fc_norm(x.mean(dim=1) if attend is None else attend(x))
         if x.ndim == 4 and getattr(self.model, "output_fmt", "NCHW") == "NHWC":
             x = x.permute(0, 2, 3, 1)  # Swin and its like
         return self.model.forward_head(x, pre_logits=True)
@@ -154,17 +163,41 @@ class Timm(nn.Module):
         return self.model.patch_embed.grid_size
 
     def require_token_norm(self) -> None:
-        """For methods that train `tokens` alone: a norm after pooling would never be trained.
+        """For methods that train `tokens` alone: what pooling alone uses would never be trained.
 
         Raises:
-            ConfigError: its last norm comes after pooling, timm's way with `global_pool: avg`.
+            ConfigError: its last norm comes after pooling, timm's way with `global_pool: avg`, or
+                it pools by attention, `global_pool: map`.
         """
+        found = f"global_pool: {self.model.global_pool}"
+        if self.model.attn_pool is not None:
+            raise ConfigError(
+                "backbone.options",
+                "it pools by attention, which a loss on tokens does not reach",
+                found=found,
+                expected="global_pool: avg, and fc_norm: false",
+            )
         if any(True for _ in self.model.fc_norm.parameters()):
             raise ConfigError(
                 "backbone.options",
                 "the last norm comes after pooling, where a loss on tokens does not reach it",
-                found=f"global_pool: {self.model.global_pool}",
+                found=found,
                 expected="also fc_norm: false",
+            )
+
+    def require_own_size(self, images: Tensor) -> None:
+        """For methods whose masks are for `grid_size`; `dynamic_img_size` lets others in.
+
+        Raises:
+            ValueError: images that make another grid of patches.
+        """
+        found = self.model.patch_embed.dynamic_feat_size(images.shape[2:])
+        if found != self.grid_size:
+            own = [n * p for n, p in zip(self.grid_size, self.patch_size, strict=True)]
+            raise ValueError(
+                f"images of {images.shape[2]} x {images.shape[3]} pixels make {found[0]} x "
+                f"{found[1]} patches, and masks are for {self.grid_size[0]} x {self.grid_size[1]}: "
+                f"expected {own[0]} x {own[1]} pixels (backbone.options.img_size)"
             )
 
     @staticmethod

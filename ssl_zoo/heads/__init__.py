@@ -1,5 +1,5 @@
 from ssl_zoo.heads.decoder import ViTDecoder
-from ssl_zoo.heads.dino import Centre, DINOHead, SinkhornCentre, freeze_last_layers
+from ssl_zoo.heads.dino import Centre, DINOHead, FrozenStart, SinkhornCentre
 from ssl_zoo.heads.projection import MLP, Linear
 from ssl_zoo.heads.prototypes import Prototypes
 from ssl_zoo.heads.tokenizer import DiscreteVAE
@@ -9,9 +9,9 @@ __all__ = [
     "Centre",
     "DINOHead",
     "DiscreteVAE",
+    "FrozenStart",
     "Linear",
     "Prototypes",
     "SinkhornCentre",
     "ViTDecoder",
-    "freeze_last_layers",
 ]

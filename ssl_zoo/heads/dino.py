@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo import distributed
-from ssl_zoo.registry import HEADS, at_least
+from ssl_zoo.registry import HEADS, ConfigError, at_least
 from ssl_zoo.sinkhorn import sinkhorn
 
 
@@ -72,12 +72,36 @@ class WeightNormLinear(nn.Module):
         return F.linear(z, self.g * F.normalize(self.v, dim=1))
 
 
-def freeze_last_layers(module: nn.Module) -> None:
-    """Takes every DINOHead's prototypes out of the coming optimiser step."""
-    for head in module.modules():
-        if isinstance(head, DINOHead):
-            for p in head.last.parameters():
-                p.grad = None
+class FrozenStart:
+    """Takes every DINOHead's prototypes out of a run's first optimiser steps.
+
+    Args:
+        encoder: the heads are somewhere in it.
+        steps: how many steps; may be 0.
+
+    Raises:
+        ConfigError: steps, but no DINOHead.
+    """
+
+    def __init__(self, encoder: nn.Module, steps: int):
+        self.heads = [m for m in encoder.modules() if isinstance(m, DINOHead)]
+        if steps and not self.heads:
+            raise ConfigError(
+                "frozen_steps",
+                "no head has a last layer to freeze",
+                found=str(steps),
+                expected="0, or a head of type DINOHead",
+            )
+        self.steps = steps
+
+    def __call__(self, steps_done: Tensor) -> None:
+        """To be called in `after_backward`."""
+        if self.steps and steps_done < self.steps:
+            for head in self.heads:
+                for p in head.last.parameters():
+                    p.grad = None
+        else:
+            self.steps = 0  # the GPU's step count is asked no more
 
 
 class Centre(nn.Module):
@@ -95,8 +119,8 @@ class Centre(nn.Module):
         self.momentum = momentum
         self.register_buffer("c", torch.zeros(out_features))
 
-    def forward(self, scores: Tensor, temperature: float) -> Tensor:
-        """p_t = softmax((g_t - c) / t), [..., K]."""
+    def forward(self, scores: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+        """p_t = softmax((g_t - c) / t), [..., K], whichever rows are counted."""
         return ((scores - self.c) / temperature).softmax(dim=-1)
 
     @torch.no_grad()
@@ -111,8 +135,11 @@ class SinkhornCentre(nn.Module):
     DINOv2's (arXiv:2304.07193, section 4).
     """
 
-    def forward(self, scores: Tensor, temperature: float) -> Tensor:
-        return sinkhorn(scores.flatten(0, -2), temperature).view_as(scores)
+    def forward(self, scores: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+        """[..., K]; rows that are not `counted`, [...] bool, have no say in the balance."""
+        if counted is not None:  # not 0: where no rank counts a row, all count alike
+            counted = counted.flatten().float().clamp(min=torch.finfo(torch.float32).tiny)
+        return sinkhorn(scores.flatten(0, -2), temperature, weight=counted).view_as(scores)
 
     def update(self, scores: Tensor) -> None:
         """Nothing is remembered."""

@@ -73,6 +73,12 @@ class DiscreteVAE(nn.Module):
         u = rng.uniform(key[:, None], "gumbel", number).clamp(min=2.0**-25).view_as(logits)
         words = F.softmax((logits - (-u.log()).log()) / temperature, dim=1)  # [N, V, h, w]
         error = F.mse_loss(self.decode(words).float(), images.float())
-        log_q = F.log_softmax(logits, dim=1)
-        kl = (log_q.exp() * (log_q + math.log(self.vocabulary))).sum(dim=1).mean()
-        return error + self.kl_weight * kl, logits.argmax(dim=1).flatten(1)
+        if self.kl_weight:
+            log_q = F.log_softmax(logits, dim=1)
+            kl = (log_q.exp() * (log_q + math.log(self.vocabulary))).sum(dim=1).mean()
+            error = error + self.kl_weight * kl
+        return error, logits.argmax(dim=1).flatten(1)
+
+    def words(self, images: Tensor) -> Tensor:
+        """Each patch's word alone, [N, L] int64."""
+        return self.encode(images).float().argmax(dim=1).flatten(1)

@@ -25,7 +25,7 @@ class Lookup:
         q: [R, D] queries, unit length.
         positive: [R, D] each query's positive key.
         dictionary: [M, D] keys.
-        index: [M] data-set position of each key, -1 for none.
+        index: [M] data-set position of each key, -1 for none; or None, where nobody asks.
         own: [R, E] columns of the dictionary that are not a query's negatives (itself, its
             positive), or None.
     """
@@ -35,7 +35,7 @@ class Lookup:
         q: Tensor,
         positive: Tensor,
         dictionary: Tensor,
-        index: Tensor,
+        index: Tensor | None = None,
         own: Tensor | None = None,
     ):
         self.q, self.positive, self.dictionary = q.float(), positive.float(), dictionary.float()

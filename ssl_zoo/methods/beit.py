@@ -23,12 +23,13 @@ class BEiT(Method):
     loss = -mean over masked patches i of log p(word_i | masked image).
 
     The paper takes DALL-E's tokenizer, trained elsewhere. Here one is trained in the first steps
-    of the same run and frozen then; the ViT waits for it. Both losses are computed throughout
-    and share no gradient; whose turn it is not, the optimiser leaves alone.
+    of the same run and frozen then; the ViT waits for it. Until then both losses are computed,
+    without a gradient in common, and the ViT is left alone by the optimiser; from then on the
+    tokenizer says its words and no more.
 
     Args:
         backbone: a ViT.
-        tokenizer: (images, temperature, key) -> (its loss, words).
+        tokenizer: (images, temperature, key) -> (its loss, words); `words(images)` -> words.
         tokenizer_steps: optimiser steps before it is frozen.
         temperatures: of its relaxed draws, first and last; between them geometric.
         mask_ratio: share of the patches that is masked, in blocks.
@@ -59,6 +60,7 @@ class BEiT(Method):
         self.mask_token = nn.Parameter(torch.empty(backbone.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.tokenizer_steps, self.temperatures = tokenizer_steps, temperatures
+        self.tokenizing = True  # once false, the GPU's step count is asked no more
         self.num_patches = math.prod(backbone.grid_size)  # L
         self.num_masked = max(1, round(mask_ratio * self.num_patches))  # M
 
@@ -76,9 +78,16 @@ class BEiT(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
-        bound, words = self.tokenizer(
-            images, self.temperature(), self.draw("tokenizer", batch.index)
-        )  # [], [N, L]
+        self.tokenizing = self.tokenizing and bool(self.steps < self.tokenizer_steps)
+        if self.tokenizing:
+            key = self.draw("tokenizer", batch.index)  # [N]
+            bound, words = self.tokenizer(images, self.temperature(), key)  # [], [N, L]
+            bounds = {"tokenizer_loss": bound}
+        else:
+            with torch.no_grad():
+                words = self.tokenizer.words(images)  # [N, L]
+            # DDP waits for a gradient of every parameter.
+            bound, bounds = 0 * sum(p.sum() for p in self.tokenizer.parameters()), {}
 
         order = block_order(self.draw("mask", batch.index), vit.grid_size)  # [N, L]
         chosen = order[:, : self.num_masked]  # [N, M]
@@ -93,7 +102,7 @@ class BEiT(Method):
         return {
             "loss": loss + bound,
             "token_loss": loss,
-            "tokenizer_loss": bound,
+            **bounds,
             "top1": 100 * (logits.argmax(dim=1) == target).float().mean(),
             "assignment_entropy": health.assignment_entropy(used / words.numel()),
         }
@@ -104,10 +113,8 @@ class BEiT(Method):
         return first * (last / first) ** done
 
     def after_backward(self) -> None:
-        # Gradients of zero would not do: Adam moves on by momentum and weight decay. So the host
-        # must know whose turn it is, and waits for the device here.
-        frozen = bool(self.steps >= self.tokenizer_steps)
+        # Gradients of zero would not do: Adam moves on by momentum and weight decay.
         of_tokenizer = set(self.tokenizer.parameters())
         for p in self.parameters():
-            if (p in of_tokenizer) == frozen:
+            if (p in of_tokenizer) != self.tokenizing:
                 p.grad = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,7 +57,6 @@ class BYOL(Method):
         agreement = F.cosine_similarity(q_1, t_2) + F.cosine_similarity(q_2, t_1)  # [N]
         return {"loss": (4 - 2 * agreement).mean(), "embedding_std": health.embedding_std(z_1)}
 
-    @torch.no_grad()
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.target.follow(self.encoder, self.momentum)

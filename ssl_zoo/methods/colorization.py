@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ssl_zoo import distributed
 from ssl_zoo.colour import rgb_to_lab
+from ssl_zoo.encoder import eval_mode
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.registry import METHODS, above, at_least, within
 
@@ -130,6 +131,7 @@ class Colorizer(nn.Module):
     def __init__(self, backbone: nn.Module, hidden_features: int, out_features: int):
         super().__init__()
         self.backbone = backbone
+        _freeze_pooling(backbone)
         # The paper's conv8: twice the resolution first.
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(backbone.map_features, hidden_features, 4, stride=2, padding=1),
@@ -142,6 +144,17 @@ class Colorizer(nn.Module):
     def forward(self, lightness: Tensor) -> Tensor:
         gray = lightness.expand(-1, 3, -1, -1)
         return self.decoder(self.backbone.feature_map(gray))
+
+
+def _freeze_pooling(backbone: nn.Module) -> None:
+    """What `pool` alone uses stays as it is: it gets no gradient, and DDP would wait for one."""
+    with eval_mode(backbone), torch.enable_grad():
+        pooled = backbone.pool(torch.zeros(2, backbone.map_features, 2, 2))
+    if pooled.requires_grad:
+        parameters = [p for p in backbone.parameters() if p.requires_grad]
+        used = torch.autograd.grad(pooled.sum(), parameters, allow_unused=True)
+        for p, grad in zip(parameters, used, strict=True):
+            p.requires_grad_(grad is None)
 
 
 @cache

@@ -124,13 +124,15 @@ class CPC(Method):
         above("temperature", temperature, 0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        z = self.encoder(batch.views[0])  # [N, F, h, w]
-        n, _, h, w = z.shape
-        if h <= max(self.rows_down):
+        images, size, stride = batch.views[0], self.encoder.patch_size, self.encoder.stride
+        n = len(images)
+        h, w = (max(0, (side - size) // stride + 1) for side in images.shape[2:])
+        if h <= max(self.rows_down) or w == 0:
             raise ValueError(
-                f"views make {h} rows of patches, none of which has one {max(self.rows_down)} "
-                "rows below: expected larger views, a smaller stride or smaller rows_down"
+                f"views make {h} x {w} patches, none of which has one {max(self.rows_down)} rows "
+                "below: expected larger views, a smaller patch_size, stride or rows_down"
             )
+        z = self.encoder(images)  # [N, F, h, w]
         c = self.context(z)  # [N, F, h, w]
         y = self.w(z).permute(0, 2, 3, 1)  # [N, h, w, D]
         place = torch.arange(n * h * w, device=z.device) + distributed.rank() * n * h * w
@@ -141,13 +143,7 @@ class CPC(Method):
             positive.append(y[:, k:].flatten(0, 2))
             own.append(place[:, k:].flatten())
         patches = distributed.gather(y.flatten(0, 2))  # [world x N h w, D]
-        found = Lookup(
-            torch.cat(q),
-            torch.cat(positive),
-            patches,
-            index=distributed.gather(batch.index).repeat_interleave(h * w),
-            own=torch.cat(own)[:, None],
-        )
+        found = Lookup(torch.cat(q), torch.cat(positive), patches, own=torch.cat(own)[:, None])
         return {
             "loss": self.loss(found),
             **found.accuracy(),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ssl_zoo import health
 from ssl_zoo.backbones import block_order, mask_of, take
-from ssl_zoo.encoder import Encoder, MomentumEncoder, eval_mode
+from ssl_zoo.encoder import Encoder, MomentumEncoder
 from ssl_zoo.heads import Linear
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.registry import METHODS, ConfigError, above, at_least, within
@@ -90,11 +90,10 @@ class Data2Vec(Method):
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, L, F]; without the student's drop path."""
-        with eval_mode(self.teacher):
-            blocks = self.teacher.encoder.model.forward_intermediates(
-                images, indices=self.top_blocks, output_fmt="NLC", intermediates_only=True
-            )  # K x [N, L, F], before the last norm
+        """[N, C, H, W] -> [N, L, F]."""
+        blocks = self.teacher.encoder.model.forward_intermediates(
+            images, indices=self.top_blocks, output_fmt="NLC", intermediates_only=True
+        )  # K x [N, L, F], before the last norm
         normalised = [F.layer_norm(a.float(), a.shape[-1:]) for a in blocks]
         return torch.stack(normalised).mean(dim=0)
 

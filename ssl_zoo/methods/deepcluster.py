@@ -43,6 +43,7 @@ class DeepCluster(Method):
         kmeans_iterations: int = 20,
     ):
         super().__init__()
+        self.validate(clusters=clusters, pca=pca, kmeans_iterations=kmeans_iterations)
         for name, value, bound in (
             ("clusters", clusters, num_samples),
             ("pca", pca, min(backbone.num_features, num_samples)),

@@ -45,6 +45,9 @@ class DeepClusterV2(Method):
         kmeans_iterations: int = 10,
     ):
         super().__init__()
+        self.validate(
+            clusters=clusters, temperature=temperature, kmeans_iterations=kmeans_iterations
+        )
         if max(clusters) > num_samples:
             raise ConfigError(
                 "clusters", "too large", found=str(max(clusters)), expected=f"at most {num_samples}"

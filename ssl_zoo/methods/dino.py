@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ssl_zoo import health
 from ssl_zoo.encoder import Encoder, MomentumEncoder, encode_views
-from ssl_zoo.heads import Centre, freeze_last_layers
+from ssl_zoo.heads import Centre, FrozenStart
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.registry import HEADS, METHODS, Part, above, at_least, within
 
@@ -46,13 +46,20 @@ class DINO(Method):
         frozen_steps: int = 0,
     ):
         super().__init__()
+        self.validate(
+            teacher_temperature=teacher_temperature,
+            student_temperature=student_temperature,
+            momentum=momentum,
+            centre_momentum=centre_momentum,
+            frozen_steps=frozen_steps,
+        )
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.teacher = MomentumEncoder(self.encoder)
         self.centre = Centre(self.encoder.out_features, centre_momentum)
         self.teacher_temperature = teacher_temperature
         self.student_temperature = student_temperature
-        self.momentum, self.frozen_steps = momentum, frozen_steps
-        self.frozen = frozen_steps > 0  # once false, the GPU's step count is asked no more
+        self.momentum = momentum
+        self.freeze = FrozenStart(self.encoder, frozen_steps)
 
     @staticmethod
     def validate(
@@ -84,9 +91,7 @@ class DINO(Method):
         }
 
     def after_backward(self) -> None:
-        self.frozen = self.frozen and bool(self.steps < self.frozen_steps)
-        if self.frozen:
-            freeze_last_layers(self.encoder)
+        self.freeze(self.steps)
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)

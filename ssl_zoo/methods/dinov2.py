@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ssl_zoo import distributed, health
 from ssl_zoo.backbones import masked_patches
 from ssl_zoo.encoder import MomentumEncoder, encode_views
-from ssl_zoo.heads import Centre, SinkhornCentre, freeze_last_layers
+from ssl_zoo.heads import Centre, FrozenStart, SinkhornCentre
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.methods.dino import distillation
 from ssl_zoo.methods.ibot import TokenEncoder, check, patch_loss
@@ -58,6 +58,16 @@ class DINOv2(Method):
         frozen_steps: int = 0,
     ):
         super().__init__()
+        self.validate(
+            teacher_temperature=teacher_temperature,
+            student_temperature=student_temperature,
+            momentum=momentum,
+            centre_momentum=centre_momentum,
+            koleo_weight=koleo_weight,
+            masked_images=masked_images,
+            mask_ratio=mask_ratio,
+            frozen_steps=frozen_steps,
+        )
         self.encoder = TokenEncoder(backbone, head, patch_head)
         self.teacher = MomentumEncoder(self.encoder)
         if centring == "sinkhorn":
@@ -69,8 +79,7 @@ class DINOv2(Method):
         self.student_temperature = student_temperature
         self.momentum, self.koleo_weight = momentum, koleo_weight
         self.masked_images, self.mask_ratio = masked_images, mask_ratio
-        self.frozen_steps = frozen_steps
-        self.frozen = frozen_steps > 0  # once false, the GPU's step count is asked no more
+        self.freeze = FrozenStart(self.encoder, frozen_steps)
 
     @staticmethod
     def validate(*, koleo_weight: float = 0.0, **others) -> None:
@@ -96,7 +105,7 @@ class DINOv2(Method):
         g_s += [g.float() for g in encode_views(student, batch.views[2:], bn_groups)]  # V x [N, K]
         g_t, v_t = torch.stack(g_t), torch.stack(v_t)  # [2, N, K], [2, N, M, K]
         p_t = self.centre(g_t, self.teacher_temperature)  # [2, N, K]
-        p_v = self.patch_centre(v_t, self.teacher_temperature)  # [2, N, M, K]
+        p_v = self.patch_centre(v_t, self.teacher_temperature, torch.stack(masks))  # [2, N, M, K]
         dino = distillation(p_t, g_s, self.student_temperature)
         ibot = torch.stack(
             [
@@ -118,9 +127,7 @@ class DINOv2(Method):
         }
 
     def after_backward(self) -> None:
-        self.frozen = self.frozen and bool(self.steps < self.frozen_steps)
-        if self.frozen:
-            freeze_last_layers(self.encoder)
+        self.freeze(self.steps)
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)

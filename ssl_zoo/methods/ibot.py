@@ -9,7 +9,7 @@ from ssl_zoo import health
 from ssl_zoo.backbones import masked_patches, take
 from ssl_zoo.batchnorm import split_batchnorm
 from ssl_zoo.encoder import Encoder, MomentumEncoder, encode_views
-from ssl_zoo.heads import Centre, freeze_last_layers
+from ssl_zoo.heads import Centre, FrozenStart
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.methods.dino import distillation
 from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, at_least, within
@@ -55,6 +55,16 @@ class IBOT(Method):
         frozen_steps: int = 0,
     ):
         super().__init__()
+        self.validate(
+            teacher_temperature=teacher_temperature,
+            patch_temperature=patch_temperature,
+            student_temperature=student_temperature,
+            momentum=momentum,
+            centre_momentum=centre_momentum,
+            masked_images=masked_images,
+            mask_ratio=mask_ratio,
+            frozen_steps=frozen_steps,
+        )
         self.encoder = TokenEncoder(backbone, head, patch_head)
         self.teacher = MomentumEncoder(self.encoder)
         self.centre = Centre(self.encoder.out_features, centre_momentum)
@@ -62,8 +72,7 @@ class IBOT(Method):
         self.teacher_temperature, self.patch_temperature = teacher_temperature, patch_temperature
         self.student_temperature, self.momentum = student_temperature, momentum
         self.masked_images, self.mask_ratio = masked_images, mask_ratio
-        self.frozen_steps = frozen_steps
-        self.frozen = frozen_steps > 0  # once false, the GPU's step count is asked no more
+        self.freeze = FrozenStart(self.encoder, frozen_steps)
 
     @staticmethod
     def validate(**arguments) -> None:
@@ -100,9 +109,7 @@ class IBOT(Method):
         }
 
     def after_backward(self) -> None:
-        self.frozen = self.frozen and bool(self.steps < self.frozen_steps)
-        if self.frozen:
-            freeze_last_layers(self.encoder)
+        self.freeze(self.steps)
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ssl_zoo import health, rng
 from ssl_zoo.backbones import mask_of, take
-from ssl_zoo.encoder import Encoder, MomentumEncoder, eval_mode
+from ssl_zoo.encoder import Encoder, MomentumEncoder
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.registry import HEADS, METHODS, Part, at_least, within
 
@@ -98,8 +98,9 @@ class IJEPA(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, encoder, predictor = batch.views[0], self.encoder.backbone, self.encoder.head
+        encoder.require_own_size(images)
         context, targets = self.blocks(self.draw("blocks", batch.index))  # [N, K], [N, M, T]
-        with torch.no_grad(), eval_mode(self.target_encoder):
+        with torch.no_grad():
             s = self.target_encoder.encoder.tokens(images)[:, encoder.num_prefix_tokens :]
         s = F.layer_norm(s.float(), s.shape[-1:])  # [N, L, F]
         z = encoder.tokens(images, kept=context)  # [N, P + K, F]
@@ -120,9 +121,10 @@ class IJEPA(Method):
         self.target_encoder.follow(self.encoder.backbone, self.momentum)
 
     def blocks(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches of context [N, K] and targets [N, M, T] for keys [N]; they share none.
+        """Patches of context [N, K] and targets [N, M, T] for keys [N].
 
-        Where targets leave the context fewer than K patches, some of these are seen twice.
+        They share none, unless targets cover the whole context: then K times one patch is seen,
+        drawn from all. Where they leave it fewer than K patches, some of these are seen twice.
         """
         number = torch.arange(self.num_targets, device=key.device)
         keys = rng.hashed(key[:, None], "target", number)  # [N, M]

@@ -17,7 +17,8 @@ class MMCR(Method):
     """The nuclear norm of the images' mean embeddings, made large (arXiv:2303.03307).
 
     L = -||C||_* + lam mean_b ||Z_b||_*, C the centroids over the views of all images of the batch,
-    Z_b the views of image b. A centroid of unit vectors is long only if they agree.
+    Z_b the views of image b. A centroid of unit vectors is long only if they agree. The host waits
+    for a GPU in each step: the singular values are checked there.
 
     Args:
         backbone: images -> features.

@@ -47,6 +47,14 @@ class MSN(Method):
         momentum: float = 0.996,
     ):
         super().__init__()
+        self.validate(
+            num_prototypes=num_prototypes,
+            drop=drop,
+            anchor_temperature=anchor_temperature,
+            target_temperature=target_temperature,
+            me_max_weight=me_max_weight,
+            momentum=momentum,
+        )
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.target = MomentumEncoder(self.encoder)
         self.prototypes = nn.Linear(self.encoder.out_features, num_prototypes, bias=False)
@@ -127,4 +135,5 @@ def msn_losses(scores: Tensor, p_t: Tensor) -> tuple[Tensor, Tensor]:
     log_p = scores.log_softmax(dim=2)  # [M, N, K]
     matching = -(p_t * log_p).sum(dim=2).mean()
     mean = distributed.gather(log_p.exp().mean(dim=(0, 1))[None]).mean(dim=0)  # [K]
-    return matching, torch.xlogy(mean, mean).sum()
+    log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()  # log 0 has no gradient
+    return matching, (mean * log_mean).sum()

@@ -52,6 +52,13 @@ class ODC(Method):
         reweight_power: float = 0.5,
     ):
         super().__init__()
+        self.validate(
+            clusters=clusters,
+            momentum=momentum,
+            centroid_interval=centroid_interval,
+            min_cluster=min_cluster,
+            reweight_power=reweight_power,
+        )
         if clusters * max(min_cluster, 1) > num_samples:
             raise ConfigError(
                 "clusters",
@@ -68,6 +75,9 @@ class ODC(Method):
         self.register_buffer("labels", torch.arange(num_samples) % clusters)
         self.register_buffer("centroids", torch.zeros(clusters, width))
         self.register_buffer("changed", torch.zeros(()))  # share of the last step's labels
+        # `steps` on the host, which would wait for the device; None: to be read from it.
+        self.counted: int | None = None
+        self.register_load_state_dict_post_hook(forget_count)
 
     @staticmethod
     def validate(
@@ -127,8 +137,9 @@ class ODC(Method):
         y = nearest(self.features[index], self.centroids)  # [world x N]
         self.changed.copy_((y != self.labels[index]).float().mean())
         self.labels[index] = y
-        # The host waits for the device here: what follows depends on numbers of rows.
-        if int(self.steps) % self.centroid_interval == 0:
+        self.counted = int(self.steps) if self.counted is None else self.counted + 1
+        if self.counted % self.centroid_interval == 0:
+            # The host waits for the device here: what follows depends on numbers of rows.
             self._move_centroids()
             self._replace_small_clusters()
 
@@ -167,6 +178,11 @@ class ODC(Method):
     def telemetry(self, labels: Tensor | None) -> dict[str, float]:
         in_use = (self._sizes() > 0).sum()
         return {"clusters_in_use": float(in_use), "label_change": float(self.changed)}
+
+
+def forget_count(method: ODC, _) -> None:
+    """A checkpoint brought other steps."""
+    method.counted = None
 
 
 def halve(x: Tensor, iterations: int = 10) -> Tensor:

@@ -12,9 +12,10 @@ from ssl_zoo import health, rng
 from ssl_zoo.backbones import random_order
 from ssl_zoo.batchnorm import split_batchnorm
 from ssl_zoo.encoder import Encoder
+from ssl_zoo.memory import MemoryBank
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.patches import cut
-from ssl_zoo.registry import HEADS, LOSSES, MEMORY, METHODS, Part, at_least, within
+from ssl_zoo.registry import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part, at_least, within
 
 
 @METHODS.register_module()
@@ -31,7 +32,7 @@ class PIRL(Method):
         transform: I -> It.
         head: f, of the image. g is another one: of a turned image as it is; of a jigsaw on each
             patch, then a linear layer on the patches' outputs side by side, in random order.
-        memory: where m_I and the negatives come from.
+        memory: a MemoryBank, where m_I and the negatives come from.
         loss: L_NCE, of a look-up; the authors' code takes InstDisc's.
         weight: lambda.
         grid: patches along each side of a jigsaw.
@@ -54,7 +55,7 @@ class PIRL(Method):
         patch_size: int = 64,
     ):
         super().__init__()
-        self.validate(weight=weight, grid=grid, patch_size=patch_size)
+        self.validate(memory=memory, weight=weight, grid=grid, patch_size=patch_size)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.g = split_batchnorm(head(in_features=backbone.num_features), backbone.bn_groups)
         d = self.g.out_features
@@ -65,7 +66,21 @@ class PIRL(Method):
         self.grid, self.patch_size = grid, patch_size
 
     @staticmethod
-    def validate(*, weight: float = 0.0, grid: int = 1, patch_size: int = 1, **_) -> None:
+    def validate(
+        *,
+        memory: Part[MEMORY],
+        weight: float = 0.0,
+        grid: int = 1,
+        patch_size: int = 1,
+        **_,
+    ) -> None:
+        if not issubclass(memory.target, MemoryBank):
+            raise ConfigError(
+                "memory.type",
+                "PIRL compares images with the rows of a memory bank",
+                found=memory.target.__name__,
+                expected="MemoryBank",
+            )
         within("weight", weight, 0, 1)
         at_least("grid", grid, 1)
         at_least("patch_size", patch_size, 1)
@@ -89,7 +104,7 @@ class PIRL(Method):
         }
 
     def encode_jigsaw(self, x: Tensor, key: Tensor) -> Tensor:
-        """Nine patches, each alone, put side by side in an order drawn for each image: [N, D]."""
+        """grid**2 patches, each alone, side by side in an order drawn for each image: [N, D]."""
         patches = cut(x, self.grid, self.patch_size, key)  # [N, P, C, s, s]
         z = self.g(self.encoder.backbone(patches.flatten(0, 1)))  # [N P, D]
         z = z.unflatten(0, patches.shape[:2])
@@ -97,7 +112,16 @@ class PIRL(Method):
         return self.join(z.take_along_dim(order[:, :, None], dim=1).flatten(1))
 
     def encode_rotation(self, x: Tensor, key: Tensor) -> Tensor:
-        """Each image turned by a multiple of 90 degrees drawn for it: [N, D]."""
+        """Each image turned by a multiple of 90 degrees drawn for it: [N, D].
+
+        Raises:
+            ValueError: the images are not square.
+        """
+        if x.shape[2] != x.shape[3]:
+            raise ValueError(
+                f"PIRL turns a batch's images by quarters: expected square views, found "
+                f"{x.shape[2]} x {x.shape[3]} pixels"
+            )
         turned = torch.stack([x.rot90(turns, dims=(2, 3)) for turns in range(4)])  # [4, N, ...]
         turns = rng.integers(4, key)  # [N]
         x_t = turned[turns, torch.arange(len(x), device=x.device)]

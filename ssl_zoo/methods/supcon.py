@@ -23,15 +23,28 @@ class SupCon(Method):
 
     Args:
         backbone: images -> features.
+        labels: [num_samples] int64, -1 where unknown.
         head: features -> embeddings, normalised here to unit length.
         temperature: t.
+
+    Raises:
+        ValueError: no image has a label.
     """
 
     family = "contrastive"
 
-    def __init__(self, backbone: nn.Module, *, head: Part[HEADS], temperature: float = 0.1):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        labels: Tensor,
+        *,
+        head: Part[HEADS],
+        temperature: float = 0.1,
+    ):
         super().__init__()
         self.validate(temperature=temperature)
+        if not (labels >= 0).any():
+            raise ValueError(f"SupCon needs labels; none of the {len(labels)} images has one")
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.temperature = temperature
 

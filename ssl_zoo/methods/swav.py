@@ -51,6 +51,13 @@ class SwAV(Method):
         frozen_steps: int = 0,
     ):
         super().__init__()
+        self.validate(
+            prototypes=prototypes,
+            temperature=temperature,
+            epsilon=epsilon,
+            sinkhorn_iterations=sinkhorn_iterations,
+            queue_size=queue_size,
+        )
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.prototypes = Prototypes(self.encoder.out_features, prototypes)
         self.temperature, self.epsilon = temperature, epsilon

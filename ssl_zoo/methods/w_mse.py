@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ssl_zoo import distributed, health, rng
 from ssl_zoo.encoder import Encoder, encode_views
 from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, Part, at_least, within
+from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, at_least, within
 
 
 @METHODS.register_module()
@@ -28,6 +28,10 @@ class WMSE(Method):
             batch is cut into as many equal parts of at least this size as it has.
         iterations: cuts of each batch, each in an order of its own, which are averaged.
         eps: share of the identity in the covariance.
+
+    Raises:
+        ConfigError: `part` is below twice the head's width.
+        ValueError: in `forward`, a batch of fewer rows than `part`.
     """
 
     family = "non-contrastive"
@@ -44,6 +48,13 @@ class WMSE(Method):
         super().__init__()
         self.validate(part=part, iterations=iterations, eps=eps)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
+        if part < 2 * self.encoder.out_features:
+            raise ConfigError(
+                "part",
+                f"too small for embeddings of {self.encoder.out_features} dimensions",
+                found=str(part),
+                expected=f"at least {2 * self.encoder.out_features}",
+            )
         self.part, self.iterations, self.eps = part, iterations, eps
 
     @staticmethod
@@ -58,10 +69,15 @@ class WMSE(Method):
         spread = health.embedding_std(z[:, 0])
         z = distributed.gather(z).movedim(1, 0)  # [V, n, D], every rank's rows
         n = z.shape[1]
+        if n < self.part:
+            raise ValueError(
+                f"W-MSE whitens parts of {self.part} rows; found a (micro-)batch of {n} over all "
+                f"ranks, expected at least {self.part}"
+            )
         losses = []
         for iteration in range(self.iterations):
             order = rng.permutation(n, self.seed, self.steps, "part", iteration, device=z.device)
-            for rows in order.tensor_split(max(1, n // self.part)):
+            for rows in order.tensor_split(n // self.part):
                 w = F.normalize(whiten(z[:, rows], self.eps), dim=2)  # [V, rows, D]
                 losses += [
                     (w_i - w_j).square().sum() / n for w_i, w_j in combinations(w.unbind(), 2)
@@ -78,12 +94,13 @@ class WMSE(Method):
 def whiten(z: Tensor, eps: float) -> Tensor:
     """w = L^-1 (z - mean) with L L^T = (1 - eps) Cov(z) + eps I, [V, n, D] -> [V, n, D].
 
-    Raises:
-        torch.linalg.LinAlgError: eps is 0 and the rows do not span all D dimensions.
+    NaN for a view whose covariance is not positive definite (eps is 0 or too small, the rows do not
+    span all D dimensions): the trainer stops at a loss that is not finite, and no host waits here.
     """
     with torch.autocast(z.device.type, enabled=False):
         z = z - z.mean(dim=1, keepdim=True)
         cov = z.mT @ z / (z.shape[1] - 1)  # [V, D, D]
         identity = torch.eye(z.shape[2], device=z.device)
-        factor = torch.linalg.cholesky((1 - eps) * cov + eps * identity)
+        factor, failed = torch.linalg.cholesky_ex((1 - eps) * cov + eps * identity)
+        factor = factor.masked_fill((failed != 0)[:, None, None], torch.nan)
         return torch.linalg.solve_triangular(factor, z.mT, upper=False).mT

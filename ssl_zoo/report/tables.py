@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_zoo.baselines import PIXELS, RANDOM
+from ssl_zoo.files import replacing
 from ssl_zoo.report.results import Row, baselines, describe, protocols
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def write_csv(study: Study, table: list[Row], path: Path) -> None:
         line |= {name: _mean(row.values(name)) for name in means}
         line["failed"] = sum(o.state == "failed" for o in row.outcomes)
         lines.append({**line, "protocol": describe(used[0]) if used else ""})
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as staged, open(staged, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[-1]), restval="")
         writer.writeheader()
         writer.writerows(lines)
