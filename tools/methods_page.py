@@ -50,9 +50,10 @@ table says labels):
 ssl-zoo ablate configs/ablation/zoo.yaml
 ```
 
-Each method gets about two minutes on two CPU cores: a ResNet-10 of half the width or, for methods
-that need tokens, a ViT with 49 patches. That is far from the papers' settings. The figures show
-that a method learns something here; they do not rank the papers.
+Each method gets about two minutes on two CPU cores (two to four on one, as measured here): a
+ResNet-10 of half the width or, for methods that need tokens, a ViT with 16 or 49 patches. That is
+far from the papers' settings. The figures show that a method learns something here; they do not
+rank the papers. One seed: differences below a point mean nothing.
 
 kNN is the top-1 accuracy in % of a weighted kNN vote on frozen features at the end of training.
 `against random` is what training has added, in percentage points: the same network with the weights
