@@ -236,3 +236,9 @@ def test_gradient_checkpointing_gives_the_same_numbers(kind, part):
         found.append((out, grads, state))
     assert len(found[0][1]) == len(found[1][1]) > 0
     torch.testing.assert_close(*found)
+
+
+def test_a_cnn_given_a_vits_options_is_told_that_it_is_the_wrong_kind(root):
+    override = "backbone.name=resnet18"  # img_size and patch_size stay from the config
+    with pytest.raises(ConfigError, match="MAE needs tokens of its backbone"):
+        parse(config.load(root / "configs/fashion_mnist/mae.yaml", [override]))

@@ -201,10 +201,13 @@ class Timm(nn.Module):
             )
 
     @staticmethod
-    def provides(*, name: str, options: dict = {}, **_) -> set[str]:  # noqa: B006
-        """What methods may ask of this model, see `Method.needs`; builds no weights."""
+    def provides(*, name: str, **_) -> set[str]:
+        """What methods may ask of this model, see `Method.needs`; builds no weights.
+
+        Without its options: a CNN that got a ViT's is told first that it is the wrong kind.
+        """
         with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0, in_chans=3, **options)
+            model = timm.create_model(name, num_classes=0, in_chans=3)
         if isinstance(model, VisionTransformer):
             return {"features", "map", "tokens"}
         size = model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
