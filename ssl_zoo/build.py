@@ -59,7 +59,7 @@ def experiment(
     knn: Part[KNNMonitor] | None = None,
 ) -> Trainer:
     """A whole run; the top level of a config is a call of this function."""
-    images = data(seed=seed)
+    images = data(seed=seed, boxes=method.target.needs_boxes)
     network = _seeded(seed, backbone)
     pretext = method(
         backbone=network,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,22 +22,24 @@ class Batch(NamedTuple):
         views: V tensors [N, C, H, W]; views may differ in H and W (multi-crop), never in N.
         index: [N] int64, positions in the data set.
         label: [N] int64, -1 where unknown; for evaluators and supervised methods alone.
+        boxes: V tensors [N, 4]: (top, left, bottom, right) of a view in its image, in the image's
+            pixels, left > right where it is mirrored; none if the method does not ask for them.
     """
 
     views: list[Tensor]
     index: Tensor
     label: Tensor
+    boxes: Sequence[Tensor] = ()
 
     def split(self, parts: int) -> list[Batch]:
         """The batch as at most `parts` micro-batches, as equal as they can be, none empty."""
         parts = min(parts, len(self.index))
         if parts == 1:
             return [self]
-        views = zip(*(view.tensor_split(parts) for view in self.views), strict=True)
-        rows = zip(
-            views, self.index.tensor_split(parts), self.label.tensor_split(parts), strict=True
-        )
-        return [Batch(list(v), index, label) for v, index, label in rows]
+        tensors = [self.index, self.label, *self.views, *self.boxes]
+        rows = zip(*(tensor.tensor_split(parts) for tensor in tensors), strict=True)
+        count = len(self.views)
+        return [Batch(seen[:count], index, label, seen[count:]) for index, label, *seen in rows]
 
 
 class Method(nn.Module):
@@ -50,6 +52,7 @@ class Method(nn.Module):
         needs: what it asks of a backbone: `features` (any), `map` (a grid of features before
             pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
             backbone of the method's own has in its `provides`.
+        needs_boxes: whether it asks where views lie in their images.
         steps: optimiser steps seen, int64; with `seed` it determines all that `draw` draws, so
             ranks agree without talking and a resume draws the same.
     """
@@ -57,6 +60,7 @@ class Method(nn.Module):
     encoder: nn.Module
     family: Family = "pretext"
     needs: str = "features"
+    needs_boxes: bool = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -52,3 +52,16 @@ def cut(
 def patchify(images: Tensor, size: tuple[int, int]) -> Tensor:
     """All patches of height and width `size`, row by row, [N, C, H, W] -> [N, L, C * h * w]."""
     return F.unfold(images, size, stride=size).mT
+
+
+def centres(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Where the cells of a grid over each box have their middle, [N, 4] -> [N, h * w, 2].
+
+    Args:
+        boxes: (top, left, bottom, right); what comes out is (y, x) in the same unit.
+        grid: cells down and across, (h, w).
+    """
+    start, end = boxes[:, None].split(2, dim=2)  # [N, 1, 2]
+    y, x = ((torch.arange(cells, device=boxes.device) + 0.5) / cells for cells in grid)
+    share = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)  # [h * w, 2]
+    return start + (end - start) * share

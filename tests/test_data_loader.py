@@ -127,6 +127,23 @@ def test_batches_hold_what_they_say():
             assert torch.equal(view, expected) and view.shape[1:] == (3, 8, 8)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_boxes_are_those_of_the_views_if_asked_for(workers, scaled, folder):
+    block = {"dataset": folder | {"scaled": scaled}, "views": VIEWS, "clean": CLEAN}
+    part = bind(Data, block | {"batch_size": 6, "workers": workers}, "data")
+    assert next(part(seed=2).batches(0, 1, "cpu")).boxes == []
+    data = part(seed=2, boxes=True)
+    for step, batch in enumerate(data.batches(0, 3, "cpu")):
+        shapes = torch.tensor([image.shape for image in data.dataset.fetch(batch.index)])
+        epoch = step // data.steps_per_epoch
+        expected = [data.views.boxes(v, shapes, 2, epoch, batch.index) for v in range(2)]
+        assert all(map(torch.equal, batch.boxes, expected)) and len(batch.boxes) == 2
+        for part in batch.split(3):
+            rows = torch.isin(batch.index, part.index)
+            assert torch.equal(part.boxes[1], batch.boxes[1][rows])
+
+
 @pytest.mark.parametrize("kind", ["memory", "folder"])
 def test_workers_and_resume_change_nothing(kind, folder):
     dataset = folder if kind == "folder" else SYNTHETIC

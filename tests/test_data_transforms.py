@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ssl_zoo import rng
+from ssl_zoo import patches, rng
 from ssl_zoo.data import Views, transforms
 from ssl_zoo.registry import TRANSFORMS, ConfigError, bind
 
@@ -366,3 +366,66 @@ def test_blur_says_when_the_kernel_is_too_wide_for_the_image():
     op = transforms.GaussianBlur(kernel_size=23, p=1.0)
     with pytest.raises(ValueError, match=r"kernel_size 23 .* 8 pixels; at most 15"):
         op(pictures(2, 1, 8, 8), keys(2))
+
+
+# ------------------------------------------------------------------------------------- boxes
+
+
+def ramp(height, width):
+    """uint8 [2, H, W] whose pixels say where they are: rows in channel 0, columns in channel 1."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([y, x]).byte()
+
+
+FLIP = {"type": "HorizontalFlip", "p": 0.5}
+MOVES = {
+    "crop": {"crop": {"type": "RandomResizedCrop", "size": [16, 12], "scale": [0.3, 0.8]}},
+    "mirrored crop": {"crop": {"type": "RandomResizedCrop", "size": 16}, "flip": FLIP},
+    "crop of a crop": {
+        "flip": FLIP,
+        "first": {"type": "RandomResizedCrop", "size": [60, 80], "scale": [0.3, 0.8]},
+        "second": {"type": "RandomResizedCrop", "size": 24, "scale": [0.1, 0.4]},
+    },
+    "resized first": {
+        "resize": {"type": "Resize", "size": 45},
+        "crop": {"type": "RandomResizedCrop", "size": 16},
+    },
+    "middle": {
+        "resize": {"type": "Resize", "size": [50, 70]},
+        "middle": {"type": "CenterCrop", "size": 33},
+    },
+}
+
+
+@pytest.mark.parametrize("varied", [False, True])
+@pytest.mark.parametrize("name", MOVES)
+def test_a_views_box_says_where_its_pixels_come_from(name, varied):
+    views = views_of(MOVES[name])
+    if varied and not isinstance(views.ops_of(0)[0][1], transforms.GeometricTransform):
+        pytest.skip("images of varying size are brought to one size first")
+    sizes = [(90 + 5 * i * varied, 120 - 7 * i * varied) for i in range(8)]
+    images = [ramp(*size) for size in sizes]
+    shapes = torch.tensor([image.shape for image in images])
+    index = torch.arange(20, 28)
+    seen = views(images if varied else torch.stack(images), 3, 1, index)[0] * 255 + 0.5
+    box = views.boxes(0, shapes, 3, 1, index)
+    expected = patches.centres(box, seen.shape[2:]).mT.view(seen.shape)
+    inner = (..., slice(2, -2), slice(2, -2))  # at its border a ramp is no longer straight
+    # Filters and bytes blur by fractions of a pixel; half a pixel off would be wrong.
+    torch.testing.assert_close(seen[inner], expected[inner], atol=1.2 if varied else 0.3, rtol=0)
+    mirrored = box[:, 3] < box[:, 1]
+    assert mirrored.any() == ("flip" in MOVES[name]) and not mirrored.all()
+
+
+def test_a_middle_beyond_the_image_has_a_box_beyond_it():
+    views = views_of({"middle": {"type": "CenterCrop", "size": [20, 10]}})
+    box = views.boxes(0, torch.tensor([[1, 16, 16]]), 0, 0, torch.arange(1))
+    assert box.tolist() == [[-2, 3, 18, 13]]
+
+
+def test_resized_says_what_torchvision_makes():
+    for height, width in ((90, 121), (121, 90), (64, 64), (31, 97)):
+        shapes = torch.tensor([[3, height, width]])
+        for size in (45, [20, 30]):
+            made = F.resize(torch.zeros(3, height, width), size).shape
+            assert transforms.Resize(size=size).resized(shapes).tolist() == [list(made)]

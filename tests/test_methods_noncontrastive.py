@@ -106,11 +106,11 @@ def vicreg(method, views):
     return 3 * s + 5 * v + 7 * c
 
 
-def matches(z, other, gamma):
+def matches(here, there, gamma):
     """For one image: (place, nearest place of the other map), the gamma closest pairs."""
     pairs = []
-    for i, here in enumerate(z):
-        distances = [((here - there) ** 2).sum().item() for there in other]
+    for i, a in enumerate(here):
+        distances = [((a - b) ** 2).sum().item() for b in there]
         pairs.append((min(distances), i, distances.index(min(distances))))
     return sorted((i, j) for _, i, j in sorted(pairs)[:gamma])
 
@@ -120,19 +120,36 @@ def vicregl(method, views):
         s, v, c = vicreg_terms(z_1, z_2)
         return 3 * s + 5 * v + 7 * c / 2
 
-    backbone, maps = method.encoder.backbone, []
-    for x in views:
+    backbone, maps, places = method.encoder.backbone, [], []
+    for x, boxes in zip(views, batch(N, size=5).boxes, strict=True):
         rows = backbone.feature_map(x).permute(0, 2, 3, 1)  # [N, h, w, F]
         maps.append(method.local_head(rows.reshape(-1, rows.shape[3])).view(N, -1, D))
+        down, across = rows.shape[1:3]
+        places.append(
+            [
+                [
+                    torch.stack(
+                        [
+                            top + (bottom - top) * (i + 0.5) / down,
+                            left + (right - left) * (j + 0.5) / across,
+                        ]
+                    )
+                    for i in range(down)
+                    for j in range(across)
+                ]
+                for top, left, bottom, right in boxes
+            ]
+        )
     local = 0
-    for a, b in (maps, maps[::-1]):
-        found = [matches(a[n], b[n], 3) for n in range(N)]
-        slots = []
-        for k in range(3):
-            z_1 = torch.stack([a[n][found[n][k][0]] for n in range(N)])
-            z_2 = torch.stack([b[n][found[n][k][1]] for n in range(N)])
-            slots.append(criterion(z_1, z_2))
-        local = local + mean_of(slots) / 2
+    for near, gamma in ((maps, 4), (places, 3)):
+        for a, b, here, there in ((*maps, *near), (*maps[::-1], *near[::-1])):
+            found = [matches(here[n], there[n], gamma) for n in range(N)]
+            slots = []
+            for k in range(gamma):
+                z_1 = torch.stack([a[n][found[n][k][0]] for n in range(N)])
+                z_2 = torch.stack([b[n][found[n][k][1]] for n in range(N)])
+                slots.append(criterion(z_1, z_2))
+            local = local + mean_of(slots) / 2
     return 0.75 * criterion(*(method.encoder(x) for x in views)) + 0.25 * local
 
 
@@ -202,7 +219,7 @@ CASES = {
     "VICReg": (VICReg, {"lam": 3.0, "mu": 5.0, "nu": 7.0}, 2, vicreg),
     "VICRegL": (
         VICRegL,
-        {"local_head": HEAD, "gamma": 3, "lam": 3.0, "mu": 5.0, "nu": 7.0},
+        {"local_head": HEAD, "gamma": 3, "feature_gamma": 4, "lam": 3.0, "mu": 5.0, "nu": 7.0},
         2,
         vicregl,
     ),
@@ -370,10 +387,11 @@ def test_w_mse_whitens_each_row_once_an_iteration_in_an_order_of_the_step(monkey
 def test_matches_are_each_images_own_and_may_share_a_partner():
     z = torch.tensor([[[0.0], [5.0], [1.0]], [[9.0], [1.0], [2.0]]])  # [2, 3, 1]
     other = torch.tensor([[[0.9], [7.0]], [[0.0], [3.0]]])  # [2, 2, 1]
-    kept, partner = match(z, other, gamma=2)
-    assert kept[..., 0].tolist() == [[0, 1], [1, 2]]
-    torch.testing.assert_close(partner[..., 0], torch.tensor([[0.9, 0.9], [0.0, 3.0]]))
-    assert match(z, other, gamma=20)[0].shape == (2, 3, 1)
+    kept, partner = match(torch.cdist(z, other), gamma=2)
+    assert kept.tolist() == [[0, 2], [1, 2]]
+    assert partner.tolist() == [[0, 0], [0, 1]]
+    for gamma in (None, 20):
+        assert match(torch.cdist(z, other), gamma)[0].tolist() == [[0, 1, 2]] * 2
 
 
 def test_barlow_twins_is_zero_at_perfect_agreement_without_redundancy():
@@ -419,6 +437,7 @@ def test_sigreg_tells_a_gaussian_from_a_collapsed_a_stretched_and_a_shifted_one(
         ("VICReg", {"mu": -1.0}),
         ("VICRegL", {"alpha": 2.0}),
         ("VICRegL", {"gamma": 0}),
+        ("VICRegL", {"feature_gamma": 0}),
         ("WMSE", {"part": 1}),
         ("WMSE", {"iterations": 0}),
         ("TiCo", {"beta": 1.1}),

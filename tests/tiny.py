@@ -48,7 +48,8 @@ def batch(n: int, step: int = 0, size: int = 8, num_samples: int = 64, views: in
     generator = torch.Generator().manual_seed(step)
     images = [torch.randn(n, 1, size, size, generator=generator) for _ in range(views)]
     index = torch.randperm(num_samples, generator=generator)[:n]
-    return Batch(images, index, index % 10)
+    boxes = [torch.rand(n, 4, generator=generator) * 20 for _ in range(views)]
+    return Batch(images, index, index % 10, boxes)
 
 
 def share(whole: Batch, rank: int, world: int) -> Batch:

@@ -38,6 +38,7 @@ class Loaded(NamedTuple):
     index: Tensor  # [n]
     label: Tensor  # [n]
     images: list[Tensor]  # for each view uint8 [n, C, h, w]; one for all views if sizes are fixed
+    boxes: list[Tensor]  # for each view [n, 4], if asked for
 
 
 class Fetch:
@@ -46,25 +47,36 @@ class Fetch:
     A map-style data set for torch's DataLoader whose items are whole batches.
     """
 
-    def __init__(self, dataset: ImageSet, views: Views, numbers: range, seed: int):
-        self.dataset, self.views, self.numbers, self.seed = dataset, views, numbers, seed
+    def __init__(
+        self, dataset: ImageSet, views: Views, numbers: range, seed: int, boxes: bool = False
+    ):
+        self.dataset, self.views, self.numbers = dataset, views, numbers
+        self.seed, self.boxes = seed, boxes
 
     def __getitem__(self, job: Job) -> Loaded:
-        epoch, index = job
-        images = self._views(epoch, index) if self.dataset.varies else [self.dataset.fetch(index)]
-        return Loaded(epoch, index, self.dataset.labels[index], images)
-
-    def _views(self, epoch: int, index: Tensor) -> list[Tensor]:
-        """Each file is decoded once for all its views: [n, C, h, w] for each."""
-        of = {"seed": self.seed, "epoch": epoch, "index": index}
-        if not self.dataset.scaled:
-            begin = partial(self.views.begin, images=self.dataset.fetch(index), **of)
+        index = job.index
+        of = {"seed": self.seed, "epoch": job.epoch, "index": index}
+        if self.dataset.varies:
+            images, shapes = self._views(**of)
         else:
+            images = [self.dataset.fetch(index)]
+            shapes = torch.tensor(images[0].shape[1:]).expand(len(index), 3)
+        numbers = self.numbers if self.boxes else []
+        boxes = [self.views.boxes(view, shapes, **of) for view in numbers]
+        return Loaded(job.epoch, index, self.dataset.labels[index], images, boxes)
+
+    def _views(self, index: Tensor, **of) -> tuple[list[Tensor], Tensor]:
+        """Each view's images [n, C, h, w], every file decoded once for all; the files' shapes."""
+        of["index"] = index
+        if self.dataset.scaled:
             shapes = self.dataset.shapes(index)
             shrink = self.views.shrink(self.numbers, shapes, **of)
             images = self.dataset.fetch(index, shrink)
-            begin = partial(self.views.begin, images=images, shapes=shapes, shrink=shrink, **of)
-        return [begin(view) for view in self.numbers]
+        else:
+            images, shrink = self.dataset.fetch(index), None
+            shapes = torch.tensor([image.shape for image in images])  # [n, 3]
+        begin = partial(self.views.begin, images=images, shapes=shapes, shrink=shrink, **of)
+        return [begin(view) for view in self.numbers], shapes
 
 
 def automatic_workers(in_ram: bool, device: torch.device) -> int:
@@ -108,7 +120,7 @@ def ahead(items: Iterator[Item], device: torch.device) -> Iterator[Item]:
         item, user = following, torch.cuda.current_stream(device)
         user.wait_stream(side)  # before more is queued there: waits for `item` and for no more
         for part in item:
-            for tensor in part if isinstance(part, list) else [part]:
+            for tensor in [part] if isinstance(part, Tensor) else part:
                 tensor.record_stream(user)  # else its memory might be reused under the user
         following = make()
         yield item
@@ -121,6 +133,7 @@ class Data:
     so a resumed run continues with the batches it would have had.
 
     Args:
+        boxes: batches say where their views lie in the images.
         views: random views for training.
         clean: operations without randomness, for evaluation; its first view is used.
         batch_size: global, over all processes.
@@ -139,6 +152,7 @@ class Data:
     def __init__(
         self,
         seed: int,
+        boxes: bool = False,
         *,
         dataset: Part[DATASETS],
         views: Part[Views],
@@ -148,7 +162,8 @@ class Data:
         workers: int | Literal["auto"] = "auto",
     ):
         self.validate(batch_size=batch_size, workers=workers, clean=clean)
-        self.seed, self.batch_size, self.workers = seed, batch_size, workers
+        self.seed, self.boxes = seed, boxes
+        self.batch_size, self.workers = batch_size, workers
         self.views, self.clean = views(), clean()
         self._build = dataset
         self.dataset: ImageSet = dataset(split="pretrain")
@@ -201,11 +216,12 @@ class Data:
 
     def _batches(self, jobs: Iterable[Job], device: torch.device) -> Iterator[Batch]:
         numbers = range(self.views.count)
-        for loaded in self._load(self.dataset, self.views, numbers, jobs, device):
+        for loaded in self._load(self.dataset, self.views, numbers, jobs, device, self.boxes):
             yield Batch(
                 self._finish(self.views, numbers, loaded, device),
                 loaded.index.to(device, non_blocking=True),
                 loaded.label.to(device, non_blocking=True),
+                [box.to(device, non_blocking=True) for box in loaded.boxes],
             )
 
     def indices(self, step: int) -> Tensor:
@@ -268,16 +284,18 @@ class Data:
         numbers: range,
         jobs: Iterable[Job],
         device: torch.device,
+        boxes: bool = False,
     ) -> Iterator[Loaded]:
         workers = self.workers
         if workers == "auto":
             workers = automatic_workers(dataset.in_ram, device)
         if workers == 0:
-            return map(Fetch(dataset.near(device), views, numbers, self.seed).__getitem__, jobs)
+            near = dataset.near(device)
+            return map(Fetch(near, views, numbers, self.seed, boxes).__getitem__, jobs)
         # The generator is the loader's own: it draws a seed for its workers from somewhere.
         return iter(
             DataLoader(
-                Fetch(dataset, views, numbers, self.seed),
+                Fetch(dataset, views, numbers, self.seed, boxes),
                 batch_size=None,
                 sampler=jobs,
                 num_workers=workers,

@@ -11,7 +11,7 @@ Images are float32 in [0, 1], [N, C, H, W], with one channel or three.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -38,6 +38,7 @@ class Transform:
 
     random = True  # draws random numbers, so it has no place in evaluation
     colour = False  # an identity on images of one channel
+    moves = False  # pixels go to other places, see `part`
     one_size = False  # images come out in one size, whatever went in
 
     def __init__(self, p: float = 1.0, views: list[int] | None = None):
@@ -58,13 +59,28 @@ class Transform:
         """[N, C, H, W] -> [N, C, h, w]; may overwrite `images`."""
         raise NotImplementedError
 
+    def chosen(self, key: Tensor) -> Tensor:
+        """Which samples are changed, [N] bool."""
+        return rng.uniform(key, "p") < self.p
+
+    def part(self, shapes: Tensor, params: Params) -> Tensor:
+        """What is seen of images of (C, H, W) `shapes` [N, 3] when all are changed, [N, 4] float32.
+
+        (top, left, bottom, right) in their pixels; left > right where they are mirrored.
+        """
+        raise NotImplementedError
+
+    def resized(self, shapes: Tensor) -> Tensor:
+        """The (C, H, W) that come out, [N, 3]."""
+        return shapes
+
     def __call__(self, images: Tensor, key: Tensor) -> Tensor:
         """Draws and applies, to the chosen rows alone; may overwrite `images`."""
         if self.colour and images.shape[1] == 1:
             return images
         if self.p == 1:
             return self.apply(images, self.draw(key, images.shape[1:]))
-        rows = (rng.uniform(key, "p") < self.p).nonzero().squeeze(1)  # [n]
+        rows = self.chosen(key).nonzero().squeeze(1)  # [n]
         if len(rows) == 0:
             return images
         params = self.draw(key[rows], images.shape[1:])
@@ -74,6 +90,8 @@ class Transform:
 
 class GeometricTransform(Transform):
     """An operation that also takes images one at a time, as bytes, each of its own size."""
+
+    moves = True
 
     def apply_one(self, image: Tensor, params: Params) -> Tensor:
         """uint8 [C, H, W] -> uint8 [C, h, w], with a single sample's parameters."""
@@ -116,6 +134,16 @@ def _between(uniform: Tensor, low: float, high: float) -> Tensor:
 def _spread(values: Tensor, device: torch.device) -> Tensor:
     """[N] -> [N, 1, 1, 1] on the images' device."""
     return values[:, None, None, None].to(device, non_blocking=True)
+
+
+def _whole(shapes: Tensor) -> Tensor:
+    """All of images of (C, H, W) `shapes` [N, 3], as (top, left, bottom, right) [N, 4] float32."""
+    return torch.nn.functional.pad(shapes[:, 1:].float(), (2, 0))
+
+
+def _sized(shapes: Tensor, size: Sequence[int]) -> Tensor:
+    """[N, 3] of (C, H, W), with `size` for H and W."""
+    return torch.cat([shapes[:, :1], shapes.new_tensor(size).expand(len(shapes), 2)], dim=1)
 
 
 def grayscale(images: Tensor) -> Tensor:
@@ -227,6 +255,13 @@ class RandomResizedCrop(GeometricTransform):
         size = list(self.size)
         return F.resized_crop(image, top, left, h, w, size, interpolation=mode, antialias=True)
 
+    def part(self, shapes: Tensor, params: Params) -> Tensor:
+        start, size = params["box"].float().split(2, dim=1)
+        return torch.cat([start, start + size], dim=1)
+
+    def resized(self, shapes: Tensor) -> Tensor:
+        return _sized(shapes, self.size)
+
     def spare(self, shapes: Tensor, params: Params) -> Tensor:
         return (params["box"][:, 2:] / torch.tensor(self.size)).amin(1)
 
@@ -268,6 +303,16 @@ class Resize(GeometricTransform):
         mode = InterpolationMode(self.interpolation)
         return F.resize(image, self.size, interpolation=mode, antialias=True)
 
+    def part(self, shapes: Tensor, params: Params) -> Tensor:
+        return _whole(shapes)
+
+    def resized(self, shapes: Tensor) -> Tensor:
+        if self.one_size:
+            return _sized(shapes, self.size)
+        sides = shapes[:, 1:]
+        # In whole numbers, the longer side rounded down, as torchvision does.
+        return torch.cat([shapes[:, :1], self.size[0] * sides // sides.amin(1, True)], dim=1)
+
     def spare(self, shapes: Tensor, params: Params) -> Tensor:
         sides = shapes[:, 1:] if self.one_size else shapes[:, 1:].amin(1, keepdim=True)
         return (sides / torch.tensor(self.size)).amin(1)
@@ -294,16 +339,29 @@ class CenterCrop(GeometricTransform):
     def apply_one(self, image: Tensor, params: Params) -> Tensor:
         return F.center_crop(image, list(self.size))
 
+    def part(self, shapes: Tensor, params: Params) -> Tensor:
+        size = torch.tensor(self.size)
+        start = ((shapes[:, 1:] - size) / 2).round()  # half to even; negative where it pads
+        return torch.cat([start, start + size], dim=1)
+
+    def resized(self, shapes: Tensor) -> Tensor:
+        return _sized(shapes, self.size)
+
 
 @TRANSFORMS.register_module()
 class HorizontalFlip(Transform):
     """Left and right exchanged."""
+
+    moves = True
 
     def __init__(self, *, p: float = 0.5, views: list[int] | None = None):
         super().__init__(p, views)
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         return images.flip(-1)
+
+    def part(self, shapes: Tensor, params: Params) -> Tensor:
+        return _whole(shapes)[:, [0, 3, 2, 1]]
 
 
 # ----------------------------------------------------------------------------------- colour
@@ -604,6 +662,28 @@ class Views:
             params = op.draw(key, (3, shapes[:, 1], shapes[:, 2]))
             spare = torch.minimum(spare, op.spare(shapes, params))
         return 2 ** sum((spare >= k).long() for k in (2, 4, 8))
+
+    def boxes(self, view: int, shapes: Tensor, seed: int, epoch: int, index: Tensor) -> Tensor:
+        """Where a view lies in its image: (top, left, bottom, right) [N, 4] float32, in pixels.
+
+        left > right where the view is mirrored.
+
+        Args:
+            shapes: [N, 3] of the images' (C, H, W).
+        """
+        box = _whole(shapes)
+        for op, key in self._keyed([view], seed, epoch, index):
+            if op.moves:
+                channels, height, width = shapes.unbind(1)
+                part = op.part(shapes, op.draw(key, (channels, height, width)))
+                part = torch.where(op.chosen(key)[:, None], part, _whole(shapes))
+                start, end = box.split(
+                    2, dim=1
+                )  # [N, 2] each, of the image's first corner and last
+                pixel = (end - start) / shapes[:, 1:]  # [N, 2], negative where mirrored
+                box = start.repeat(1, 2) + pixel.repeat(1, 2) * part
+                shapes = op.resized(shapes)
+        return box
 
     def begin(
         self,

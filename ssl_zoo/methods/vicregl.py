@@ -11,30 +11,35 @@ from ssl_zoo.batchnorm import split_batchnorm
 from ssl_zoo.encoder import Encoder
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.methods.vicreg import covariance, variance
+from ssl_zoo.patches import centres
 from ssl_zoo.registry import HEADS, METHODS, Part, at_least, within
 
 
 @METHODS.register_module()
 class VICRegL(Method):
-    """VICReg on features and on matched places of the feature maps (arXiv:2210.01571).
+    """VICReg of images and of places that match in two views of them (arXiv:2210.01571).
 
-    L = alpha l(z, z') + (1 - alpha) [l of z's matches in z' + l of z' matches in z] / 2,
+    L = alpha l(z, z') + (1 - alpha) [mean over both directions of l_features + l_location],
     l = lam s + mu mean of v + nu mean of c over both sides, as in VICReg (arXiv:2105.04906).
 
-    The paper matches places twice, by their features and by where the crops lie in the image. Here
-    they are matched by features alone: a batch does not say where its crops lie.
+    l_features goes over each place of a map and the place of the other whose embedding is nearest;
+    l_location over those that are nearest in the image, mirrored or not (the authors' code leaves
+    mirrored views out of account unless told otherwise).
 
     Args:
         backbone: images -> feature maps, which it pools.
         head: pooled features -> embeddings z.
         local_head: the features of each place -> its embedding.
         alpha: weight of the whole images against the places.
-        gamma: matches kept, those of least distance; all, where a map has fewer places.
+        gamma: matches by location that are kept, those of least distance; all, where a map has
+            fewer places.
+        feature_gamma: the same by features; null keeps all, as the authors' code does.
         lam, mu, nu: lambda, mu, nu: weights of invariance, variance and covariance.
     """
 
     family = "non-contrastive"
     needs = "map"
+    needs_boxes = True
 
     def __init__(
         self,
@@ -44,17 +49,18 @@ class VICRegL(Method):
         local_head: Part[HEADS],
         alpha: float = 0.75,
         gamma: int = 20,
+        feature_gamma: int | None = None,
         lam: float = 25.0,
         mu: float = 25.0,
         nu: float = 1.0,
     ):
         super().__init__()
-        self.validate(alpha=alpha, gamma=gamma, lam=lam, mu=mu, nu=nu)
+        self.validate(alpha=alpha, gamma=gamma, feature_gamma=feature_gamma, lam=lam, mu=mu, nu=nu)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.local_head = split_batchnorm(
             local_head(in_features=backbone.map_features), backbone.bn_groups
         )
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.gamma, self.feature_gamma = alpha, gamma, feature_gamma
         self.lam, self.mu, self.nu = lam, mu, nu
 
     @staticmethod
@@ -62,6 +68,7 @@ class VICRegL(Method):
         *,
         alpha: float = 0.0,
         gamma: int = 1,
+        feature_gamma: int | None = None,
         lam: float = 0.0,
         mu: float = 0.0,
         nu: float = 0.0,
@@ -69,16 +76,17 @@ class VICRegL(Method):
     ) -> None:
         within("alpha", alpha, 0, 1)
         at_least("gamma", gamma, 1)
+        if feature_gamma is not None:
+            at_least("feature_gamma", feature_gamma, 1)
         at_least("lam", lam, 0)
         at_least("mu", mu, 0)
         at_least("nu", nu, 0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        (z_1, map_1), (z_2, map_2) = (self.embed(x) for x in batch.views[:2])
+        z_1, *places_1 = self.embed(batch.views[0], batch.boxes[0])
+        z_2, *places_2 = self.embed(batch.views[1], batch.boxes[1])
         whole = self.criterion(z_1, z_2)
-        there = self.criterion(*match(map_1, map_2, self.gamma))
-        back = self.criterion(*match(map_2, map_1, self.gamma))
-        local = (there + back) / 2
+        local = (self.local(*places_1, *places_2) + self.local(*places_2, *places_1)) / 2
         return {
             "loss": self.alpha * whole + (1 - self.alpha) * local,
             "global": whole,
@@ -86,14 +94,24 @@ class VICRegL(Method):
             "embedding_std": health.embedding_std(z_1),
         }
 
-    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, C, H, W] -> the image's embedding [N, D] and its L places' [N, L, D']."""
+    def embed(self, x: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """An image's embedding [N, D], its L places' [N, L, D'], and where they lie [N, L, 2]."""
         backbone = self.encoder.backbone
         maps = backbone.feature_map(x)  # [N, F, h, w]
         z = self.encoder.head(backbone.pool(maps))  # [N, D]
-        places = maps.flatten(2).mT  # [N, L, F]
-        local = self.local_head(places.flatten(0, 1)).unflatten(0, places.shape[:2])  # [N, L, D']
-        return z.float(), local.float()
+        features = maps.flatten(2).mT  # [N, L, F]
+        local = self.local_head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        return z.float(), local.float(), centres(box, maps.shape[2:])
+
+    def local(self, z: Tensor, at: Tensor, other_z: Tensor, other_at: Tensor) -> Tensor:
+        """l of one map's places [N, L, D] at [N, L, 2] with their matches in another map."""
+        by_features = match(torch.cdist(z.detach(), other_z.detach()), self.feature_gamma)
+        by_location = match(torch.cdist(at, other_at), self.gamma)
+        sample = torch.arange(len(z), device=z.device)[:, None]
+        return sum(
+            self.criterion(z[sample, place], other_z[sample, partner])
+            for place, partner in (by_features, by_location)
+        )
 
     def criterion(self, z_1: Tensor, z_2: Tensor) -> Tensor:
         """l of embeddings [N, ..., D] that should agree; variance and covariance of all ranks'."""
@@ -108,19 +126,17 @@ class VICRegL(Method):
         return 2
 
 
-def match(z: Tensor, other: Tensor, gamma: int) -> tuple[Tensor, Tensor]:
-    """The gamma places of z closest to their nearest neighbours in `other`, and these.
+def match(distance: Tensor, gamma: int | None) -> tuple[Tensor, Tensor]:
+    """The gamma places (None: all) closest to their nearest neighbours, and these.
 
     Args:
-        z, other: [N, L, D], [N, L', D], the places of two maps.
+        distance: [N, L, L'], from the places of one map to those of another.
 
     Returns:
-        [N, gamma, D] twice, in the order of z's places.
+        Numbers of places, [N, gamma] twice, in the order of the first map's.
     """
-    with torch.no_grad():
-        distance, nearest = torch.cdist(z, other).min(dim=2)  # [N, L]
-        kept = distance.topk(min(gamma, z.shape[1]), dim=1, largest=False).indices
-        kept = kept.sort(dim=1).values  # [N, gamma]
-        partner = nearest.gather(1, kept)
-    sample = torch.arange(len(z), device=z.device)[:, None]
-    return z[sample, kept], other[sample, partner]
+    places = distance.shape[1]
+    least, nearest = distance.min(dim=2)  # [N, L]
+    kept = least.topk(min(gamma or places, places), dim=1, largest=False).indices
+    kept = kept.sort(dim=1).values  # [N, gamma]
+    return kept, nearest.gather(1, kept)
