@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -183,9 +185,14 @@ def test_cmc_refuses_a_network_without_two_halves(root):
 BANK = Part(MemoryBank, num_negatives=K, momentum=0.5)
 
 
-def pirl(transform: str, memory: Part = BANK) -> tuple[PIRL, Batch]:
+SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+
+
+def pirl(
+    transform: str, memory: Part = BANK, backbone: nn.Module | None = None
+) -> tuple[PIRL, Batch]:
     method = PIRL(
-        tiny.TinyNet(),
+        backbone or tiny.TinyNet(),
         SAMPLES,
         transform=transform,
         head=Part(Linear, out_features=D),
@@ -255,6 +262,26 @@ def test_a_transform_is_drawn_for_the_sample_and_the_step(transform):
     assert not torch.allclose(encode(x, drawn(batch.index)), first)
 
 
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        lambda: tiny.TinyNet(norm=True),
+        lambda: Timm(name="resnet18", in_chans=1, options=SMALL, grad_checkpointing=True),
+    ],
+    ids=["plain", "recomputed"],
+)
+def test_pirls_running_statistics_are_of_whole_images_and_of_no_patches(backbone):
+    method, batch = pirl("jigsaw", backbone=backbone())
+    alone = copy.deepcopy(method.encoder.backbone)
+    for _ in range(2):
+        method(batch)["loss"].backward()
+        alone(batch.views[0]).sum().backward()
+    expected = {k: v for k, v in alone.state_dict().items() if "running" in k}
+    found = method.encoder.backbone.state_dict()
+    assert expected and not any(v.isnan().any() for v in expected.values())
+    torch.testing.assert_close({k: found[k] for k in expected}, expected, rtol=0, atol=0)
+
+
 def test_pirl_without_a_bank_is_refused():
     with pytest.raises(ConfigError, match="memory bank") as caught:
         pirl("jigsaw", Part(MoCoQueue, size=K))
@@ -271,12 +298,13 @@ def test_pirl_turns_square_views_alone():
 # CPC
 
 
-def cpc() -> tuple[CPC, Batch]:
+def cpc(directions: int = 1) -> tuple[CPC, Batch]:
     method = CPC(
         tiny.TinyNet(),
         patch_size=6,
         stride=3,
         rows_down=[1, 3],
+        directions=directions,
         out_features=D,
         hidden_features=6,
         depth=2,
@@ -285,26 +313,42 @@ def cpc() -> tuple[CPC, Batch]:
     return method, tiny.batch(2, size=18, views=1)
 
 
-def test_cpc_tells_the_patch_below_from_all_others():
-    method, batch = cpc()
+def turned(quarters: int, i: int, j: int) -> tuple[int, int]:
+    """Where a place of a grid of 5 x 5 comes to lie when the grid is turned to the left."""
+    for _ in range(quarters):
+        i, j = 4 - j, i
+    return i, j
+
+
+@pytest.mark.parametrize("steps", [[(1, 0)], [(1, 0), (0, -1), (-1, 0), (0, 1)]])
+def test_cpc_tells_the_patch_further_on_from_all_others(steps):
+    """Down; or down, left, up and right, which a quarter turn to the left each makes down."""
+    method, batch = cpc(directions=len(steps))
     rows = range(5)  # 18 = 6 + 4 * 3
     places = [(n, i, j) for n in range(2) for i in rows for j in rows]
     patches = [batch.views[0][n, :, 3 * i :, 3 * j :][:, :6, :6] for n, i, j in places]
-    z = torch.cat([method.encoder.backbone(patch[None]) for patch in patches]).view(2, 5, 5, -1)
-    c = method.context(z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    z = torch.cat([method.encoder.backbone(patch[None]) for patch in patches])
+    z = dict(zip(places, z, strict=True))
 
     def linear(layer: nn.Conv2d, value: Tensor) -> Tensor:
         return layer.weight[:, :, 0, 0] @ value + layer.bias
 
     y = {place: linear(method.w, z[place]) for place in places}
+    every = torch.stack(list(y.values()))
     losses = []
-    for w_k, k in zip(method.w_k, (1, 3), strict=True):
+    for quarters, (down, right) in enumerate(steps):
+        grid = torch.empty(2, 8, 5, 5)
         for n, i, j in places:
-            if i + k < 5:
-                below = (n, i + k, j)
-                others = [y[place] for place in places if place != below]
-                losses.append(info_nce(linear(w_k, c[n, i, j]), y[below], others, 0.5))
-    assert len(losses) == 2 * 5 * (4 + 2)
+            grid[(n, slice(None), *turned(quarters, i, j))] = z[n, i, j]
+        c = method.contexts[quarters](grid)
+        for w_k, k in zip(method.w_k[quarters], (1, 3), strict=True):
+            for n, i, j in places:
+                goal = (n, i + k * down, j + k * right)
+                if goal in y:
+                    prediction = linear(w_k, c[(n, slice(None), *turned(quarters, i, j))]) / 0.5
+                    total = torch.exp(every @ prediction).sum()
+                    losses.append(-torch.log(torch.exp(y[goal] @ prediction) / total))
+    assert len(losses) == len(steps) * 2 * 5 * (4 + 2)
     assert_same_with_gradients(method, method(batch)["loss"], sum(losses) / len(losses))
 
 
@@ -319,8 +363,17 @@ def test_the_context_sees_its_own_row_and_those_above_and_nothing_below():
 
 def test_cpc_refuses_views_without_a_row_to_predict():
     method, _ = cpc()
-    with pytest.raises(ValueError, match="3 rows below"):
+    with pytest.raises(ValueError, match="3 rows down"):
         method(tiny.batch(2, size=12, views=1))
+
+
+def test_cpc_in_four_directions_refuses_views_too_narrow_for_a_prediction_sideways():
+    method, _ = cpc(directions=4)
+    wide = tiny.batch(2, size=18, views=1)
+    narrow = wide._replace(views=[wide.views[0][..., :12]])
+    with pytest.raises(ValueError, match="5 x 3 patches, too few to predict 3 rows in each"):
+        method(narrow)
+    assert cpc(directions=1)[0](narrow)["loss"].isfinite()
 
 
 def test_cpc_refuses_views_smaller_than_a_patch():

@@ -1,6 +1,8 @@
-"""Contrastive predictive coding: what is further down in the picture."""
+"""Contrastive predictive coding: what is further on in the picture."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +65,9 @@ class CPC(Method):
     The recipe is version 2's (arXiv:1905.09272): c = context(z) sees a row and those above it,
     W_k c_ij predicts the patch k rows further down, y = W z:
     L = mean over k, i, j of -log exp(W_k c_ij . y_i+k,j / t) / sum_y' exp(W_k c_ij . y' / t),
-    where y' goes over all patches of all images of the batch.
+    where y' goes over all patches of all images of the batch. With four directions the grid is
+    also turned by one, two and three quarters, so that down is another side of the image each
+    time: a context network and W_k for each, the mean over all; z, W and so y are the same.
 
     What is kept is the backbone, and it is evaluated on whole images, which it never saw in
     training. So it should not have BatchNorm, whose statistics would be those of patches (and
@@ -75,8 +79,9 @@ class CPC(Method):
         stride: pixels from a patch to the next.
         rows_down: every k. Nearer than patch_size / stride rows, patches share pixels, and the
             prediction is a matter of copying them.
+        directions: 1, from the top down, or 4, as version 2.
         out_features: width of y.
-        hidden_features: width of the context network.
+        hidden_features: width of a context network.
         depth: its residual blocks.
         temperature: t; products are not normalised. The inverse of version 2's `emb_scale`.
     """
@@ -90,6 +95,7 @@ class CPC(Method):
         patch_size: int,
         stride: int,
         rows_down: list[int],
+        directions: Literal[1, 4] = 1,
         out_features: int = 64,
         hidden_features: int = 256,
         depth: int = 5,
@@ -107,9 +113,14 @@ class CPC(Method):
         )
         features = backbone.num_features
         self.encoder = PatchEncoder(backbone, patch_size, stride)
-        self.context = RowsAbove(features, hidden_features, depth)
+        self.contexts = nn.ModuleList(
+            RowsAbove(features, hidden_features, depth) for _ in range(directions)
+        )
         self.w = nn.Conv2d(features, out_features, 1)
-        self.w_k = nn.ModuleList(nn.Conv2d(features, out_features, 1) for _ in rows_down)
+        self.w_k = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(features, out_features, 1) for _ in rows_down)
+            for _ in range(directions)
+        )
         self.loss = InfoNCE(temperature=temperature)
         self.rows_down = rows_down
 
@@ -127,21 +138,25 @@ class CPC(Method):
         images, size, stride = batch.views[0], self.encoder.patch_size, self.encoder.stride
         n = len(images)
         h, w = (max(0, (side - size) // stride + 1) for side in images.shape[2:])
-        if h <= max(self.rows_down) or w == 0:
+        one_way, k = len(self.contexts) == 1, max(self.rows_down)
+        if h <= k or w <= (0 if one_way else k):
             raise ValueError(
-                f"views make {h} x {w} patches, none of which has one {max(self.rows_down)} rows "
-                "below: expected larger views, a smaller patch_size, stride or rows_down"
+                f"views make {h} x {w} patches, too few to predict {k} rows "
+                f"{'down' if one_way else 'in each direction'}: expected larger views, a smaller "
+                "patch_size, stride or rows_down"
             )
         z = self.encoder(images)  # [N, F, h, w]
-        c = self.context(z)  # [N, F, h, w]
         y = self.w(z).permute(0, 2, 3, 1)  # [N, h, w, D]
         place = torch.arange(n * h * w, device=z.device) + distributed.rank() * n * h * w
         place = place.view(n, h, w)  # in the dictionary
         q, positive, own = [], [], []
-        for k, w_k in zip(self.rows_down, self.w_k, strict=True):
-            q.append(w_k(c[:, :, :-k]).permute(0, 2, 3, 1).flatten(0, 2))  # [N (h - k) w, D]
-            positive.append(y[:, k:].flatten(0, 2))
-            own.append(place[:, k:].flatten())
+        for quarters, (context, matrices) in enumerate(zip(self.contexts, self.w_k, strict=True)):
+            c = context(z.rot90(quarters, (2, 3)))  # [N, F, h, w], or w, h
+            goal, goal_place = (x.rot90(quarters, (1, 2)) for x in (y, place))
+            for k, w_k in zip(self.rows_down, matrices, strict=True):
+                q.append(w_k(c[:, :, :-k]).permute(0, 2, 3, 1).flatten(0, 2))  # [N (h - k) w, D]
+                positive.append(goal[:, k:].flatten(0, 2))
+                own.append(goal_place[:, k:].flatten())
         patches = distributed.gather(y.flatten(0, 2))  # [world x N h w, D]
         found = Lookup(torch.cat(q), torch.cat(positive), patches, own=torch.cat(own)[:, None])
         return {
