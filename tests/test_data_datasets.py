@@ -112,10 +112,62 @@ def test_digits_hold_all_of_scikit_learns_and_scale_to_bytes():
     assert found.tolist() == expected.tolist()
 
 
-def test_digits_without_scikit_learn(monkeypatch):
+@pytest.mark.parametrize("kind", ["Digits", "Photographs"])
+def test_without_scikit_learn(kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn"):
-        build("Digits")
+    with pytest.raises(ImportError, match=f"{kind} .*pip install scikit-learn"):
+        build(kind)
+
+
+def test_photographs_are_patches_in_as_many_classes_as_bands():
+    train, test = build("Photographs", "pretrain"), build("Photographs", "test")
+    assert train.images.shape == (8910, 3, 32, 32) and test.images.shape == (2500, 3, 32, 32)
+    assert train.split == "train" and train.num_classes == 12
+    for part in (train, test):  # each class is as common as any, but for the bands at an edge
+        assert part.labels.bincount(minlength=12).min() > len(part) / 15
+    blue = train.images[:, 2].float().mean(dim=(1, 2))
+    assert blue[train.labels == 0].min() > 190  # the first picture's sky
+    first = build("Photographs", limit=99)
+    assert torch.equal(first.images, train.images[:99]) and len(first.labels.unique()) == 12
+
+
+@pytest.fixture
+def maps(monkeypatch):
+    """Two 'photographs' whose pixels are (column, row, picture)."""
+    from sklearn import datasets
+
+    row, column = np.mgrid[:90, :110].astype(np.uint8)
+    pictures = [np.stack([column, row, np.full_like(row, i)], axis=2) for i in range(2)]
+    found = type("Bunch", (), {"images": pictures})
+    monkeypatch.setattr(datasets, "load_sample_images", lambda: found)
+
+
+def test_photographs_train_and_test_share_no_pixel(maps):
+    parts = [build("Photographs", split, size=10) for split in ("train", "test")]
+    columns = [part.images[:, 0].unique().tolist() for part in parts]
+    strips = [[x for x in range(100) if x // 20 % 2 == i] for i in range(2)]
+    # Of a strip of 20, strides of 4 and 8 reach columns up to 8 + 10.
+    assert columns == [[x for x in strip if x % 20 < 18] for strip in strips]
+    for part in parts:
+        top_left = part.images[:, :, 0, 0].tolist()
+        assert len(set(map(tuple, top_left))) == len(part)  # no patch twice
+        offset = part.images - part.images[:, :, :1, :1]  # a patch is one piece, upright
+        y, x = torch.meshgrid(torch.arange(10), torch.arange(10), indexing="ij")
+        assert torch.equal(offset, torch.stack([x, y, 0 * x]).expand_as(offset).to(torch.uint8))
+
+
+def test_a_photographs_label_is_picture_and_band(maps):
+    for split in ("train", "test"):
+        part = build("Photographs", split, size=10, bands=3)
+        centre, picture = part.images[:, 1, 5, 5].long(), part.images[:, 2, 5, 5].long()
+        assert torch.equal(part.labels, 3 * picture + centre // 30)
+        assert part.num_classes == 6 == len(part.labels.unique())
+
+
+@pytest.mark.parametrize("wrong", [{"size": 161}, {"size": 0}, {"bands": 0}, {"bands": 428}])
+def test_photographs_say_what_fits(wrong):
+    with pytest.raises(ValueError, match="size is 1 to 160 and bands 1 to 427, found "):
+        build("Photographs", **wrong)
 
 
 def test_synthetic_takes_its_shape():
@@ -232,7 +284,9 @@ def test_a_limit_is_positive():
     assert build("Digits", limit=5).labels.tolist() == build("Digits").labels[:5].tolist()
 
 
-@pytest.mark.parametrize("kind", ["FashionMNIST", "CIFAR10", "STL10", "Digits", "Synthetic"])
+@pytest.mark.parametrize(
+    "kind", ["FashionMNIST", "CIFAR10", "STL10", "Digits", "Photographs", "Synthetic"]
+)
 def test_splits_have_names(kind):
     with pytest.raises(ValueError, match="'pretrain', 'train' or 'test', found 'val'"):
         build(kind, "val")

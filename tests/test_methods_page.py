@@ -22,19 +22,19 @@ PROTOCOL = {"k": 200, "temperature": 0.07, "normalized": True}
 @pytest.fixture(scope="module", autouse=True)
 def entries():
     """Reading every config once is enough."""
-    found = methods_page.entries()
+    found, in_colour = methods_page.entries(), methods_page.arms(methods_page.COLOUR)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods_page, "entries", lambda: found)
+        patch.setattr(methods_page, "arms", lambda grid: in_colour)
         yield found
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """A study in which two arms are finished."""
-    study = ablation.expand(methods_page.ZOO, tmp_path_factory.mktemp("zoo"))
+def finished(grid, folder, arms) -> ablation.Study:
+    """A study in which these arms are finished."""
+    study = ablation.expand(grid, folder / grid.stem)
     known = Baselines(study.out / "baselines.json")
     for run in study.runs:
-        if run.arm in ("BYOL", "MAE"):
+        if run.arm in arms:
             run.folder.mkdir(parents=True)
             config.dump(run.config, run.folder / "config.yaml")
             knn = {"top1": 80.25, "top5": 99.0, "protocol": PROTOCOL}
@@ -48,7 +48,19 @@ def study(tmp_path_factory):
     return study
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return finished(methods_page.ZOO, tmp_path_factory.mktemp("gray"), ("BYOL", "MAE"))
+
+
+@pytest.fixture(scope="module")
+def in_colour(tmp_path_factory):
+    return finished(methods_page.COLOUR, tmp_path_factory.mktemp("colour"), ("CMC",))
+
+
 def line(page: str, name: str) -> str:
+    """Of the first table."""
+    page = page.partition("## In colour")[0]
     (found,) = (text for text in page.splitlines() if text.startswith(f"| [{name}]"))
     return found
 
@@ -95,11 +107,42 @@ def test_figures_come_from_a_study_against_each_arms_own_start(study):
     results = methods_page.study_results(study.out)
     assert results["arms"]["MAE"] == {"knn": [80.25], "random": [10.25], "pixels": [0.75]}
     assert set(results["arms"]) == {"BYOL", "MAE"}
-    page = methods_page.render(results)
+    page = methods_page.render({"zoo": results})
     assert line(page, "BYOL").endswith("| 80.2 | +10.2 | +0.8 |")
     assert "| not run |  |  |" in line(page, "SimCLR")
     said = "Measured 2026-11-22 at commit 0123456 with `ssl-zoo ablate"
     assert said in page and "seeds 0, on 2 cores, a <fake>, torch 2.15.0" in page
+
+
+def test_the_study_in_colour_has_a_table_of_its_own(in_colour):
+    results = methods_page.study_results(in_colour.out)
+    assert set(results["arms"]) == {"CMC"}
+    above, below = methods_page.render({"zoo_colour": results}).split("## In colour")
+    assert line(above, "CMC").endswith("| [in colour](#in-colour) |  |  |")
+    assert "(../configs/photographs/cmc.yaml)" in line(above, "CMC")
+    assert "| not run |" in line(above, "Colorization") and "80.2" not in above
+    assert line(below, "CMC").endswith("| 80.2 | +10.2 | +0.8 |")
+    assert line(below, "MoCo v2").endswith("| not run |  |  |")
+    assert "`ssl-zoo ablate configs/ablation/zoo_colour.yaml`, seeds 0" in below
+    # An arm of one name in both studies: each table has its own study's figures.
+    arms = {"MoCo v2": {"knn": [12.34], "random": [1.0], "pixels": [2.0]}}
+    above, below = methods_page.render({"zoo": {**results, "arms": arms}}).split("## In colour")
+    assert line(above, "MoCo v2").endswith("| 12.3 | +1.0 | +2.0 |")
+    assert line(below, "MoCo v2").endswith("| not run |  |  |")
+
+
+def test_a_study_leaves_the_figures_of_the_other(study, in_colour, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods_page, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(methods_page, "write", lambda: methods_page.PAGE)
+    for folder in (study.out, in_colour.out, study.out):
+        assert methods_page.main(["--study", str(folder)]) == 0
+    arms = {name: set(of["arms"]) for name, of in methods_page.known_results().items()}
+    assert arms == {"zoo": {"BYOL", "MAE"}, "zoo_colour": {"CMC"}}
+
+
+def test_a_folder_names_its_study(study, capsys):
+    assert methods_page.main(["--study", str(study.out.parent), "--check"]) == 2
+    assert "expected a folder named zoo or zoo_colour" in capsys.readouterr().err
 
 
 def test_figures_of_another_config_are_left_out(study, capsys):
@@ -115,4 +158,4 @@ def test_figures_of_another_config_are_left_out(study, capsys):
 
 def test_a_folder_without_a_finished_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
-        methods_page.study_results(tmp_path)
+        methods_page.study_results(tmp_path / "zoo")

@@ -4,7 +4,7 @@
     python tools/methods_page.py --check                     # is the page what would be written?
     python tools/methods_page.py --study runs/ablation/zoo   # takes the figures of a study first
 
-The figures live in docs/zoo_results.json; all else comes from the code and configs.
+The figures live in docs/zoo_results.json, study by study; all else comes from the code and configs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -30,11 +31,8 @@ from ssl_zoo.report.tables import spread
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, DOCS = ROOT / "configs", ROOT / "docs"
-ZOO, PAGE, RESULTS = (
-    CONFIGS / "ablation" / "zoo.yaml",
-    DOCS / "methods.md",
-    DOCS / "zoo_results.json",
-)
+ZOO, COLOUR = (CONFIGS / "ablation" / f"{name}.yaml" for name in ("zoo", "zoo_colour"))
+PAGE, RESULTS = DOCS / "methods.md", DOCS / "zoo_results.json"
 CITED = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 ABOVE = """\
@@ -60,6 +58,21 @@ kNN is the top-1 accuracy in % of a weighted kNN vote on frozen features at the 
 it started from is taken off. `against pixels` takes off the vote on raw images, which are hard to
 beat on this set. `needs` is what a method asks of the backbone, and how many views of an image."""
 
+IN_COLOUR = """\
+## In colour
+
+CMC and Colorization need colour, and Fashion-MNIST is gray. Their study is `zoo_colour`, on
+`Photographs`: patches of the two photographs that scikit-learn bundles, which are real colours
+and no download. A class is which picture and which of its six horizontal bands a patch shows;
+training and test patches share no pixel. This is no benchmark, and its figures are not to be
+compared with those above. They show that both methods learn from real colours, beside MoCo v2 and
+training on labels.
+
+```
+ssl-zoo ablate configs/ablation/zoo_colour.yaml
+python benchmarks/colour.py runs/ablation/zoo_colour/c*/seed0  # their own tasks, on test patches
+```"""
+
 BELOW = """\
 ## Adding one
 
@@ -67,10 +80,8 @@ One file in `ssl_zoo/methods/` and one YAML. The {methods} files above have {few
 lines, {median} in the middle; the shortest of their YAMLs has {yaml}. `tools/new_method.py` writes
 both, working, and this page's line: [add_a_method.md](add_a_method.md)."""
 
-HEADER = (
-    *("method", "paper", "family", "needs", "file", "lines", "ImageNet"),
-    *("kNN", "against random", "against pixels"),
-)
+FIGURES = ("kNN", "against random", "against pixels")
+HEADER = ("method", "paper", "family", "needs", "file", "lines", "ImageNet", *FIGURES)
 
 
 @dataclass(frozen=True)
@@ -122,14 +133,10 @@ def first_line(path: Path) -> str:
 
 
 def entries() -> list[Entry]:
-    """The arms of the zoo's study, and a config of each method that none of them runs."""
-    study = ablation.expand(ZOO)
-    found = []
-    for run in study.runs:
-        if run.arm not in (entry.name for entry in found):
-            base = study.blocks[run.arm].get("base", study.common.get("base"))
-            method = build.parse(config.Config(run.config)).kwargs["method"]
-            found.append(Entry(run.arm, (ZOO.parent / base).resolve(), method))
+    """The arms of the zoo's study, then a config of each method that none of them runs."""
+    found = arms(ZOO)
+    shown = {entry.method.target for entry in found}
+    found += [entry for entry in arms(COLOUR) if entry.method.target not in shown]
     shown = {entry.method.target for entry in found}
     for path in (p for f in ("fashion_mnist", "cifar10") for p in sorted((CONFIGS / f).glob("*"))):
         method = build.parse(config.load(path)).kwargs["method"]
@@ -145,16 +152,32 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: families.index(entry.method.target.family))
 
 
+def arms(grid: Path) -> list[Entry]:
+    """The arms of a grid, each once, in its order."""
+    study = ablation.expand(grid)
+    found = {}
+    for run in study.runs:
+        if run.arm not in found:
+            base = study.blocks[run.arm].get("base", study.common.get("base"))
+            method = build.parse(config.Config(run.config)).kwargs["method"]
+            found[run.arm] = Entry(run.arm, (grid.parent / base).resolve(), method)
+    return list(found.values())
+
+
 def render(results: dict[str, Any]) -> str:
-    """The page; methods of which there are no figures are 'not run'."""
+    """The page; methods of which there are no figures are 'not run'.
+
+    Args:
+        results: of `study_results`, by the study's name.
+    """
     table = entries()
-    lines = [HEADER, ["---"] * len(HEADER)]
+    gray, colour = (results.get(grid.stem, {}) for grid in (ZOO, COLOUR))
+    lines = []
     for entry in table:
-        measured = results.get("arms", {}).get(entry.name)
-        figures = ["not run", "", ""]
-        if measured:
-            figures = [spread(measured["knn"], 1)]
-            figures += [spread(measured[name], 1, "+") for name in ("random", "pixels")]
+        measured = figures(gray, entry)
+        if measured is None:
+            elsewhere = figures(colour, entry) is not None
+            measured = ["[in colour](#in-colour)" if elsewhere else "not run", "", ""]
         cells = [
             link(entry.name, entry.base),
             entry.paper,
@@ -163,9 +186,13 @@ def render(results: dict[str, Any]) -> str:
             link(entry.file.name, entry.file),
             str(length(entry.file)),
             link("recipe", entry.recipe) if entry.recipe else "–",
-            *figures,
+            *measured,
         ]
         lines.append(cells)
+    in_colour = [
+        [link(entry.name, entry.base), *(figures(colour, entry) or ["not run", "", ""])]
+        for entry in arms(COLOUR)
+    ]
     lengths = [length(file) for file in {entry.file for entry in table}]
     below = BELOW.format(
         methods=len(lengths),
@@ -174,8 +201,22 @@ def render(results: dict[str, Any]) -> str:
         median=round(statistics.median(lengths)),
         yaml=min(length(entry.base) for entry in table),
     )
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([ABOVE, said(results), rows, below]) + "\n"
+    parts = [ABOVE, said(gray), as_table(HEADER, lines)]
+    parts += [IN_COLOUR, said(colour), as_table(("method", *FIGURES), in_colour), below]
+    return "\n\n".join(parts) + "\n"
+
+
+def figures(results: dict[str, Any], entry: Entry) -> list[str] | None:
+    """The cells of `FIGURES`; None if the study has none of this arm."""
+    measured = results.get("arms", {}).get(entry.name)
+    if measured is None:
+        return None
+    against = [spread(measured[name], 1, "+") for name in ("random", "pixels")]
+    return [spread(measured["knn"], 1), *against]
+
+
+def as_table(header: Sequence[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(x)} |" for x in (header, ["---"] * len(header), *lines))
 
 
 def said(results: dict[str, Any]) -> str:
@@ -199,13 +240,20 @@ def length(path: Path) -> int:
 
 
 def study_results(folder: Path, machine: str | None = None) -> dict[str, Any]:
-    """The figures of a study of zoo.yaml; arms that were trained with another config are left out.
+    """The figures of a study; arms that were trained with another config are left out.
+
+    Args:
+        folder: named as the study is.
 
     Raises:
-        ValueError: no run of the study is finished.
+        ValueError: no study of this name, or no run of it is finished.
     """
-    study = ablation.expand(ZOO, folder)
-    arms, environments, table = {}, [], []
+    grids = {grid.stem: grid for grid in (ZOO, COLOUR)}
+    grid = grids.get(folder.resolve().name)
+    if grid is None:
+        raise ValueError(f"{folder}: expected a folder named {' or '.join(grids)}, as the study is")
+    study = ablation.expand(grid, folder)
+    measured, environments, table = {}, [], []
     for row in rows(study):
         for outcome in row.finished:
             trained = config.load(outcome.run.folder / "config.yaml").data
@@ -215,15 +263,15 @@ def study_results(folder: Path, machine: str | None = None) -> dict[str, Any]:
                 break
         else:
             if row.knn:
-                arms[row.arm] = {
+                measured[row.arm] = {
                     "knn": row.knn,
                     "random": row.against(RANDOM),
                     "pixels": row.against(PIXELS),
                 }
                 table.append(row)
                 environments += [outcome.environment for outcome in row.finished]
-    if not arms:
-        raise ValueError(f"{folder}: no finished run of {ZOO.relative_to(ROOT)}")
+    if not measured:
+        raise ValueError(f"{folder}: no finished run of {grid.relative_to(ROOT)}")
 
     def all_of(values) -> str:
         return " and ".join(dict.fromkeys(map(str, values)))
@@ -231,12 +279,12 @@ def study_results(folder: Path, machine: str | None = None) -> dict[str, Any]:
     return {
         "date": max(environment["started"] for environment in environments)[:10],
         "commit": all_of((e["git_commit"] or "unknown")[:7] for e in environments),
-        "command": f"ssl-zoo ablate {ZOO.relative_to(ROOT)}",
+        "command": f"ssl-zoo ablate {grid.relative_to(ROOT)}",
         "machine": machine or all_of(map(in_words, environments)),
         "torch": all_of(environment["versions"]["torch"] for environment in environments),
         "seeds": sorted({run.seed for run in study.runs}),
         "protocol": protocols(table),
-        "arms": arms,
+        "arms": measured,
     }
 
 
@@ -262,7 +310,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         if arguments.study is not None:
-            results = study_results(arguments.study, arguments.machine)
+            measured = study_results(arguments.study, arguments.machine)
+            results = known_results() | {arguments.study.resolve().name: measured}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         if not arguments.check:
             print(write().relative_to(ROOT))

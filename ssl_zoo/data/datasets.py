@@ -235,6 +235,53 @@ class Digits(InMemory):
 
 
 @DATASETS.register_module()
+class Photographs(InMemory):
+    """Overlapping patches of the two colour photographs that scikit-learn bundles; no download.
+
+    Real colours to see a method of colour learn from, offline. Not a benchmark: two pictures
+    (a palace, a flower) of 427 x 640, cut into 8,910 + 2,500 patches at size 32, and a class is
+    which picture, and which of its horizontal bands, a patch's centre lies in.
+
+    The photographs are divided into vertical strips as wide as two patches, the first for training,
+    the second for testing, and so on. No patch crosses a strip's border, so the splits share no
+    pixel; but they do share the scene, and strips are neighbours.
+
+    Args:
+        size: height and width of a patch in pixels.
+        bands: of each photograph, from top to bottom: there are twice as many classes.
+    """
+
+    def __init__(self, split: Split, *, size: int = 32, bands: int = 6, limit: int | None = None):
+        split = check_split(split)
+        try:
+            from sklearn.datasets import load_sample_images
+        except ImportError as error:
+            raise ImportError(
+                "Photographs is part of scikit-learn: pip install scikit-learn"
+            ) from error
+        first, stride = (0, 4) if split == "train" else (1, 8)
+        images, labels = [], []
+        for number, pixels in enumerate(load_sample_images().images):
+            photo = torch.tensor(pixels).permute(2, 0, 1)  # [3, H, W]
+            height, width = photo.shape[1:]
+            if not 1 <= size <= min(height, width // 4) or not 1 <= bands <= height:
+                raise ValueError(
+                    f"size is 1 to {min(height, width // 4)} and bands 1 to {height}, "
+                    f"found {size} and {bands}"
+                )
+            strips = photo.unfold(2, 2 * size, 2 * size)[:, :, first::2]  # [3, H, S, 2 * size]
+            patches = strips.unfold(1, size, stride).unfold(3, size, stride)
+            patches = patches.permute(1, 2, 3, 0, 4, 5)  # [rows, S, columns, 3, size, size]
+            centre = torch.arange(len(patches)) * stride + size // 2
+            band = (centre * bands // height)[:, None, None].expand(patches.shape[:3])
+            images.append(patches.flatten(0, 2))
+            labels.append(number * bands + band.flatten())
+        order = rng.permutation(sum(map(len, labels)), "photographs")  # for `limit`
+        images, labels = torch.cat(images)[order], torch.cat(labels)[order]
+        super().__init__(images, labels, 2 * bands, split, limit)
+
+
+@DATASETS.register_module()
 class Synthetic(InMemory):
     """Noisy coloured blocks, a pattern for each class; for tests and trials, made on the spot.
 
