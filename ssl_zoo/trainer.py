@@ -182,7 +182,9 @@ class Trainer:
                 with autocast(self.device, self.precision):
                     out = self.model(part)
                 share = len(part.index) / len(batch.index)
-                self.scaler.scale(out["loss"] * share).backward()
+                # A whole batch is spared a product by one and its backward pass.
+                loss = out["loss"] if share == 1 else out["loss"] * share
+                self.scaler.scale(loss).backward()
             outputs.append((share, out))
         out = merge_outputs(outputs)
         self._watch_loss(out["loss"])

@@ -43,7 +43,7 @@ class ProgressBar(Hook):
 
     def after_step(self, trainer, out) -> None:
         every = self.LINE_EVERY_S if self.bar is None else self.DRAWN_EVERY_S
-        if not distributed.is_main() or time.monotonic() - self.printed < every:
+        if time.monotonic() - self.printed < every or not distributed.is_main():
             return
         self.printed = time.monotonic()
         text = "  ".join(_status(trainer))
