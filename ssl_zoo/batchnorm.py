@@ -59,12 +59,17 @@ def has_batchnorm(module: nn.Module) -> bool:
     return any(isinstance(child, _BatchNorm) for child in module.modules())
 
 
-def hold_statistics(module: nn.Module, held: bool) -> None:
-    """While held, training passes leave the running statistics of every BatchNorm as they are."""
+def hold_statistics(module: nn.Module, held: bool, why: str = "") -> None:
+    """While held, training passes leave the running statistics of every BatchNorm as they are.
+
+    Args:
+        why: whose hold this is; they move again when nobody holds them.
+    """
     for child in module.modules():
-        if isinstance(child, _BatchNorm):
-            if held and not hasattr(child, "usual_momentum"):
-                child.usual_momentum, child.momentum = child.momentum, 0.0
-            elif not held and hasattr(child, "usual_momentum"):
-                child.momentum = child.usual_momentum
-                del child.usual_momentum
+        if not isinstance(child, _BatchNorm):
+            continue
+        holds = child.__dict__.setdefault("holds", set())
+        if not holds:
+            child.usual_momentum = child.momentum
+        (holds.add if held else holds.discard)(why)
+        child.momentum = 0.0 if holds else child.usual_momentum

@@ -21,11 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo import build, checkpoint, config, distributed
 from ssl_zoo.backbones import FITS, Timm
-from ssl_zoo.encoder import MomentumEncoder
+from ssl_zoo.encoder import Encoder, MomentumEncoder
 from ssl_zoo.evaluation.features import extract
 from ssl_zoo.method import Batch, Family
 from ssl_zoo.precision import autocast
-from ssl_zoo.registry import METHODS
+from ssl_zoo.registry import METHODS, ConfigError
 from ssl_zoo.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -73,6 +73,7 @@ def make(
     norm: bool = True,
     groups: int = 1,
     seed: int = 0,
+    compile: bool = False,
 ) -> Trainer:
     data = recipes()[recipe]
     gray = recipe.startswith("fashion_mnist")
@@ -86,6 +87,7 @@ def make(
         ("knn", None),
         ("train.precision", "fp32"),
         ("train.epochs", 1),
+        ("train.compile", compile),
         *SMALLER.get(data["method"]["type"], []),
     ]
     folder.mkdir(exist_ok=True)
@@ -239,6 +241,24 @@ def test_a_batch_that_divides_nothing_trains(recipe, tmp_path):
     trainer = make(recipe, tmp_path, batch_size=7)
     for number in range(3):
         assert step(trainer, number)["loss"].isfinite()
+
+
+@every_recipe
+def test_compiled_encoders_train_as_plain_ones(recipe, tmp_path, monkeypatch):
+    # Traced, differentiated and functionalised as for real; only the C++ compiler is left out.
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda m, **k: real(m, backend="aot_eager", **k))
+    torch._dynamo.reset()
+    plain = make(recipe, tmp_path)
+    if not any(isinstance(module, Encoder) for module in plain.method.modules()):
+        with pytest.raises(ConfigError, match="no Encoder to compile"):
+            make(recipe, tmp_path, compile=True)
+        return
+    losses = []
+    for trainer in (plain, make(recipe, tmp_path, compile=True)):
+        torch.manual_seed(0)
+        losses.append(torch.stack([step(trainer, number)["loss"] for number in range(2)]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
 
 
 def two_steps(recipe: str, folder: Path) -> tuple[list[Tensor], dict, dict]:

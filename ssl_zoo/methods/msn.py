@@ -85,8 +85,10 @@ class MSN(Method):
         x, masked, *focal = batch.views  # [N, C, H, W] each
         backbone = self.encoder.backbone
         kept = self.kept(masked, batch.index)  # [N, L'], patches
+        # In this order: a compiled pass after a plain one would spoil BatchNorm's backward pass.
+        z = encode_views(self.encoder, focal, backbone.bn_groups)  # [N, D] each
         h = backbone.pool(backbone.tokens(masked, kept=kept))  # [N, F]
-        z = [self.encoder.head(h), *encode_views(self.encoder, focal, backbone.bn_groups)]
+        z = [self.encoder.head(h), *z]
         cosines = torch.stack([self.cosines(anchor) for anchor in z])  # [M, N, K], M anchors
         with torch.no_grad():
             target = self.cosines(self.target(x)) / self.target_temperature  # [N, K]

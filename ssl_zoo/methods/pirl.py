@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from ssl_zoo import health, rng
 from ssl_zoo.backbones import random_order
-from ssl_zoo.batchnorm import split_batchnorm
+from ssl_zoo.batchnorm import hold_statistics, split_batchnorm
 from ssl_zoo.encoder import Encoder
 from ssl_zoo.memory import MemoryBank
 from ssl_zoo.method import Batch, Method
-from ssl_zoo.patches import cut
+from ssl_zoo.patches import cut, quarter_turns
 from ssl_zoo.registry import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part, at_least, within
 
 
@@ -89,8 +89,9 @@ class PIRL(Method):
         x, x_t = batch.views[:2]  # [N, C, H, W]
         encode = self.encode_jigsaw if self.transform == "jigsaw" else self.encode_rotation
         key = self.draw(self.transform, batch.index)  # [N]
-        g = F.normalize(encode(x_t, key).float(), dim=1)  # [N, D], g(v_It)
+        # In this order: a compiled pass after a plain one would spoil BatchNorm's backward pass.
         f = F.normalize(self.encoder(x).float(), dim=1)  # [N, D], f(v_I)
+        g = F.normalize(encode(x_t, key).float(), dim=1)  # [N, D], g(v_It)
         m = self.memory.encode(self.encoder, x, batch.index)  # [N, D], m_I
         of_transformed = self.memory.lookup(g, m, batch.index)
         of_image = self.memory.lookup(f, m, batch.index)
@@ -104,10 +105,15 @@ class PIRL(Method):
         }
 
     def encode_jigsaw(self, x: Tensor, key: Tensor) -> Tensor:
-        """grid**2 patches, each alone, side by side in an order drawn for each image: [N, D]."""
+        """grid**2 patches, each alone, side by side in an order drawn for each image: [N, D].
+
+        The backbone's running statistics stay those of whole images, which is what is evaluated.
+        """
         patches = cut(x, self.grid, self.patch_size, key)  # [N, P, C, s, s]
-        z = self.g(self.encoder.backbone(patches.flatten(0, 1)))  # [N P, D]
-        z = z.unflatten(0, patches.shape[:2])
+        hold_statistics(self.encoder.backbone, True, "patches")
+        v = self.encoder.backbone(patches.flatten(0, 1))  # [N P, F]
+        hold_statistics(self.encoder.backbone, False, "patches")
+        z = self.g(v).unflatten(0, patches.shape[:2])  # [N, P, D]
         order = random_order(key, self.grid**2)  # [N, P]
         return self.join(z.take_along_dim(order[:, :, None], dim=1).flatten(1))
 
@@ -117,14 +123,8 @@ class PIRL(Method):
         Raises:
             ValueError: the images are not square.
         """
-        if x.shape[2] != x.shape[3]:
-            raise ValueError(
-                f"PIRL turns a batch's images by quarters: expected square views, found "
-                f"{x.shape[2]} x {x.shape[3]} pixels"
-            )
-        turned = torch.stack([x.rot90(turns, dims=(2, 3)) for turns in range(4)])  # [4, N, ...]
         turns = rng.integers(4, key)  # [N]
-        x_t = turned[turns, torch.arange(len(x), device=x.device)]
+        x_t = quarter_turns(x)[torch.arange(len(x), device=x.device), turns]
         return self.join(self.g(self.encoder.backbone(x_t)))
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
