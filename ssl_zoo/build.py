@@ -100,6 +100,7 @@ def parse(config: Config) -> Part:
         _check_schedules(whole)
         _check_views(whole)
         _check_backbone(whole)
+        _rehearse_backbone(whole)
         _check_sync_bn(whole)
     except ConfigError as error:
         error.where = error.where or config.where(error.key)
@@ -155,7 +156,7 @@ def trained_backbone(path: Path) -> tuple[Data, nn.Module, dict]:
     weights = {
         k.removeprefix(prefix): v for k, v in state["method"].items() if k.startswith(prefix)
     }
-    backbone.load_state_dict(weights)
+    checkpoint.load_weights(backbone, weights, path)
     return data, backbone, {"step": state["step"], "path": str(path)}
 
 
@@ -170,7 +171,7 @@ def _seeded(seed: int, backbone: Part) -> nn.Module:
 
 def _check_schedules(whole: Part) -> None:
     """A scheduled name is `optimizer.X` or the dotted key of a number under `method`."""
-    for name in whole.kwargs.get("schedules", {}):
+    for name, schedule in whole.kwargs.get("schedules", {}).items():
         path = name.split(".")
         owner, key = whole, f"schedules.{name}"
         for depth, step in enumerate(path[:-1]):
@@ -196,6 +197,13 @@ def _check_schedules(whole: Part) -> None:
                 expected=f"a number of {owner.target.__name__}: {', '.join(numbers)}",
                 nearest=nearest(path[-1], numbers),
             )
+        final = schedule.spelled_out().get("final")
+        if final is not None and hasattr(owner.target, "validate"):
+            try:
+                owner.target.validate(**owner.kwargs | {path[-1]: final})
+            except ConfigError as error:
+                error.key = f"{key}.final"
+                raise
 
 
 def _check_views(whole: Part) -> None:
@@ -224,6 +232,15 @@ def _check_backbone(whole: Part) -> None:
         found=backbone.kwargs.get("name", backbone.type),
         expected=backbones.FITS[needs],
     )
+
+
+def _rehearse_backbone(whole: Part) -> None:
+    """What a backbone's constructor would object to, where it can tell without being called."""
+    backbone = whole.kwargs["backbone"]
+    if hasattr(backbone.target, "rehearse"):
+        rehearsal = Part(backbone.target.rehearse, **backbone.kwargs)
+        rehearsal.key = backbone.key
+        rehearsal()
 
 
 def _check_sync_bn(whole: Part) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,34 @@ def read(path: Path) -> dict[str, Any]:
     """Loads a checkpoint onto the CPU; tensors and plain values only, no code runs.
 
     Raises:
-        ValueError: not a checkpoint of ours, or of another format.
+        ValueError: not a checkpoint of ours, of another format, or not whole.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path}: not a checkpoint, or not a whole one; expected a file step_*.pt of a run. "
+            "Without it --resume goes on from the one before."
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path}: not an ssl_zoo checkpoint of format {FORMAT}; found {found!r}")
     return state
+
+
+def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """All of a module's weights.
+
+    Raises:
+        ValueError: a weight is missing, one too many, or of another shape.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        problems = [line.strip() for line in str(error).splitlines()[1:]]
+        raise ValueError(
+            f"{path}: weights of another config\n  " + "\n  ".join(problems[:3])
+        ) from error
 
 
 def restore(trainer, path: Path) -> None:
@@ -80,7 +102,7 @@ def restore(trainer, path: Path) -> None:
     state and BatchNorm statistics go to all; bitwise is only promised on the same number.
     """
     state = read(path)
-    trainer.method.load_state_dict(state["method"])
+    load_weights(trainer.method, state["method"], path)
     _load_optimizer(trainer.optimizer, state["optimizer"])
     begun = state.get("precision", trainer.precision)
     if begun != trainer.precision:  # `auto`, on a machine that has something else

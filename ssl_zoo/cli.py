@@ -389,6 +389,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     at_least("--train-limit", arguments.train_limit, 1)
     at_least("--test-limit", arguments.test_limit, 1)
+    if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ValueError(f"--out {out}: expected a file in a folder that exists")
     votes, probes = (arguments.protocols in (name, "all") for name in ("knn", "linear"))
     if votes:
         vote = {name: getattr(arguments, name) for name in ("k", "temperature", "index")}
@@ -486,7 +488,9 @@ def _data_get(arguments: argparse.Namespace) -> int:
 def _data_show(arguments: argparse.Namespace) -> int:
     from ssl_zoo import build, config
     from ssl_zoo.data import view_grid
+    from ssl_zoo.registry import at_least
 
+    at_least("--samples", arguments.samples, 1)
     cfg = config.load(arguments.config, arguments.overrides)
     parts = build.parse(cfg).kwargs
     view_grid(parts["data"](seed=parts.get("seed", 0)), arguments.out, arguments.samples)

@@ -165,7 +165,13 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
         raise ConfigError("_base_", "cyclic bases", found=chain, where=str(opened[-1]))
     opened = (*opened, path.resolve())
 
-    own = loads(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "", "not text", found=str(error), expected="YAML in UTF-8", where=str(path)
+        ) from error
+    own = loads(text, str(path))
     data, origins = own.data, own.origins
     bases = data.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases

@@ -11,6 +11,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssl_zoo.batchnorm import split_batchnorm
+from ssl_zoo.registry import HEADS, ConfigError, Part
 
 
 class Encoder(nn.Module):
@@ -28,6 +29,23 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))
+
+
+def predictor_for(encoder: Encoder, predictor: Part[HEADS]) -> nn.Module:
+    """What predicts embeddings from embeddings, [N, D] -> [N, D], its BatchNorms split as a head's.
+
+    Raises:
+        ConfigError: its outputs are not as wide as the embeddings.
+    """
+    built = predictor(in_features=encoder.out_features)
+    if built.out_features != encoder.out_features:
+        raise ConfigError(
+            "method.predictor.out_features",
+            "a predictor is as wide as the head",
+            found=str(built.out_features),
+            expected=f"{encoder.out_features}, method.head.out_features",
+        )
+    return split_batchnorm(built, encoder.backbone.bn_groups)
 
 
 def encode_views(encoder: nn.Module, views: list[Tensor], groups: int = 1) -> list[Tensor]:

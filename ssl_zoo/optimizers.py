@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from timm.optim import Lars
 
 from ssl_zoo.method import Method
-from ssl_zoo.registry import OPTIMIZERS
+from ssl_zoo.registry import OPTIMIZERS, ConfigError, at_least, within
 
 
 @OPTIMIZERS.register_module()
@@ -62,3 +64,25 @@ def LARS(
     """
     groups = method.param_groups(weight_decay, decay_norm_and_bias)
     return Lars(groups, lr=lr, momentum=momentum, trust_coeff=trust_coeff)
+
+
+def _validate(
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    betas: tuple[float, float] = (0.0, 0.0),
+    weight_decay: float = 0.0,
+    trust_coeff: float = 0.0,
+    **_,
+) -> None:
+    for name, value in {"lr": lr, "weight_decay": weight_decay, "trust_coeff": trust_coeff}.items():
+        at_least(name, value, 0)
+        if math.isinf(value):
+            raise ConfigError(name, "not finite", found=repr(value), expected="a finite number")
+    within("momentum", momentum, 0, 1)
+    for beta in betas:
+        if not 0 <= beta < 1:
+            raise ConfigError("betas", "out of range", found=repr(betas), expected="in [0, 1)")
+
+
+SGD.validate = AdamW.validate = LARS.validate = _validate

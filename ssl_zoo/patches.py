@@ -65,3 +65,17 @@ def centres(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
     y, x = ((torch.arange(cells, device=boxes.device) + 0.5) / cells for cells in grid)
     share = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)  # [h * w, 2]
     return start + (end - start) * share
+
+
+def quarter_turns(images: Tensor) -> Tensor:
+    """Each image turned anticlockwise by 0, 1, 2 and 3 quarters, [N, C, S, S] -> [N, 4, C, S, S].
+
+    Raises:
+        ValueError: the images are not square.
+    """
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(
+            f"images are turned by quarters: expected square views, found {images.shape[2]} x "
+            f"{images.shape[3]} pixels (data.views)"
+        )
+    return torch.stack([images.rot90(turns, dims=(2, 3)) for turns in range(4)], dim=1)

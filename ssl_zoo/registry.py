@@ -135,8 +135,10 @@ class Part:
         return Annotated[cls, kind]
 
     def __call__(self, **offered) -> Any:
-        taken = {name: offered[name] for name in signature(self.target)[0] if name in offered}
+        names, yaml = signature(self.target)
+        taken = {name: offered[name] for name in names if name in offered}
         try:
+            self._check_fit(offered, yaml)
             return self.target(**taken, **self.kwargs)
         except ConfigError as error:
             if self.key and not error.key.startswith((self.key, *_SECTIONS)):
@@ -146,6 +148,19 @@ class Part:
             if not self.key:
                 raise
             raise ConfigError(self.key, str(error)) from error
+
+    def _check_fit(self, offered: Mapping, yaml: Mapping) -> None:
+        """Raises ConfigError for a part of another use: a decoder where a head belongs."""
+        parameters = inspect.signature(self.target).parameters.values()
+        needed = {p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+        needed -= {p.name for p in parameters if p.default is not p.empty}
+        if not needed <= offered.keys() | self.kwargs.keys() or offered.keys() & yaml.keys():
+            raise ConfigError(
+                "type",
+                "does not belong here",
+                found=self.target.__name__,
+                expected=f"a part that takes {', '.join(offered) or 'YAML alone'}",
+            )
 
     def spelled_out(self) -> dict[str, Any]:
         """The block as plain YAML with every default written down."""

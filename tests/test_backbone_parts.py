@@ -9,7 +9,7 @@ from ssl_zoo import config
 from ssl_zoo.backbones import Timm, mask_of, random_order
 from ssl_zoo.build import parse
 from ssl_zoo.method import Method
-from ssl_zoo.registry import METHODS, ConfigError
+from ssl_zoo.registry import BACKBONES, METHODS, ConfigError
 
 RESNET = {"name": "resnet18", "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -212,6 +212,72 @@ def test_a_backbone_without_what_its_method_needs_is_refused(root, monkeypatch):
         check(NeedsMap, "mixer_s32_224", root, monkeypatch)
     check(NeedsTokens, "vit_tiny_patch16_224", root, monkeypatch)
     check(NeedsMap, "resnet18", root, monkeypatch)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "key", "said", "nearest"),
+    [
+        ("resnet18", {"layer": [1, 1, 1, 1]}, "layer", "unexpected keyword", "layers"),
+        ("resnet18", {"layers": 3, "channels": [8] * 4}, "layers", "not iterable", ""),
+        (VIT["name"], {"num_heads": 5, "embed_dim": 24}, "num_heads", "divisible", ""),
+        (VIT["name"], {"act_layer": "gel"}, "act_layer", "KeyError: 'gel'", ""),
+        ("resnet18", {"num_classes": 10}, "num_classes", "has no classifier", ""),
+        ("resnet18", {"global_pool": ""}, "global_pool", "features are pooled", ""),
+    ],
+)
+def test_the_option_that_timm_refuses_is_named(name, options, key, said, nearest):
+    with pytest.raises(ConfigError, match=said) as caught:
+        BACKBONES.build({"type": "Timm", "name": name, "options": options})
+    assert caught.value.key == f"backbone.options.{key}" and caught.value.nearest == nearest
+    assert caught.value.found == repr(options[key])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        ({"name": "resnet18", "options": {"layer": [1]}}, "options.layer"),
+        ({"name": "resnet18", "options": {"layers": [1, 1]}}, "options"),
+        ({"name": VIT["name"], "small_images": True}, "small_images"),
+        ({"name": "vgg11", "grad_checkpointing": True}, "grad_checkpointing"),
+    ],
+)
+def test_a_rehearsal_objects_to_what_would_not_be_built_or_not_run(arguments, key):
+    with pytest.raises(ConfigError) as caught:
+        Timm.rehearse(**arguments)
+    assert caught.value.key == key
+
+
+def test_a_rehearsal_reads_no_weights_and_draws_no_random_numbers(tmp_path):
+    state = torch.get_rng_state()
+    Timm.rehearse(**RESNET, bn_groups=4, weights=str(tmp_path / "not_there_yet.pth"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_option_that_timm_refuses_is_told_with_the_rest_of_the_config(root):
+    cfg = config.load(root / "configs/fashion_mnist/moco_v2.yaml", ["backbone.options.layer=1"])
+    with pytest.raises(ConfigError, match="does not take it") as caught:
+        parse(cfg)
+    assert caught.value.key == "backbone.options.layer" and "override" in caught.value.where
+
+
+@pytest.mark.parametrize("part", ["forward", "feature_map", "tokens"])
+@pytest.mark.parametrize(
+    ("shape", "key", "found"),
+    [((3, 16, 64), "options.img_size", "32 x 32"), ((1, 32, 32), "in_chans", "3")],
+)
+def test_images_that_a_vit_does_not_take_are_refused(part, shape, key, found):
+    backbone = build(VIT)
+    with pytest.raises(ConfigError) as caught:
+        getattr(backbone, part)(torch.randn(2, *shape))
+    assert caught.value.key == f"backbone.{key}" and caught.value.found == found
+
+
+def test_images_of_other_channels_than_a_cnns_are_refused():
+    with pytest.raises(ConfigError, match=r"backbone\.in_chans: images have 1 channels"):
+        build(RESNET)(torch.randn(2, 1, 32, 32))
 
 
 # Gradient checkpointing.

@@ -119,9 +119,48 @@ def test_a_config_is_evaluated_with_the_random_weights_that_its_runs_start_from(
     assert f"top-1 {start:.2f}%" in shown and "config.yaml, step 0" in shown
 
 
+@pytest.mark.parametrize("out", ["", "no_such_folder/knn.json"])
+def test_a_place_where_results_cannot_be_written_is_refused_at_once(out, tmp_path, capsys):
+    words = ["evaluate", "knn", str(tmp_path / "no_such_run"), "--out", str(tmp_path / out)]
+    assert cli.main(words) == 2
+    assert "expected a file in a folder that exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("samples", ["0", "-3"])
+def test_data_show_wants_a_sample(samples, tmp_path, capsys):
+    words = ["data", "show", DIGITS, "--samples", samples, "--out", str(tmp_path / "views.png")]
+    assert cli.main(words) == 2
+    assert "--samples: too small" in capsys.readouterr().err
+
+
 def test_evaluate_without_a_run_says_what_it_expected(tmp_path, capsys):
     assert cli.main(["evaluate", "knn", str(tmp_path)]) == 2
     assert "expected a run folder with checkpoints" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half of one"])
+def test_a_file_that_is_no_whole_checkpoint_is_refused_by_its_name(content, tmp_path, capsys):
+    path = tmp_path / "step_00000001.pt"
+    torch.save({"weights": torch.zeros(99)}, path)
+    path.write_bytes(path.read_bytes()[:500] if isinstance(content, str) else content)
+    assert cli.main(["evaluate", "knn", str(path)]) == 2
+    assert f"{path}: not a checkpoint, or not a whole one" in capsys.readouterr().err
+
+
+def test_weights_of_another_config_are_refused_by_their_files_name(tmp_path):
+    linear, path = torch.nn.Linear(2, 3), tmp_path / "step_00000001.pt"
+    checkpoint.load_weights(linear, linear.state_dict(), path)
+    with pytest.raises(ValueError, match=r"step_00000001\.pt: weights of another config") as caught:
+        checkpoint.load_weights(linear, torch.nn.Linear(2, 4).state_dict(), path)
+    assert "size mismatch for weight" in str(caught.value)
+
+
+def test_a_backbone_of_another_config_is_refused_by_its_files_name(tmp_path, capsys):
+    path, part = tmp_path / "step_00000001.pt", build.parse(config.load(DIGITS))
+    state = {"format": checkpoint.FORMAT, "step": 1, "config": config.dump(part.spelled_out())}
+    checkpoint.write_atomically(state | {"method": {}}, path)
+    assert cli.main(["evaluate", "knn", str(path)]) == 2
+    assert f"{path}: weights of another config" in capsys.readouterr().err
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path, capsys):

@@ -160,6 +160,22 @@ def test_a_mechanism_is_swapped_by_one_override():
         ("method.loss.temperature=-1", ["method.loss.temperature", "too small"]),
         ("checkpoint.keep=0", ["checkpoint.keep", "too small"]),
         ("backbone.options={pretrained: true}", ["backbone.options.pretrained", "`weights`"]),
+        ("schedules.optimizer.lr.warmup_epochs=-1", ["warmup_epochs", "too small", "-1"]),
+        ("schedules.optimizer.lr.final=-3", ["schedules.optimizer.lr.final", "too small", "-3"]),
+        (
+            "schedules={method.memory.momentum: {type: Cosine, final: 3}}",
+            ["schedules.method.memory.momentum.final", "out of range", "3"],
+        ),
+        ("backbone.in_chans=0", ["backbone.in_chans", "too small", "at least 1"]),
+        ("optimizer.lr=-0.1", ["optimizer.lr", "too small", "-0.1"]),
+        ("optimizer.lr=.nan", ["optimizer.lr", "too small", "nan"]),
+        ("optimizer.lr=.inf", ["optimizer.lr", "not finite", "inf"]),
+        ("optimizer.momentum=2", ["optimizer.momentum", "out of range"]),
+        ("optimizer={type: AdamW, lr: 1, betas: [0.9, 1]}", ["optimizer.betas", "out of range"]),
+        (
+            "optimizer={type: LARS, lr: 1, weight_decay: -1}",
+            ["optimizer.weight_decay", "too small"],
+        ),
         ("method.memory.type=[1]", ["method.memory.type", "no memory of this name"]),
     ],
 )
@@ -195,6 +211,11 @@ def test_a_bad_file_is_refused_with_its_place(text, said, tmp_path):
     assert all(words in message for words in said), message
 
 
+def test_a_file_that_is_not_text_is_refused_by_its_name(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"a: \xff")
+    assert all(words in error_of(tmp_path / "bad.yaml") for words in ("bad.yaml", "UTF-8"))
+
+
 def test_a_missing_config_names_its_nearest_neighbour(tmp_path):
     write(tmp_path, "moco.yaml", "a: 1")
     assert "nearest:  " + str(tmp_path / "moco.yaml") in error_of(tmp_path / "mocco.yaml")
@@ -221,6 +242,19 @@ def test_constructor_objections_carry_the_key():
     part = bind(BACKBONES, {"type": "Timm", "name": "resnet18", "bn_groups": 0}, key="backbone")
     with pytest.raises(ConfigError, match="backbone: bn_groups must be at least 1, found 0"):
         part()
+
+
+@pytest.mark.parametrize(
+    ("block", "offered"),
+    [
+        ({"type": "ViTDecoder"}, {"in_features": 8}),  # as a head
+        ({"type": "MLP"}, {"in_features": 8, "out_features": 4, "grid": (2, 2)}),  # as a decoder
+    ],
+)
+def test_a_part_of_another_use_is_refused(block, offered):
+    with pytest.raises(ConfigError, match="does not belong here") as caught:
+        bind(HEADS, block, key="method.head")(**offered)
+    assert caught.value.key == "method.head.type" and caught.value.found == block["type"]
 
 
 def test_a_methods_objection_to_its_backbone_names_the_backbones_key_and_line(tmp_path):

@@ -158,6 +158,14 @@ def test_images_that_masks_do_not_fit_are_refused(name, size):
 
 
 @pytest.mark.parametrize("name", MAKE)
+def test_images_of_another_shape_with_as_many_patches_are_refused(name):
+    method, index = MAKE[name](vit(dynamic_img_size=True)), torch.arange(N)
+    said = f"images of {SIZE // 2} x {2 * SIZE} pixels make .* expected {SIZE} x {SIZE} pixels"
+    with pytest.raises(ValueError, match=said):
+        method(Batch([torch.randn(N, 2, SIZE // 2, 2 * SIZE)], index, index))
+
+
+@pytest.mark.parametrize("name", MAKE)
 def test_masks_are_of_the_sample_and_the_step_alone(name):
     method, whole = MAKE[name](vit()).eval(), batch()
     alone = Batch([whole.views[0][1:2]], whole.index[1:2], whole.label[1:2])

@@ -87,6 +87,12 @@ def test_supervised_says_that_labels_are_missing():
 # Rotation.
 
 
+def test_rotation_of_views_that_are_not_square_is_refused():
+    views = [batch().views[0][..., :-1]]
+    with pytest.raises(ValueError, match="expected square views"):
+        Rotation(TinyNet())(batch()._replace(views=views))
+
+
 def test_rotation_turns_each_image_four_times_and_asks_how_often():
     method, data = Rotation(TinyNet()), batch()
     expected = 0

@@ -7,6 +7,7 @@ import copy
 import pytest
 import timm
 import torch
+from tiny import TinyNet
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +18,11 @@ from ssl_zoo.cli import KINDS
 from ssl_zoo.encoder import Encoder, MomentumEncoder, eval_mode
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.memory import MoCoQueue
-from ssl_zoo.registry import HEADS, METHODS, ConfigError, Registry
+from ssl_zoo.methods.byol import BYOL
+from ssl_zoo.methods.moco_v3 import MoCoV3
+from ssl_zoo.methods.nnclr import NNCLR
+from ssl_zoo.methods.simsiam import SimSiam
+from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, Registry
 
 # Backbones.
 
@@ -61,7 +66,7 @@ def test_a_resnet10_of_half_width_comes_from_options():
 def test_what_timm_does_not_take_is_said():
     with pytest.raises(ConfigError, match="small_images: vit_tiny_patch16_224 has no stem"):
         Timm(name="vit_tiny_patch16_224", small_images=True)
-    with pytest.raises(ConfigError, match="options: timm's resnet18 does not take them"):
+    with pytest.raises(ConfigError, match=r"options\.widthh: timm's resnet18 does not take it"):
         Timm(name="resnet18", options={"widthh": 3})
 
 
@@ -74,6 +79,13 @@ def test_weights_come_from_a_local_file(tmp_path):
     Timm(name="resnet18", weights=str(tmp_path / "classifier.pth"))  # its fc is left out
     with pytest.raises(ConfigError, match="not this model's weights"):
         Timm(name="resnet34", weights=str(tmp_path / "weights.pth"))
+    torch.save(timm.create_model("resnet18", in_chans=1).state_dict(), tmp_path / "gray.pth")
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_bytes(b"no weights")
+    for name in ("gray.pth", "text.pth", "text.safetensors"):
+        with pytest.raises(ConfigError, match="not this model's weights") as caught:
+            Timm(name="resnet18", weights=str(tmp_path / name))
+        assert caught.value.key == "weights" and caught.value.found == str(tmp_path / name)
     with pytest.raises(ConfigError, match="no such file") as caught:
         Timm.validate(name="resnet18", weights=str(tmp_path / "weight.pth"))
     assert caught.value.nearest == str(tmp_path / "weights.pth")
@@ -146,6 +158,25 @@ def test_trap_2_syncbn_beside_split_batchnorm_is_refused():
 
 
 # Encoders.
+
+
+PREDICTING = {"BYOL": BYOL, "SimSiam": SimSiam, "MoCoV3": MoCoV3, "NNCLR": NNCLR}
+
+
+@pytest.mark.parametrize("name", PREDICTING)
+def test_a_predictor_of_another_width_than_the_head_is_refused(name):
+    def made(width: int):
+        return Part(
+            PREDICTING[name],
+            head=Part(MLP, out_features=6),
+            predictor=Part(MLP, out_features=width),
+            **({"queue_size": 8} if name == "NNCLR" else {}),
+        )(backbone=TinyNet())
+
+    assert made(6).predictor.out_features == 6
+    with pytest.raises(ConfigError, match=r"method\.predictor\.out_features") as caught:
+        made(5)
+    assert caught.value.found == "5" and caught.value.expected.startswith("6")
 
 
 def test_momentum_encoder_follows_equation_2_and_takes_no_gradient():

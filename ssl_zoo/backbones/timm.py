@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import inspect
+import json
+import re
 from collections.abc import Callable
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import timm
@@ -14,7 +18,16 @@ from torch import Tensor, nn
 
 from ssl_zoo.batchnorm import hold_statistics, split_batchnorm
 from ssl_zoo.convolution import speed_up_convolutions
-from ssl_zoo.registry import BACKBONES, ConfigError, nearest
+from ssl_zoo.registry import BACKBONES, ConfigError, at_least, nearest
+
+# What timm's constructors would take, and what to say instead.
+_NOT_OPTIONS = {
+    "pretrained": "weights come from `weights`",
+    "checkpoint_path": "weights come from `weights`",
+    "in_chans": "channels come from `in_chans`",
+    "num_classes": "a backbone has no classifier",
+    "features_only": "a backbone gives pooled features",
+}
 
 # Which backbones fit what a method needs, for error messages.
 FITS = {
@@ -55,12 +68,7 @@ class Timm(nn.Module):
         options: dict = {},  # noqa: B006
     ):
         super().__init__()
-        try:
-            model = timm.create_model(name, num_classes=0, in_chans=in_chans, **options)
-        except TypeError as error:
-            raise ConfigError(
-                "options", f"timm's {name} does not take them: {error}", found=str(options)
-            ) from error
+        model = _create(name, in_chans, options)
         if small_images:
             _small_stem(model, name)
         if weights is not None:
@@ -69,7 +77,7 @@ class Timm(nn.Module):
             _checkpoint_gradients(model, name)
         self.grad_checkpointing = grad_checkpointing
         self.model = speed_up_convolutions(split_batchnorm(model, bn_groups))
-        self.bn_groups = bn_groups
+        self.bn_groups, self.in_chans = bn_groups, in_chans
         # Some models put a layer between pooling and classifier, and timm counts its width apart.
         self.num_features: int = getattr(model, "head_hidden_size", None) or model.num_features
         self.map_features: int = model.num_features
@@ -110,13 +118,12 @@ class Timm(nn.Module):
                 [N, P + K, F], in the order of `kept`.
 
         Raises:
-            ValueError: a mask for images of another size.
+            ConfigError: images that the ViT does not take.
         """
+        self._check(images)
         vit = self.model
         x = vit.patch_embed(images)  # [N, L, F], or [N, h, w, F] where sizes may vary
         if masked is not None:
-            if masked.shape[1] != math.prod(x.shape[1:-1]):
-                self.require_own_size(images)
             masked = masked.view(*x.shape[:-1], 1)
             x = torch.where(masked, mask_token.to(x.dtype), x)
         x = vit._pos_embed(x)  # [N, P + L, F]
@@ -206,8 +213,7 @@ class Timm(nn.Module):
 
         Without its options: a CNN that got a ViT's is told first that it is the wrong kind.
         """
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0, in_chans=3)
+        model = _without_weights(name)
         if isinstance(model, VisionTransformer):
             return {"features", "map", "tokens"}
         size = model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
@@ -215,20 +221,63 @@ class Timm(nn.Module):
         on_grid = model.forward_features(images).ndim == 4
         return {"features", "map"} if on_grid else {"features"}
 
+    @staticmethod
+    def rehearse(**arguments) -> None:
+        """Meets what the constructor objects to, before any data is read; builds no weights.
+
+        Not a part of `validate`, so that a model of the wrong kind can be told first that it is.
+
+        Raises:
+            ConfigError: as the constructor's.
+        """
+        if arguments.keys() & {"options", "small_images", "grad_checkpointing", "bn_groups"}:
+            _rehearse(json.dumps(arguments | {"weights": None}, sort_keys=True))
+
+    def _check(self, images: Tensor) -> None:
+        """Raises ConfigError for images of other channels or, where it is fixed, another size."""
+        if images.shape[1] != self.in_chans:
+            raise ConfigError(
+                "backbone.in_chans",
+                f"images have {images.shape[1]} channels",
+                found=str(self.in_chans),
+                expected=str(images.shape[1]),
+            )
+        embed = getattr(self.model, "patch_embed", None)
+        if getattr(embed, "strict_img_size", False) and images.shape[2:] != embed.img_size:
+            height, width = images.shape[2:]
+            raise ConfigError(
+                "backbone.options.img_size",
+                f"images are of {height} x {width} pixels",
+                found="{} x {}".format(*embed.img_size),
+                expected=f"[{height}, {width}], or other views and clean images",
+            )
+
     def _once(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        self._check(images)
         if not self.grad_checkpointing:
             return function(images)
         # The backward pass runs parts of the network again, outside of this call. BatchNorm would
         # then take the same batch into its running statistics twice.
-        hold_statistics(self.model, False)
+        hold_statistics(self.model, False, "recomputation")
         features = function(images)
-        hold_statistics(self.model, True)
+        hold_statistics(self.model, True, "recomputation")
         return features
 
     @staticmethod
-    def validate(name: str, weights: str | None = None, options: dict = {}, **_) -> None:  # noqa: B006
-        for key in {"pretrained", "checkpoint_path"} & set(options):
-            raise ConfigError(f"options.{key}", "weights come from `weights`", found=key)
+    def validate(
+        name: str,
+        in_chans: int = 3,
+        weights: str | None = None,
+        options: dict = {},  # noqa: B006
+        **_,
+    ) -> None:
+        at_least("in_chans", in_chans, 1)
+        for key in sorted(_NOT_OPTIONS.keys() & options.keys()):
+            raise ConfigError(f"options.{key}", _NOT_OPTIONS[key], found=repr(options[key]))
+        if options.get("global_pool") == "":
+            raise ConfigError(
+                "options.global_pool", "features are pooled", found="''", expected="avg"
+            )
         if not is_model(name.split(".")[0]):
             raise ConfigError(
                 "name",
@@ -248,6 +297,62 @@ class Timm(nn.Module):
             )
 
 
+def _create(name: str, in_chans: int, options: dict) -> nn.Module:
+    """timm's model without its classifier.
+
+    Raises:
+        ConfigError: whatever timm's constructor raises; the option without which it raises nothing
+            is named.
+    """
+    try:
+        return timm.create_model(name, num_classes=0, in_chans=in_chans, **options)
+    except Exception as error:  # timm checks few values: a wrong one fails anywhere, as anything
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        named = [unknown[1]] if unknown and unknown[1] in options else []
+        others = (key for key in options if _takes(name, in_chans, options, without=key))
+        wrong = next(chain(named, others), "")
+        known = inspect.signature(type(_without_weights(name)).__init__).parameters if wrong else ()
+        raise ConfigError(
+            f"options.{wrong}" if wrong else "options",
+            f"timm's {name} does not take it: {type(error).__name__}: {error}",
+            found=repr(options[wrong] if wrong else options),
+            nearest=nearest(wrong, known) if wrong not in known else "",
+        ) from error
+
+
+def _takes(name: str, in_chans: int, options: dict, without: str) -> bool:
+    rest = {key: value for key, value in options.items() if key != without}
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, num_classes=0, in_chans=in_chans, **rest)
+    except Exception:
+        return False
+    return True
+
+
+@cache
+def _without_weights(name: str) -> nn.Module:
+    """A model on the meta device; to be looked at, since it is everybody's."""
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0, in_chans=3)
+
+
+@cache  # many configs share a backbone
+def _rehearse(arguments: str) -> None:
+    with torch.device("meta"):
+        backbone = Timm(**json.loads(arguments)).eval()
+    embed, name = getattr(backbone.model, "patch_embed", None), json.loads(arguments)["name"]
+    size = getattr(embed, "img_size", None) or backbone.model.pretrained_cfg["input_size"][1:]
+    try:
+        backbone(torch.empty(2, backbone.in_chans, *size, device="meta"))
+    except Exception as error:  # timm builds a ResNet of two stages, and expects four in it
+        raise ConfigError(
+            "options",
+            f"timm's {name} does not run with them: {type(error).__name__}: {error}",
+            found=repr(json.loads(arguments).get("options", {})),
+        ) from error
+
+
 def _checkpoint_gradients(model: nn.Module, name: str) -> None:
     try:
         model.set_grad_checkpointing()
@@ -259,7 +364,16 @@ def _checkpoint_gradients(model: nn.Module, name: str) -> None:
 
 def _load(model: nn.Module, path: str) -> None:
     """A state_dict with or without a classifier; every weight of the backbone must be in it."""
-    found = load_checkpoint(model, path, strict=False, weights_only=True)
+    try:
+        found = load_checkpoint(model, path, strict=False, weights_only=True)
+    except Exception as error:  # of another model, or no weights at all: each reader has its own
+        said = str(error).splitlines()[:2]
+        raise ConfigError(
+            "weights",
+            "not this model's weights",
+            found=path,
+            expected=f"a whole state_dict of it; {' '.join(map(str.strip, said))}",
+        ) from error
     if found.missing_keys:
         raise ConfigError(
             "weights",

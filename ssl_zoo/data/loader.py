@@ -59,10 +59,12 @@ class Fetch:
         if self.dataset.varies:
             images, shapes = self._views(**of)
         else:
-            images = [self.dataset.fetch(index)]
-            shapes = torch.tensor(images[0].shape[1:]).expand(len(index), 3)
-        numbers = self.numbers if self.boxes else []
-        boxes = [self.views.boxes(view, shapes, **of) for view in numbers]
+            images, shapes = [self.dataset.fetch(index)], None
+        boxes = []
+        if self.boxes:
+            if shapes is None:
+                shapes = torch.tensor(images[0].shape[1:]).expand(len(index), 3)
+            boxes = [self.views.boxes(view, shapes, **of) for view in self.numbers]
         return Loaded(job.epoch, index, self.dataset.labels[index], images, boxes)
 
     def _views(self, index: Tensor, **of) -> tuple[list[Tensor], Tensor]:

@@ -6,7 +6,7 @@ import math
 from functools import reduce
 
 from ssl_zoo.hooks.base import Hook
-from ssl_zoo.registry import SCHEDULES, above
+from ssl_zoo.registry import SCHEDULES, above, at_least
 
 
 class Schedule:
@@ -17,7 +17,12 @@ class Schedule:
     """
 
     def __init__(self, *, warmup_epochs: float = 0.0):
+        Schedule.validate(warmup_epochs=warmup_epochs)
         self.warmup_epochs = warmup_epochs
+
+    @staticmethod
+    def validate(*, warmup_epochs: float = 0.0, **_) -> None:
+        at_least("warmup_epochs", warmup_epochs, 0)
 
     def __call__(self, base: float, epoch: float, epochs: float) -> float:
         """The value at `epoch` (a fraction counts) of `epochs`."""

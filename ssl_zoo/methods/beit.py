@@ -78,6 +78,7 @@ class BEiT(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
+        vit.require_own_size(images)
         self.tokenizing = self.tokenizing and bool(self.steps < self.tokenizer_steps)
         if self.tokenizing:
             key = self.draw("tokenizer", batch.index)  # [N]

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo import health
-from ssl_zoo.batchnorm import split_batchnorm
-from ssl_zoo.encoder import Encoder, MomentumEncoder
+from ssl_zoo.encoder import Encoder, MomentumEncoder, predictor_for
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.registry import HEADS, METHODS, Part, within
 
@@ -39,9 +38,7 @@ class BYOL(Method):
         super().__init__()
         self.validate(momentum=momentum)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
-        self.predictor = split_batchnorm(
-            predictor(in_features=self.encoder.out_features), backbone.bn_groups
-        )
+        self.predictor = predictor_for(self.encoder, predictor)
         self.target = MomentumEncoder(self.encoder)
         self.momentum = momentum
 

@@ -77,6 +77,7 @@ class Data2Vec(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, student = batch.views[0], self.encoder.backbone  # [N, C, H, W]
+        student.require_own_size(images)
         order = block_order(self.draw("mask", batch.index), student.grid_size)  # [N, L]
         chosen = order[:, : self.num_masked]  # [N, M]
         masked = mask_of(chosen, self.num_patches)  # [N, L]

@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from ssl_zoo import health
 from ssl_zoo.backbones import FITS
-from ssl_zoo.batchnorm import split_batchnorm
-from ssl_zoo.encoder import Encoder, MomentumEncoder
+from ssl_zoo.encoder import Encoder, MomentumEncoder, predictor_for
 from ssl_zoo.losses import in_batch
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, within
@@ -50,8 +49,7 @@ class MoCoV3(Method):
         if frozen_patch_embed:
             _freeze_patch_embed(backbone)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
-        predictor = predictor(in_features=self.encoder.out_features)
-        self.predictor = split_batchnorm(predictor, backbone.bn_groups)
+        self.predictor = predictor_for(self.encoder, predictor)
         self.key_encoder = MomentumEncoder(self.encoder)
         self.temperature, self.momentum = temperature, momentum
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo import distributed, health
-from ssl_zoo.batchnorm import split_batchnorm
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.encoder import Encoder, predictor_for
 from ssl_zoo.losses import in_batch
 from ssl_zoo.memory.fifo import enqueue
 from ssl_zoo.method import Batch, Method
@@ -46,7 +45,7 @@ class NNCLR(Method):
         self.validate(queue_size=queue_size, temperature=temperature)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         width = self.encoder.out_features
-        self.predictor = split_batchnorm(predictor(in_features=width), backbone.bn_groups)
+        self.predictor = predictor_for(self.encoder, predictor)
         self.temperature = temperature
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, width), dim=1))  # Q
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ssl_zoo.encoder import Encoder
 from ssl_zoo.heads import Linear
 from ssl_zoo.method import Batch, Method
+from ssl_zoo.patches import quarter_turns
 from ssl_zoo.registry import METHODS
 
 
@@ -22,7 +23,7 @@ class Rotation(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views[0]  # [N, C, H, W]
-        turned = torch.stack([x.rot90(turns, dims=(2, 3)) for turns in range(4)], dim=1)
+        turned = quarter_turns(x)  # [N, 4, C, H, W]
         target = torch.arange(4, device=x.device).repeat(len(x))  # [4N]
         logits = self.encoder(turned.flatten(0, 1))  # [4N, C, H, W] -> [4N, 4]
         top1 = 100 * (logits.argmax(dim=1) == target).float().mean()

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo import health
-from ssl_zoo.batchnorm import split_batchnorm
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.encoder import Encoder, predictor_for
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.registry import HEADS, METHODS, Part
 
@@ -30,9 +29,7 @@ class SimSiam(Method):
     def __init__(self, backbone: nn.Module, *, head: Part[HEADS], predictor: Part[HEADS]):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
-        self.predictor = split_batchnorm(
-            predictor(in_features=self.encoder.out_features), backbone.bn_groups
-        )
+        self.predictor = predictor_for(self.encoder, predictor)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_1, x_2 = batch.views[:2]  # [N, C, H, W]
