@@ -110,7 +110,8 @@ def timed(function: Callable[[], object]) -> Callable[[], float]:
 def network_parts(trainer: Trainer, batch: int, side: int) -> dict[str, Callable[[], None]]:
     """The step of `trainer` without its queue, in pieces that must run in this order."""
     method = trainer.method
-    views, index, _ = noise(batch, 3, side, CPU)
+    images = noise(batch, 3, side, CPU)
+    views, index = images.views, images.index
     towards = F.normalize(torch.randn(batch, method.encoder.out_features), dim=1)  # [N, D]
 
     def keys() -> None:
