@@ -238,9 +238,7 @@ def _rehearse_backbone(whole: Part) -> None:
     """What a backbone's constructor would object to, where it can tell without being called."""
     backbone = whole.kwargs["backbone"]
     if hasattr(backbone.target, "rehearse"):
-        rehearsal = Part(backbone.target.rehearse, **backbone.kwargs)
-        rehearsal.key = backbone.key
-        rehearsal()
+        backbone.like(backbone.target.rehearse)()
 
 
 def _check_sync_bn(whole: Part) -> None:

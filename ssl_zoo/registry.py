@@ -162,6 +162,12 @@ class Part:
                 expected=f"a part that takes {', '.join(offered) or 'YAML alone'}",
             )
 
+    def like(self, target: Callable, /, **changed) -> Part:
+        """Another call in the same place of the config, with the same arguments but `changed`."""
+        part = Part(target, **self.kwargs | changed)
+        part.key, part.type = self.key, self.type
+        return part
+
     def spelled_out(self) -> dict[str, Any]:
         """The block as plain YAML with every default written down."""
         parameters = signature(self.target)[1].values()

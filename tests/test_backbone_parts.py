@@ -263,6 +263,13 @@ def test_an_option_that_timm_refuses_is_told_with_the_rest_of_the_config(root):
     assert caught.value.key == "backbone.options.layer" and "override" in caught.value.where
 
 
+def test_an_option_that_timm_refuses_is_told_in_a_pair_too(root):
+    cfg = config.load(root / "configs/cifar10/cmc.yaml", ["backbone.of.options.layer=1"])
+    with pytest.raises(ConfigError, match="does not take it") as caught:
+        parse(cfg)
+    assert caught.value.key == "backbone.of.options.layer" and "override" in caught.value.where
+
+
 @pytest.mark.parametrize("part", ["forward", "feature_map", "tokens"])
 @pytest.mark.parametrize(
     ("shape", "key", "found"),

@@ -29,7 +29,7 @@ class LabPair(nn.Module):
 
     def __init__(self, *, of: Part[BACKBONES]):
         super().__init__()
-        self.l, self.ab = (Part(of.target, **of.kwargs | {"in_chans": c})() for c in (1, 2))
+        self.l, self.ab = (of.like(of.target, in_chans=c)() for c in (1, 2))
         self.bn_groups: int = self.l.bn_groups
         self.num_features: int = self.l.num_features + self.ab.num_features
 
@@ -45,6 +45,11 @@ class LabPair(nn.Module):
         scales = zip(lab.unbind(dim=1), _MIDDLE, _HALF_RANGE, strict=True)
         x_l, *x_ab = ((x - middle) / half_range for x, middle, half_range in scales)
         return x_l[:, None], torch.stack(x_ab, dim=1)
+
+    @staticmethod
+    def rehearse(of: Part[BACKBONES]) -> None:
+        if hasattr(of.target, "rehearse"):
+            of.like(of.target.rehearse, in_chans=1)()
 
     @staticmethod
     def provides(**_) -> set[str]:
