@@ -105,11 +105,15 @@ def test_a_line_says_what_the_code_says():
 
 def test_figures_come_from_a_study_against_each_arms_own_start(study):
     results = methods_page.study_results(study.out)
-    assert results["arms"]["MAE"] == {"knn": [80.25], "random": [10.25], "pixels": [0.75]}
+    assert results["arms"]["MAE"] == {
+        **{"knn": [80.25], "random": [10.25], "pixels": [0.75]},
+        **{"date": "2026-11-22", "commit": "0123456"},
+        **{"machine": "2 cores, a <fake>", "torch": "2.15.0"},
+    }
     assert set(results["arms"]) == {"BYOL", "MAE"}
     page = methods_page.render({"zoo": results})
-    assert line(page, "BYOL").endswith("| 80.2 | +10.2 | +0.8 |")
-    assert "| not run |  |  |" in line(page, "SimCLR")
+    assert line(page, "BYOL").endswith("| 80.2 | +10.2 | +0.8 | – |")
+    assert "| not run |  |  |  |" in line(page, "SimCLR")
     said = "Measured 2026-11-22 at commit 0123456 with `ssl-zoo ablate"
     assert said in page and "seeds 0, on 2 cores, a <fake>, torch 2.15.0" in page
 
@@ -118,17 +122,30 @@ def test_the_study_in_colour_has_a_table_of_its_own(in_colour):
     results = methods_page.study_results(in_colour.out)
     assert set(results["arms"]) == {"CMC"}
     above, below = methods_page.render({"zoo_colour": results}).split("## In colour")
-    assert line(above, "CMC").endswith("| [in colour](#in-colour) |  |  |")
+    assert line(above, "CMC").endswith("| [in colour](#in-colour) |  |  |  |")
     assert "(../configs/photographs/cmc.yaml)" in line(above, "CMC")
     assert "| not run |" in line(above, "Colorization") and "80.2" not in above
-    assert line(below, "CMC").endswith("| 80.2 | +10.2 | +0.8 |")
-    assert line(below, "MoCo v2").endswith("| not run |  |  |")
+    assert line(below, "CMC").endswith("| 80.2 | +10.2 | +0.8 | – |")
+    assert line(below, "MoCo v2").endswith("| not run |  |  |  |")
     assert "`ssl-zoo ablate configs/ablation/zoo_colour.yaml`, seeds 0" in below
     # An arm of one name in both studies: each table has its own study's figures.
-    arms = {"MoCo v2": {"knn": [12.34], "random": [1.0], "pixels": [2.0]}}
+    assert line(methods_page.render({"zoo_colour": results}), "MoCo v2").count("not run") == 1
+    of = results["arms"]["CMC"]
+    arms = {"MoCo v2": of | {"knn": [12.34]}, "Supervised": of | {"knn": [20.0]}}
     above, below = methods_page.render({"zoo": {**results, "arms": arms}}).split("## In colour")
-    assert line(above, "MoCo v2").endswith("| 12.3 | +1.0 | +2.0 |")
-    assert line(below, "MoCo v2").endswith("| not run |  |  |")
+    assert line(above, "MoCo v2").endswith("| 12.3 | +10.2 | +0.8 | -7.7 |")
+    assert line(above, "Supervised").endswith("| 20.0 | +10.2 | +0.8 | – |")
+    assert line(below, "MoCo v2").endswith("| not run |  |  |  |")
+
+
+def test_a_study_of_one_arm_leaves_the_others_figures(study):
+    arm = {**methods_page.study_results(study.out)["arms"]["MAE"], "commit": "fedcba9"}
+    known = {"arms": {"MAE": arm, "SimCLR": arm, "Gone": arm}, "protocol": ["an older one"]}
+    results = methods_page.study_results(study.out, known=known)
+    commits = {name: of["commit"] for name, of in results["arms"].items()}
+    assert commits == {"BYOL": "0123456", "MAE": "0123456", "SimCLR": "fedcba9"}
+    assert results["protocol"][0] == "an older one" and len(results["protocol"]) == 2
+    assert "at commit 0123456 and fedcba9 with" in methods_page.said(results)
 
 
 def test_a_study_leaves_the_figures_of_the_other(study, in_colour, tmp_path, monkeypatch):
@@ -151,8 +168,10 @@ def test_figures_of_another_config_are_left_out(study, capsys):
     text = written.read_text()
     written.write_text(text.replace("momentum: 0.98", "momentum: 0.5"))
     assert written.read_text() != text
+    known = methods_page.known_results()["zoo"]
     assert set(methods_page.study_results(study.out)["arms"]) == {"MAE"}
     assert "left out: BYOL" in capsys.readouterr().out
+    assert "BYOL" not in methods_page.study_results(study.out, known=known)["arms"]
     written.write_text(text)
 
 
