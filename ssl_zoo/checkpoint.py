@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -67,13 +66,14 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not a checkpoint of ours, of another format, or not whole.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path}: not a checkpoint, or not a whole one; expected a file step_*.pt of a run. "
-            "Without it --resume goes on from the one before."
-        ) from error
+    with path.open("rb") as file:  # that it is missing or forbidden is said as it is
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # each of torch's readers has its own
+            raise ValueError(
+                f"{path}: not a checkpoint, or not a whole one; expected a file step_*.pt of a "
+                "run. Without it --resume goes on from the one before."
+            ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path}: not an ssl_zoo checkpoint of format {FORMAT}; found {found!r}")

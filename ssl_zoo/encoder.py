@@ -38,7 +38,7 @@ def predictor_for(encoder: Encoder, predictor: Part[HEADS]) -> nn.Module:
         ConfigError: its outputs are not as wide as the embeddings.
     """
     built = predictor(in_features=encoder.out_features)
-    if built.out_features != encoder.out_features:
+    if getattr(built, "out_features", encoder.out_features) != encoder.out_features:
         raise ConfigError(
             "method.predictor.out_features",
             "a predictor is as wide as the head",

@@ -154,13 +154,14 @@ class Part:
         parameters = inspect.signature(self.target).parameters.values()
         needed = {p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
         needed -= {p.name for p in parameters if p.default is not p.empty}
-        if not needed <= offered.keys() | self.kwargs.keys() or offered.keys() & yaml.keys():
-            raise ConfigError(
-                "type",
-                "does not belong here",
-                found=self.target.__name__,
-                expected=f"a part that takes {', '.join(offered) or 'YAML alone'}",
-            )
+        expected = ""
+        if not needed <= offered.keys() | self.kwargs.keys():
+            expected = f"a part that takes {', '.join(offered) or 'YAML alone'}"
+        elif twice := sorted(offered.keys() & yaml.keys()):
+            expected = f"one that takes {', '.join(twice)} before its *: code hands it over"
+        if expected:
+            name = getattr(self.target, "__name__", str(self.target))
+            raise ConfigError("type", "does not belong here", found=name, expected=expected)
 
     def like(self, target: Callable, /, **changed) -> Part:
         """Another call in the same place of the config, with the same arguments but `changed`."""

@@ -131,7 +131,8 @@ def test_a_method_cites_its_paper_names_its_family_and_has_a_config(name):
     assert re.search(r"arXiv:\d{4}\.\d{4,5}", kind.__doc__)
     assert kind.family in get_args(Family)
     assert kind.needs in FITS
-    assert name in {data["method"]["type"] for data in recipes().values()}
+    configured = {data["method"]["type"] for data in recipes().values()}
+    assert name in configured, f"no config in configs/fashion_mnist or cifar10 has type: {name}"
 
 
 every_recipe = pytest.mark.parametrize("recipe", recipes())
@@ -177,8 +178,9 @@ def test_one_batch_is_learned_while_its_targets_stand_still(recipe, tmp_path):
         optimizer.step()
         losses.append(loss.item())
     first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
-    # Little is asked: against a random queue at a temperature of 0.2 there is little to gain.
-    assert last < first - 0.005 * abs(first)
+    # Against a queue's random keys there is little to gain.
+    queued = any(name.endswith("queue") for name, _ in trainer.method.named_buffers())
+    assert last < first - (0.005 if queued else 0.05) * abs(first)
 
 
 @every_recipe
@@ -282,6 +284,7 @@ def two_steps(recipe: str, folder: Path) -> tuple[list[Tensor], dict, dict]:
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         trainer.method.after_step(batch, {n: v.detach() for n, v in out.items()})
+    # Left out: each of two ranks keeps its own, of its own rows.
     of_batchnorm = {
         f"{name}.{buffer}"
         for name, module in trainer.method.named_modules()

@@ -263,6 +263,16 @@ def test_an_option_that_timm_refuses_is_told_with_the_rest_of_the_config(root):
     assert caught.value.key == "backbone.options.layer" and "override" in caught.value.where
 
 
+@pytest.mark.parametrize("name", ["mixer_s16_224", "levit_128s", "coatnet_nano_rw_224"])
+def test_a_model_of_another_size_is_rehearsed_at_that_size(name):
+    Timm.rehearse(name=name, options={"img_size": 64})
+
+
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "coat_tiny"])
+def test_a_model_that_gives_several_maps_provides_features_alone(name):
+    assert Timm.provides(name=name) == {"features"}
+
+
 def test_an_option_that_timm_refuses_is_told_in_a_pair_too(root):
     cfg = config.load(root / "configs/cifar10/cmc.yaml", ["backbone.of.options.layer=1"])
     with pytest.raises(ConfigError, match="does not take it") as caught:

@@ -138,11 +138,11 @@ def test_evaluate_without_a_run_says_what_it_expected(tmp_path, capsys):
     assert "expected a run folder with checkpoints" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half of one"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"hello", 500, 5000])
 def test_a_file_that_is_no_whole_checkpoint_is_refused_by_its_name(content, tmp_path, capsys):
     path = tmp_path / "step_00000001.pt"
-    torch.save({"weights": torch.zeros(99)}, path)
-    path.write_bytes(path.read_bytes()[:500] if isinstance(content, str) else content)
+    torch.save({"weights": torch.zeros(9999)}, path)
+    path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
     assert cli.main(["evaluate", "knn", str(path)]) == 2
     assert f"{path}: not a checkpoint, or not a whole one" in capsys.readouterr().err
 

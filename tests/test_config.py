@@ -161,6 +161,12 @@ def test_a_mechanism_is_swapped_by_one_override():
         ("checkpoint.keep=0", ["checkpoint.keep", "too small"]),
         ("backbone.options={pretrained: true}", ["backbone.options.pretrained", "`weights`"]),
         ("schedules.optimizer.lr.warmup_epochs=-1", ["warmup_epochs", "too small", "-1"]),
+        (
+            "schedules.optimizer.lr="
+            "{type: Exponential, gamma: 1, every_epochs: 1, warmup_epochs: -1}",
+            ["schedules.optimizer.lr.warmup_epochs", "too small", "-1"],
+        ),
+        ("backbone.name=resnet18.nosuch", ["backbone.name", "resnet18.nosuch"]),
         ("schedules.optimizer.lr.final=-3", ["schedules.optimizer.lr.final", "too small", "-3"]),
         (
             "schedules={method.memory.momentum: {type: Cosine, final: 3}}",

@@ -417,10 +417,15 @@ def test_a_views_box_says_where_its_pixels_come_from(name, varied):
     assert mirrored.any() == ("flip" in MOVES[name]) and not mirrored.all()
 
 
-def test_a_middle_beyond_the_image_has_a_box_beyond_it():
-    views = views_of({"middle": {"type": "CenterCrop", "size": [20, 10]}})
-    box = views.boxes(0, torch.tensor([[1, 16, 16]]), 0, 0, torch.arange(1))
-    assert box.tolist() == [[-2, 3, 18, 13]]
+def test_a_middle_begins_where_torchvisions_does_padding_included():
+    for side in range(4, 24):
+        made = transforms.CenterCrop(size=13).apply_one(
+            1 + torch.arange(side).expand(1, side, side), {}
+        )
+        rows, values = made[0, 6].nonzero()[:, 0], made[0, 6].unique()
+        start = values[values > 0][0].item() - 1 - rows[0].item()
+        part = transforms.CenterCrop(size=13).part(torch.tensor([[1, side, side]]), {})
+        assert part.tolist() == [[start, start, start + 13, start + 13]]
 
 
 def test_resized_says_what_torchvision_makes():

@@ -22,6 +22,7 @@ from ssl_zoo.methods.dinov2 import DINOv2, koleo
 from ssl_zoo.methods.ibot import IBOT, patch_loss
 from ssl_zoo.methods.msn import MSN, msn_losses
 from ssl_zoo.registry import ConfigError, Part
+from ssl_zoo.sinkhorn import sinkhorn
 
 N, K = 6, 10
 HEAD = Part(DINOHead, out_features=K, hidden_features=16, bottleneck_features=8, depth=2)
@@ -456,15 +457,26 @@ def test_dinov2s_sinkhorn_balances_class_tokens_and_patches():
 # MSN.
 
 
-def test_msns_losses_equal_lightlys():
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_msns_losses_equal_lightlys(iterations):
     anchors, targets = torch.randn(3, N, 8, requires_grad=True), torch.randn(N, 8)
     prototypes = torch.randn(K, 8)
-    reference = lightly.MSNLoss(temperature=0.1, sinkhorn_iterations=0, regularization_weight=0.7)
+    reference = lightly.MSNLoss(0.1, iterations, regularization_weight=0.7)
     expected = reference(anchors.flatten(0, 1), targets, prototypes, 0.25) - 0.7 * math.log(K)
     q = F.normalize(prototypes, dim=1)
-    p_t = (F.normalize(targets, dim=1) @ q.T / 0.025).softmax(dim=1)
+    log_p_t = (F.normalize(targets, dim=1) @ q.T / 0.025).log_softmax(dim=1)
+    p_t = sinkhorn(log_p_t, 1.0, iterations)
     matching, me_max = msn_losses(F.normalize(anchors, dim=2) @ q.T / 0.1, p_t)
     torch.testing.assert_close(matching + 0.7 * me_max, expected)
+
+
+def test_msns_targets_are_balanced_if_asked_for():
+    method, views = MAKE["MSN"](sinkhorn_iterations=3), batch(local=0)
+    target = method.cosines(method.target(views.views[0])) / 0.025
+    p_t = sinkhorn(target.log_softmax(dim=1), 1.0, 3)
+    expected = health.assignment_entropy(p_t)
+    torch.testing.assert_close(method(views)["assignment_entropy"], expected)
+    assert not torch.allclose(expected, health.assignment_entropy(target.softmax(dim=1)))
 
 
 def test_msn_equals_its_equation():

@@ -94,11 +94,13 @@ def main(argv: list[str] | None = None) -> int:
     written += [methods_page.write()]
     print("\n".join(str(path.relative_to(ROOT)) for path in written))
     config = files(arguments.name, ROOT)["yaml"].relative_to(ROOT)
+    kind = class_name(arguments.name)
     print(
         "next:\n"
-        f"  python -m pytest tests/conformance.py -k {arguments.name}\n"
+        f"  python -m pytest tests/conformance.py -k '{arguments.name} or {kind}'\n"
         f"  ssl-zoo train {config}\n"
-        f"  ssl-zoo ablate configs/ablation/zoo.yaml --only {class_name(arguments.name)}"
+        f"  ssl-zoo ablate configs/ablation/zoo.yaml --only {kind}\n"
+        "  python tools/methods_page.py    # after a change of the method or its config"
     )
     return 0
 

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.models import ResNet, VisionTransformer, checkpoint_seq, is_model, load_checkpoint
+from timm.models import (
+    ResNet,
+    VisionTransformer,
+    checkpoint_seq,
+    get_pretrained_cfg,
+    is_model,
+    list_pretrained,
+    load_checkpoint,
+)
 from timm.models import list_models as timm_models
 from torch import Tensor, nn
 
@@ -33,7 +41,7 @@ _NOT_OPTIONS = {
 FITS = {
     "features": "any backbone",
     "map": "a timm CNN (resnet50, convnext_tiny, ...) or ViT (vit_small_patch16_224, ...)",
-    "tokens": "a timm ViT (vit_small_patch16_224, deit_small_patch16_224, ...)",
+    "tokens": "a timm VisionTransformer (vit_small_patch16_224, deit3_small_patch16_224, ...)",
 }
 
 
@@ -218,7 +226,7 @@ class Timm(nn.Module):
             return {"features", "map", "tokens"}
         size = model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
         images = torch.empty(2, 3, *size, device="meta")
-        on_grid = model.forward_features(images).ndim == 4
+        on_grid = getattr(model.forward_features(images), "ndim", 0) == 4  # some give lists
         return {"features", "map"} if on_grid else {"features"}
 
     @staticmethod
@@ -285,6 +293,12 @@ class Timm(nn.Module):
                 found=repr(name),
                 nearest=nearest(name, timm_models()),
             )
+        try:
+            get_pretrained_cfg(name)
+        except RuntimeError as error:
+            raise ConfigError(
+                "name", str(error), found=repr(name), nearest=nearest(name, list_pretrained())
+            ) from error
         if weights is not None and not Path(weights).is_file():
             folder = Path(weights).parent
             files = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -341,15 +355,18 @@ def _without_weights(name: str) -> nn.Module:
 def _rehearse(arguments: str) -> None:
     with torch.device("meta"):
         backbone = Timm(**json.loads(arguments)).eval()
-    embed, name = getattr(backbone.model, "patch_embed", None), json.loads(arguments)["name"]
-    size = getattr(embed, "img_size", None) or backbone.model.pretrained_cfg["input_size"][1:]
+    name, options = json.loads(arguments)["name"], json.loads(arguments).get("options", {})
+    embed = getattr(backbone.model, "patch_embed", None)
+    size = options.get("img_size") or getattr(embed, "img_size", None)
+    size = size or backbone.model.pretrained_cfg["input_size"][1:]
+    size = (size, size) if isinstance(size, int) else size
     try:
         backbone(torch.empty(2, backbone.in_chans, *size, device="meta"))
     except Exception as error:  # timm builds a ResNet of two stages, and expects four in it
         raise ConfigError(
             "options",
             f"timm's {name} does not run with them: {type(error).__name__}: {error}",
-            found=repr(json.loads(arguments).get("options", {})),
+            found=repr(options),
         ) from error
 
 

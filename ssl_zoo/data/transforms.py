@@ -341,7 +341,8 @@ class CenterCrop(GeometricTransform):
 
     def part(self, shapes: Tensor, params: Params) -> Tensor:
         size = torch.tensor(self.size)
-        start = ((shapes[:, 1:] - size) / 2).round()  # half to even; negative where it pads
+        gap = (shapes[:, 1:] - size) / 2
+        start = torch.where(gap < 0, gap.trunc(), gap.round())  # padded: down; cut: half to even
         return torch.cat([start, start + size], dim=1)
 
     def resized(self, shapes: Tensor) -> Tensor:
@@ -677,9 +678,7 @@ class Views:
                 channels, height, width = shapes.unbind(1)
                 part = op.part(shapes, op.draw(key, (channels, height, width)))
                 part = torch.where(op.chosen(key)[:, None], part, _whole(shapes))
-                start, end = box.split(
-                    2, dim=1
-                )  # [N, 2] each, of the image's first corner and last
+                start, end = box.split(2, dim=1)  # [N, 2], where the current view's corners lie
                 pixel = (end - start) / shapes[:, 1:]  # [N, 2], negative where mirrored
                 box = start.repeat(1, 2) + pixel.repeat(1, 2) * part
                 shapes = op.resized(shapes)

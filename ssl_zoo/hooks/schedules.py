@@ -95,7 +95,8 @@ class Exponential(Schedule):
         self.gamma, self.every_epochs = gamma, every_epochs
 
     @staticmethod
-    def validate(*, every_epochs: float, **_) -> None:
+    def validate(*, every_epochs: float, warmup_epochs: float = 0.0, **_) -> None:
+        Schedule.validate(warmup_epochs=warmup_epochs)
         above("every_epochs", every_epochs, 0)
 
     def value(self, base: float, epoch: float, epochs: float) -> float:

@@ -30,7 +30,7 @@ class IBOT(Method):
         student_temperature: for both.
         momentum: of the teacher.
         centre_momentum: of the running means of the teacher's scores, one for class tokens and
-            one for patches.
+            one for patches, of those drawn to be masked.
         masked_images: chance that a view is masked at all.
         mask_ratio: bounds of the share of its patches, drawn uniformly.
         frozen_steps: first steps in which the heads' last layers stay as they are.

@@ -24,7 +24,7 @@ FLAT = 1e-3
 class MaskFeat(Method):
     """HOG descriptors of masked patches by one linear layer (MaskFeat, arXiv:2112.09133).
 
-    loss = mean over masked patches of |y - HOG(x)|^2.
+    loss = mean over masked patches and their values of (y - HOG(x))^2.
 
     Args:
         backbone: a ViT.

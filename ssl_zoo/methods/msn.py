@@ -11,6 +11,7 @@ from ssl_zoo.backbones import random_order
 from ssl_zoo.encoder import Encoder, MomentumEncoder, encode_views
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, at_least, within
+from ssl_zoo.sinkhorn import sinkhorn
 
 
 @METHODS.register_module()
@@ -28,6 +29,8 @@ class MSN(Method):
         drop: share of the second view's patches that is left out.
         anchor_temperature, target_temperature: the lower of the two sharpens the target.
         me_max_weight: lambda, of the mean assignment's entropy.
+        sinkhorn_iterations: balance the targets over the prototypes so often, as the authors'
+            ImageNet runs do (3); 0 leaves them.
         momentum: of the target network; the paper raises it to 1.
     """
 
@@ -44,6 +47,7 @@ class MSN(Method):
         anchor_temperature: float = 0.1,
         target_temperature: float = 0.025,
         me_max_weight: float = 1.0,
+        sinkhorn_iterations: int = 0,
         momentum: float = 0.996,
     ):
         super().__init__()
@@ -53,12 +57,14 @@ class MSN(Method):
             anchor_temperature=anchor_temperature,
             target_temperature=target_temperature,
             me_max_weight=me_max_weight,
+            sinkhorn_iterations=sinkhorn_iterations,
             momentum=momentum,
         )
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.target = MomentumEncoder(self.encoder)
         self.prototypes = nn.Linear(self.encoder.out_features, num_prototypes, bias=False)
         self.drop, self.me_max_weight, self.momentum = drop, me_max_weight, momentum
+        self.sinkhorn_iterations = sinkhorn_iterations
         self.anchor_temperature = anchor_temperature
         self.target_temperature = target_temperature
 
@@ -70,6 +76,7 @@ class MSN(Method):
         anchor_temperature: float = 1.0,
         target_temperature: float = 1.0,
         me_max_weight: float = 0.0,
+        sinkhorn_iterations: int = 0,
         momentum: float = 1.0,
         **_,
     ) -> None:
@@ -79,6 +86,7 @@ class MSN(Method):
         above("anchor_temperature", anchor_temperature, 0)
         above("target_temperature", target_temperature, 0)
         at_least("me_max_weight", me_max_weight, 0)
+        at_least("sinkhorn_iterations", sinkhorn_iterations, 0)
         within("momentum", momentum, 0, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -92,7 +100,7 @@ class MSN(Method):
         cosines = torch.stack([self.cosines(anchor) for anchor in z])  # [M, N, K], M anchors
         with torch.no_grad():
             target = self.cosines(self.target(x)) / self.target_temperature  # [N, K]
-            p_t = target.softmax(dim=1)  # [N, K]
+            p_t = sinkhorn(target.log_softmax(dim=1), 1.0, self.sinkhorn_iterations)  # [N, K]
         matching, me_max = msn_losses(cosines / self.anchor_temperature, p_t)
         return {
             "loss": matching + self.me_max_weight * me_max,

@@ -106,7 +106,9 @@ class VICRegL(Method):
     def local(self, z: Tensor, at: Tensor, other_z: Tensor, other_at: Tensor) -> Tensor:
         """l of one map's places [N, L, D] at [N, L, 2] with their matches in another map."""
         by_features = match(torch.cdist(z.detach(), other_z.detach()), self.feature_gamma)
-        by_location = match(torch.cdist(at, other_at), self.gamma)
+        # Not as |x|^2 - 2 x y + |y|^2, which is inexact among pixels this far from the origin.
+        mode = "donot_use_mm_for_euclid_dist"
+        by_location = match(torch.cdist(at, other_at, compute_mode=mode), self.gamma)
         sample = torch.arange(len(z), device=z.device)[:, None]
         return sum(
             self.criterion(z[sample, place], other_z[sample, partner])
