@@ -9,13 +9,13 @@ import torch
 from timm.layers import LayerNorm
 
 from ssl_zoo import rng
-from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones import Timm, block
 from ssl_zoo.heads import DiscreteVAE, ViTDecoder
 from ssl_zoo.heads.decoder import sincos_positions
 from ssl_zoo.method import Batch
 from ssl_zoo.methods.beit import BEiT
 from ssl_zoo.methods.data2vec import Data2Vec
-from ssl_zoo.methods.ijepa import IJEPA, block
+from ssl_zoo.methods.ijepa import IJEPA
 from ssl_zoo.methods.mae import MAE
 from ssl_zoo.methods.maskfeat import MaskFeat, hog
 from ssl_zoo.methods.simmim import SimMIM

@@ -1,5 +1,6 @@
 from ssl_zoo.backbones.lab import LabPair
 from ssl_zoo.backbones.masking import (
+    block,
     block_mask,
     block_order,
     mask_of,
@@ -13,6 +14,7 @@ __all__ = [
     "FITS",
     "LabPair",
     "Timm",
+    "block",
     "block_mask",
     "block_order",
     "mask_of",

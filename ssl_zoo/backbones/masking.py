@@ -31,6 +31,29 @@ def take(x: Tensor, patches: Tensor) -> Tensor:
     return x.gather(1, patches[:, :, None].expand(-1, -1, x.shape[2]))
 
 
+def block(key: Tensor, grid: tuple[int, int], size: int, ratio: tuple[float, float]) -> Tensor:
+    """A rectangle of `size` patches, its last row maybe short, [...] -> [..., size] int64.
+
+    Args:
+        key: [...] int64.
+        grid: h and w, in patches.
+        size: number of patches.
+        ratio: bounds of height / width, drawn uniformly.
+    """
+    h, w = grid
+    shape, down, across = rng.uniform(
+        key[..., None], "block", torch.arange(3, device=key.device)
+    ).unbind(-1)
+    aspect = ratio[0] + (ratio[1] - ratio[0]) * shape
+    width = (size / aspect).sqrt().round().clamp(math.ceil(size / h), w).long()  # [...]
+    height = (size + width - 1) // width
+    top = (down * (h - height + 1)).long()
+    left = (across * (w - width + 1)).long()
+    i = torch.arange(size, device=key.device)
+    width = width[..., None]
+    return (top[..., None] + i // width) * w + left[..., None] + i % width
+
+
 def block_order(
     key: Tensor,
     grid: tuple[int, int],

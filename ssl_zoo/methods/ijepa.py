@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo import health, rng
-from ssl_zoo.backbones import mask_of, take
+from ssl_zoo.backbones import block, mask_of, take
 from ssl_zoo.encoder import Encoder, MomentumEncoder
 from ssl_zoo.method import Batch, Method
 from ssl_zoo.registry import HEADS, METHODS, Part, at_least, within
@@ -137,26 +137,3 @@ class IJEPA(Method):
         order = (chance + ~left).argsort(dim=1, stable=True)  # those left first
         slots = torch.arange(self.num_kept, device=key.device)
         return order.gather(1, slots % left.sum(dim=1, keepdim=True).clamp(min=1)), targets
-
-
-def block(key: Tensor, grid: tuple[int, int], size: int, ratio: tuple[float, float]) -> Tensor:
-    """A rectangle of `size` patches, its last row maybe short, [...] -> [..., size] int64.
-
-    Args:
-        key: [...] int64.
-        grid: h and w, in patches.
-        size: number of patches.
-        ratio: bounds of height / width, drawn uniformly.
-    """
-    h, w = grid
-    shape, down, across = rng.uniform(
-        key[..., None], "block", torch.arange(3, device=key.device)
-    ).unbind(-1)
-    aspect = ratio[0] + (ratio[1] - ratio[0]) * shape
-    width = (size / aspect).sqrt().round().clamp(math.ceil(size / h), w).long()  # [...]
-    height = (size + width - 1) // width
-    top = (down * (h - height + 1)).long()
-    left = (across * (w - width + 1)).long()
-    i = torch.arange(size, device=key.device)
-    width = width[..., None]
-    return (top[..., None] + i // width) * w + left[..., None] + i % width
