@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo import distributed, health
+from ssl_zoo.backbones import take
 from ssl_zoo.batchnorm import split_batchnorm
 from ssl_zoo.encoder import Encoder
 from ssl_zoo.method import Batch, Method
@@ -109,9 +110,9 @@ class VICRegL(Method):
         # Not as |x|^2 - 2 x y + |y|^2, which is inexact among pixels this far from the origin.
         mode = "donot_use_mm_for_euclid_dist"
         by_location = match(torch.cdist(at, other_at, compute_mode=mode), self.gamma)
-        sample = torch.arange(len(z), device=z.device)[:, None]
+        # Taken by `gather`: on several threads, indexing would add up gradients in any order.
         return sum(
-            self.criterion(z[sample, place], other_z[sample, partner])
+            self.criterion(take(z, place), take(other_z, partner))
             for place, partner in (by_features, by_location)
         )
 
