@@ -256,11 +256,18 @@ def test_a_rehearsal_reads_no_weights_and_draws_no_random_numbers(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_option_that_timm_refuses_is_told_with_the_rest_of_the_config(root):
-    cfg = config.load(root / "configs/fashion_mnist/moco_v2.yaml", ["backbone.options.layer=1"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("fashion_mnist/moco_v2", "backbone.options.layer"),
+        ("cifar10/cmc", "backbone.of.options.layer"),
+    ],
+)
+def test_an_option_that_timm_refuses_is_told_with_the_rest_of_the_config(name, key, root):
+    cfg = config.load(root / f"configs/{name}.yaml", [f"{key}=1"])
     with pytest.raises(ConfigError, match="does not take it") as caught:
         parse(cfg)
-    assert caught.value.key == "backbone.options.layer" and "override" in caught.value.where
+    assert caught.value.key == key and "override" in caught.value.where
 
 
 @pytest.mark.parametrize("name", ["mixer_s16_224", "levit_128s", "coatnet_nano_rw_224"])
@@ -271,13 +278,6 @@ def test_a_model_of_another_size_is_rehearsed_at_that_size(name):
 @pytest.mark.parametrize("name", ["crossvit_tiny_240", "coat_tiny"])
 def test_a_model_that_gives_several_maps_provides_features_alone(name):
     assert Timm.provides(name=name) == {"features"}
-
-
-def test_an_option_that_timm_refuses_is_told_in_a_pair_too(root):
-    cfg = config.load(root / "configs/cifar10/cmc.yaml", ["backbone.of.options.layer=1"])
-    with pytest.raises(ConfigError, match="does not take it") as caught:
-        parse(cfg)
-    assert caught.value.key == "backbone.of.options.layer" and "override" in caught.value.where
 
 
 @pytest.mark.parametrize("part", ["forward", "feature_map", "tokens"])

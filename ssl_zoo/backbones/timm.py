@@ -353,9 +353,10 @@ def _without_weights(name: str) -> nn.Module:
 
 @cache  # many configs share a backbone
 def _rehearse(arguments: str) -> None:
+    block = json.loads(arguments)
+    name, options = block["name"], block.get("options", {})
     with torch.device("meta"):
-        backbone = Timm(**json.loads(arguments)).eval()
-    name, options = json.loads(arguments)["name"], json.loads(arguments).get("options", {})
+        backbone = Timm(**block).eval()
     embed = getattr(backbone.model, "patch_embed", None)
     size = options.get("img_size") or getattr(embed, "img_size", None)
     size = size or backbone.model.pretrained_cfg["input_size"][1:]
