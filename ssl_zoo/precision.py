@@ -26,18 +26,18 @@ def choose(device: torch.device, precision: Precision) -> tuple[str, str]:
         ValueError: the device lacks it.
     """
     if precision == "auto":
-        found = _multiplies_bf16(device)
+        found = bf16_unit(device)
         return ("bf16", f"auto: {found}") if found else ("fp32", "auto: no bf16 units here")
     if precision == "fp16" and device.type != "cuda":
         raise ValueError("precision fp16 is for GPUs; bf16 runs here")
-    if precision == "bf16" and device.type == "cuda" and not _multiplies_bf16(device):
+    if precision == "bf16" and device.type == "cuda" and not bf16_unit(device):
         name = torch.cuda.get_device_name(device)
         raise ValueError(f"precision bf16 is beyond this GPU ({name}); expected fp16 or fp32")
     return precision, "as configured"
 
 
-def _multiplies_bf16(device: torch.device) -> str:
-    """The unit that does, or ''."""
+def bf16_unit(device: torch.device) -> str:
+    """What multiplies in bf16: a GPU's name, `amx_bf16`, `avx512_bf16`; or ''."""
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.cuda.get_device_name(device) if native else ""

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "distributed": set(),
     "batchnorm": set(),
     "memory_use": set(),
-    "convolution": set(),
+    "cpu_bf16": {"precision"},
     "files": set(),
     "precision": set(),
     "config": {"registry", "files"},
@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "kmeans": {"distributed", "encoder", "rng"},
     "memory": FOUNDATION | {"encoder"},
     "heads": FOUNDATION,
-    "backbones": FOUNDATION | {"convolution"},
+    "backbones": FOUNDATION | {"cpu_bf16"},
     "losses": FOUNDATION | {"memory"},
     "methods": FOUNDATION
     | {"method", "encoder", "heads", "memory", "losses", "backbones", "kmeans"},

@@ -25,7 +25,7 @@ from timm.models import list_models as timm_models
 from torch import Tensor, nn
 
 from ssl_zoo.batchnorm import hold_statistics, split_batchnorm
-from ssl_zoo.convolution import speed_up_convolutions
+from ssl_zoo.cpu_bf16 import speed_up
 from ssl_zoo.registry import BACKBONES, ConfigError, at_least, nearest
 
 # What timm's constructors would take, and what to say instead.
@@ -84,7 +84,7 @@ class Timm(nn.Module):
         if grad_checkpointing:
             _checkpoint_gradients(model, name)
         self.grad_checkpointing = grad_checkpointing
-        self.model = speed_up_convolutions(split_batchnorm(model, bn_groups))
+        self.model = speed_up(split_batchnorm(model, bn_groups))
         self.bn_groups, self.in_chans = bn_groups, in_chans
         # Some models put a layer between pooling and classifier, and timm counts its width apart.
         self.num_features: int = getattr(model, "head_hidden_size", None) or model.num_features
