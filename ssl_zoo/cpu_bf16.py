@@ -7,8 +7,9 @@ to the bit. benchmarks/floor.py shows torch's rates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
+from math import prod
+from typing import NamedTuple
 
 import torch
 from timm.models import resnet
@@ -21,7 +22,7 @@ from ssl_zoo.precision import bf16_unit
 # On maps of this many positions oneDNN's bf16 weight gradient falls to a tenth of the matrix
 # product's rate and, where AMX multiplies, its other two passes to a third.
 SMALL_MAP = 16
-Pair = Sequence[int]  # along height and width
+Pair = tuple[int, int]  # down and across
 
 
 def speed_up(module: nn.Module) -> nn.Module:
@@ -131,41 +132,98 @@ class _Fork(torch.autograd.Function):
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d, on small maps in bf16 by matrix products of patches where those are faster."""
+    """nn.Conv2d; on a CPU and small maps without the taps that meet nothing, in bf16 by patches."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._pays(x):
+        if x.device.type != "cpu" or not self._plain() or torch.compiler.is_compiling():
             return super().forward(x)
-        dtype = torch.bfloat16
-        return _Convolve.apply(x.to(dtype), self.weight.to(dtype), self.stride, self.padding)
-
-    def _pays(self, x: Tensor) -> bool:
-        if x.device.type != "cpu" or not (
+        window = _window(tuple(x.shape[2:]), self.kernel_size, self.stride, self.padding)
+        bf16 = (
             torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        ):
-            return False
-        simple = (
+        )
+        by_patches = bf16 and prod(window.out) <= SMALL_MAP
+        if not by_patches and window.kernel == self.kernel_size:
+            return super().forward(x)
+        rows, columns = window.taps
+        weight = self.weight[:, :, rows, columns]
+        if not by_patches:
+            return torch.conv2d(F.pad(x, window.pads), weight, None, self.stride)
+        return _Convolve.apply(x.to(torch.bfloat16), weight.to(torch.bfloat16), window)
+
+    def _plain(self) -> bool:
+        return (
             self.groups == 1
             and self.dilation == (1, 1)
             and self.bias is None
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
         )
-        return (
-            simple and (x.shape[2] // self.stride[0]) * (x.shape[3] // self.stride[1]) <= SMALL_MAP
-        )
+
+
+class Window(NamedTuple):
+    """What the outputs of a convolution see of an image.
+
+    Attributes:
+        taps: rows and columns of the kernel that ever meet a pixel; of 3 x 3 on a map of 1 x 1 it
+            is one. The other attributes are about these alone.
+        kernel: how many, (h, w).
+        stride: (down, across).
+        pads: zeros to the left, to the right, above and below; negative where nobody looks.
+        out: (H', W').
+    """
+
+    taps: tuple[slice, slice]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    out: tuple[int, int]
+
+    def patches(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N H' W', h w C]."""
+        left, right, top, bottom = self.pads
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))
+        for side in (0, 1):
+            x = x.unfold(1 + side, self.kernel[side], self.stride[side])
+        x = x.permute(0, 1, 2, 4, 5, 3)  # [N, H', W', h, w, C]
+        return x.flatten(3).flatten(0, 2)
+
+    def backwards(self, shape: torch.Size) -> Window:
+        """How gradients at the outputs come to the pixels of an image [N, C, H, W]; stride 1."""
+        (h, w), (left, _, top, _) = self.kernel, self.pads
+        first = h - 1 - top, w - 1 - left
+        return _frame(tuple(shape[2:]), self.out, self.kernel, (1, 1), first)
+
+
+@cache
+def _window(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Window:
+    """Of nn.Conv2d's arguments, for images of (H, W)."""
+    sides = list(zip(image, kernel, stride, padding, strict=True))
+    out = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sides)
+    taps = tuple(
+        slice(max(0, p - s * (o - 1)), min(k, p + n))
+        for (n, k, s, p), o in zip(sides, out, strict=True)
+    )
+    first = [p - tap.start for p, tap in zip(padding, taps, strict=True)]
+    kernel = tuple(tap.stop - tap.start for tap in taps)
+    return _frame(out, image, kernel, stride, first)._replace(taps=taps)
+
+
+def _frame(out: Pair, image: Pair, kernel: Pair, stride: Pair, first: Pair) -> Window:
+    """With `first` rows above the image and columns to its left, and as many after it as needed."""
+    sides = zip(image, kernel, stride, first, out, strict=True)
+    (top, bottom), (left, right) = [(f, s * (o - 1) + k - f - n) for n, k, s, f, o in sides]
+    taps = tuple(slice(k) for k in kernel)
+    return Window(taps, kernel, stride, (left, right, top, bottom), out)
 
 
 class _Convolve(torch.autograd.Function):
-    """conv2d of x [N, C, H, W] and weight [O, C, h, w], both bf16."""
+    """conv2d of x [N, C, H, W] and weight [O, C, h, w], the window's taps alone."""
 
     @staticmethod
-    def forward(
-        ctx, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
-    ) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, window: Window) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return convolve(x, weight, stride, padding)
+        ctx.window = window
+        return convolve(x, weight, window)
 
     @staticmethod
     @once_differentiable
@@ -173,89 +231,36 @@ class _Convolve(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_x = input_gradient(grad, weight, x.shape, ctx.stride, ctx.padding)
+            of_x = input_gradient(grad, weight, x.shape, ctx.window)
         if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(x, grad, weight.shape, ctx.stride, ctx.padding)
-        return of_x, of_weight, None, None
+            of_weight = weight_gradient(x, grad, ctx.window)
+        return of_x, of_weight, None
 
 
-def convolve(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """conv2d of x [N, C, H, W] and weight [O, C, h, w], channels last."""
+def convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """y [N, O, H', W'], channels last, from x [N, C, H, W] and weight [O, C, h, w]."""
     if not _amx():
-        return torch.conv2d(x, weight, None, stride, padding)
-    sides = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
-    size = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sides)
-    return _product(x, weight, Window(x.shape[2:], weight.shape[2:], stride, padding, size))
-
-
-def input_gradient(
-    grad: Tensor, weight: Tensor, shape: torch.Size, stride: Pair, padding: Pair
-) -> Tensor:
-    """dL/dx [N, C, H, W] of a convolution, from dL/dy [N, O, H', W']."""
-    if not _amx() or stride != (1, 1):
-        return torch.nn.grad.conv2d_input(shape, weight, grad, stride, padding)
-    kernel = weight.shape[2:]
-    before = tuple(k - 1 - p for k, p in zip(kernel, padding, strict=True))
-    there = weight.flip(2, 3).transpose(0, 1)  # [C, O, h, w]
-    return _product(grad, there, Window(grad.shape[2:], kernel, stride, before, shape[2:]))
-
-
-def weight_gradient(
-    x: Tensor, grad: Tensor, shape: torch.Size, stride: Pair, padding: Pair
-) -> Tensor:
-    """dL/dw [O, C, h, w], channels last, from x [N, C, H, W] and dL/dy [N, O, H', W']."""
-    out, channels, *kernel = shape
-    window = Window(x.shape[2:], kernel, stride, padding, grad.shape[2:])
-    rows = grad.permute(0, 2, 3, 1).reshape(-1, out)  # [N H' W', O]
-    found = (rows.T @ window.patches(x)).view(out, *window.size, channels)
-    if window.size != tuple(kernel):  # the other taps met nothing
-        whole = found.new_zeros(out, *kernel, channels)
-        whole[:, window.rows, window.columns] = found
-        found = whole
-    return found.permute(0, 3, 1, 2)
-
-
-def _product(x: Tensor, weight: Tensor, window: Window) -> Tensor:
-    """[N, C, H, W] and [O, C, h, w] -> [N, O, H', W'], channels last."""
-    weight = weight[:, :, window.rows, window.columns].permute(0, 2, 3, 1)  # [O, h, w, C]
-    y = window.patches(x) @ weight.flatten(1).T  # [N H' W', O]
+        return torch.conv2d(F.pad(x, window.pads), weight, None, window.stride)
+    rows = weight.permute(0, 2, 3, 1).flatten(1)  # [O, h w C]
+    y = window.patches(x) @ rows.T  # [N H' W', O]
     return y.view(len(x), *window.out, -1).permute(0, 3, 1, 2)
 
 
-class Window:
-    """Which pixels a convolution's outputs look at.
+def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, window: Window) -> Tensor:
+    """dL/dx [N, C, H, W], of this shape, from dL/dy [N, O, H', W'] and weight [O, C, h, w]."""
+    if _amx() and window.stride == (1, 1):  # a convolution with the kernel turned around
+        return convolve(grad, weight.flip(2, 3).transpose(0, 1), window.backwards(shape))
+    left, right, top, bottom = window.pads
+    padded = (*shape[:2], shape[2] + top + bottom, shape[3] + left + right)
+    found = torch.nn.grad.conv2d_input(padded, weight, grad, window.stride)
+    return F.pad(found, [-pad for pad in window.pads])
 
-    Args:
-        image: (H, W).
-        kernel: (h, w).
-        before: rows of zeros above the image, columns to its left.
-        out: (H', W').
 
-    Attributes:
-        rows, columns: of the kernel, those that ever meet a pixel. On a map of 1 x 1 a kernel of
-            3 x 3 has one.
-        size: their numbers.
-    """
-
-    def __init__(self, image: Pair, kernel: Pair, stride: Pair, before: Pair, out: Pair):
-        sides = list(zip(image, kernel, stride, before, out, strict=True))
-        taps = [slice(max(0, b - s * (o - 1)), min(k, b + n)) for n, k, s, b, o in sides]
-        self.rows, self.columns = taps
-        self.size = tuple(tap.stop - tap.start for tap in taps)
-        self.stride, self.out = stride, tuple(out)
-        pads = []  # before and after each side; negative: of pixels that nobody looks at
-        for (n, _, s, b, o), tap, k in zip(sides, taps, self.size, strict=True):
-            first = b - tap.start
-            pads.append((first, s * (o - 1) + k - first - n))
-        (top, bottom), (left, right) = pads
-        self.pads = (0, 0, left, right, top, bottom)
-
-    def patches(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N H' W', h w C], taps that meet a pixel alone."""
-        (h, w), (down, across), channels = self.size, self.stride, x.shape[1]
-        x = F.pad(x.permute(0, 2, 3, 1), self.pads)
-        x = x.unfold(1, h, down).unfold(2, w, across)  # [N, H', W', C, h, w]
-        return x.permute(0, 1, 2, 4, 5, 3).reshape(-1, h * w * channels)
+def weight_gradient(x: Tensor, grad: Tensor, window: Window) -> Tensor:
+    """dL/dw [O, C, h, w], channels last, from x [N, C, H, W] and dL/dy [N, O, H', W']."""
+    rows = grad.permute(0, 2, 3, 1).flatten(0, 2)  # [N H' W', O]
+    found = rows.T @ window.patches(x)  # [O, h w C]
+    return found.view(len(found), *window.kernel, -1).permute(0, 3, 1, 2)
 
 
 @cache
