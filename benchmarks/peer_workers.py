@@ -75,6 +75,8 @@ class Task:
 
     def backbone(self, num_classes: int = 0) -> nn.Module:
         """The network of all contenders; the stem of small images is the one ssl_zoo makes."""
+        if self.model == "conv4":
+            return Conv4(self.channels, num_classes)
         net = timm.create_model(
             self.model, num_classes=num_classes, in_chans=self.channels, **self.options
         )
@@ -82,6 +84,29 @@ class Task:
             net.conv1 = nn.Conv2d(self.channels, net.conv1.out_channels, 3, padding=1, bias=False)
             net.maxpool = nn.Identity()
         return net
+
+
+class Conv4(nn.Module):
+    """Four convolutions of 64 filters, stride 2: MAML's network for 28 x 28 (arXiv:1703.03400)."""
+
+    num_features = 64
+
+    def __init__(self, channels: int, num_classes: int = 0):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(before, 64, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(64),
+                    nn.ReLU(inplace=True),
+                )
+                for before in (channels, 64, 64, 64)
+            )
+        )
+        self.fc = nn.Linear(64, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(x).mean(dim=(2, 3)))
 
 
 # The clock.
@@ -273,9 +298,18 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
     """`ssl-zoo train CONFIG key=value ...`, with one hook more."""
     sys.path.insert(0, str(ROOT))
     from ssl_zoo import build, config, distributed
+    from ssl_zoo.cpu_bf16 import speed_up
     from ssl_zoo.data import InMemory
     from ssl_zoo.hooks.base import Hook
-    from ssl_zoo.registry import DATASETS
+    from ssl_zoo.registry import BACKBONES, DATASETS
+
+    @BACKBONES.register_module(name="conv4")
+    class Network(Conv4):
+        bn_groups = 1
+
+        def __init__(self, *, in_chans: int):
+            super().__init__(in_chans)
+            speed_up(self)
 
     @DATASETS.register_module()
     class NumPy(InMemory):
@@ -292,15 +326,20 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
     dataset = (
         f"type: NumPy, path: {task.data}" if in_memory else f"type: ImageFolder, root: {task.data}"
     )
-    overrides = [
-        f"data.dataset={{{dataset}}}",
-        f"data.views.ops.crop.size={task.side}",
-        f"data.batch_size={task.batch}",
+    backbone = [
         f"backbone.name={task.model}",
         f"backbone.in_chans={task.channels}",
         f"backbone.small_images={json.dumps(task.small_images)}",
         f"backbone.options={json.dumps(task.options)}",
         "backbone.bn_groups=1",
+    ]
+    if task.model == "conv4":
+        backbone = [f"backbone={{type: conv4, in_chans: {task.channels}}}"]
+    overrides = [
+        f"data.dataset={{{dataset}}}",
+        f"data.views.ops.crop.size={task.side}",
+        f"data.batch_size={task.batch}",
+        *backbone,
         f"method.memory.size={task.queue}",
         f"method.memory.momentum={MOMENTUM}",
         f"train.precision={task.precision}",

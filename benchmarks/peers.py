@@ -58,6 +58,16 @@ SIZES: dict[str, dict] = {
         "batch": 128,
         "queue": 4096,
     },
+    "conv4": {
+        "title": "Four convolutions (MAML's network, arXiv:1703.03400) at 28x28, one channel",
+        "model": "conv4",
+        "options": {},
+        "small_images": False,
+        "channels": 1,
+        "side": 28,
+        "batch": 128,
+        "queue": 4096,
+    },
     "tiny": {
         "title": "Tiny net (ResNet-10 of a quarter of the width) at 28x28, one channel",
         "model": "resnet18",
@@ -90,8 +100,14 @@ SIZES: dict[str, dict] = {
     },
 }
 
-SIZES_SHOWN = ["small", "resnet18", "resnet50"]
-IMAGES = {"small": "gray28.npy", "tiny": "gray28.npy", "resnet18": "rgb32.npy", "resnet50": "jpeg"}
+SIZES_SHOWN = ["conv4", "small", "resnet18", "resnet50"]
+IMAGES = {
+    "conv4": "gray28.npy",
+    "small": "gray28.npy",
+    "tiny": "gray28.npy",
+    "resnet18": "rgb32.npy",
+    "resnet50": "jpeg",
+}
 
 
 # Data.
