@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 from ssl_zoo.precision import bf16_unit
 
-# On maps of this many positions oneDNN's bf16 weight gradient falls to a tenth of the matrix
+# Outputs of a small map. There oneDNN's bf16 weight gradient falls to a tenth of the matrix
 # product's rate and, where AMX multiplies, its other two passes to a third.
 SMALL_MAP = 16
+SMALL_MAP_OF_MANY = 49  # with a million weights or more, patches are soon paid for
+MANY_WEIGHTS = 2**20
 Pair = tuple[int, int]  # down and across
 
 
@@ -141,7 +143,8 @@ class Conv2d(nn.Conv2d):
         bf16 = (
             torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         )
-        by_patches = bf16 and prod(window.out) <= SMALL_MAP
+        most = SMALL_MAP_OF_MANY if self.weight.numel() >= MANY_WEIGHTS else SMALL_MAP
+        by_patches = bf16 and prod(window.out) <= most
         if not by_patches and window.kernel == self.kernel_size:
             return super().forward(x)
         rows, columns = window.taps
