@@ -181,6 +181,12 @@ class Window(NamedTuple):
     pads: tuple[int, int, int, int]
     out: tuple[int, int]
 
+    @property
+    def padding(self) -> Pair | None:
+        """As torch takes it: zeros on either side, above and beside; or None, if sides differ."""
+        left, right, top, bottom = self.pads
+        return (top, left) if (left, top) == (right, bottom) else None
+
     def patches(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N H' W', h w C]."""
         left, right, top, bottom = self.pads
@@ -243,7 +249,9 @@ class _Convolve(torch.autograd.Function):
 def convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """y [N, O, H', W'], channels last, from x [N, C, H, W] and weight [O, C, h, w]."""
     if not _amx():
-        return torch.conv2d(F.pad(x, window.pads), weight, None, window.stride)
+        if window.padding is None:
+            return torch.conv2d(F.pad(x, window.pads), weight, None, window.stride)
+        return torch.conv2d(x, weight, None, window.stride, window.padding)
     rows = weight.permute(0, 2, 3, 1).flatten(1)  # [O, h w C]
     y = window.patches(x) @ rows.T  # [N H' W', O]
     return y.view(len(x), *window.out, -1).permute(0, 3, 1, 2)
@@ -253,6 +261,8 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, window: Wind
     """dL/dx [N, C, H, W], of this shape, from dL/dy [N, O, H', W'] and weight [O, C, h, w]."""
     if _amx() and window.stride == (1, 1):  # a convolution with the kernel turned around
         return convolve(grad, weight.flip(2, 3).transpose(0, 1), window.backwards(shape))
+    if window.padding is not None:
+        return torch.nn.grad.conv2d_input(shape, weight, grad, window.stride, window.padding)
     left, right, top, bottom = window.pads
     padded = (*shape[:2], shape[2] + top + bottom, shape[3] + left + right)
     found = torch.nn.grad.conv2d_input(padded, weight, grad, window.stride)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +142,36 @@ def test_freed_memory_is_kept():
         for word in ("keep", "return")
     )
     assert kept == returned + 1
+
+
+HUGE = """
+import torch
+from pathlib import Path
+from ssl_zoo.memory_use import give_back_freed_memory, keep_freed_memory
+
+def huge():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith("AnonHugePages")).split()[1]) * 1024
+
+assert keep_freed_memory()
+x = torch.ones(200_000_000, dtype=torch.uint8)
+first = huge()
+del x
+give_back_freed_memory()
+x = torch.ones(200_000_000, dtype=torch.uint8)
+print(first // 100_000_000, huge() // 100_000_000)
+"""
+
+
+def test_the_heap_grows_in_large_pages_also_after_memory_was_given_back():
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.exists() or "[never]" in switch.read_text():
+        pytest.skip("no large pages here")
+    counts = Path("/proc/sys/vm/overcommit_memory").read_text().strip()
+    if counts == "2" or not keep_freed_memory():
+        pytest.skip("none are asked for")
+    said = subprocess.check_output([sys.executable, "-c", HUGE], text=True)
+    assert said.split() == ["1", "1"]
 
 
 @pytest.mark.parametrize(
