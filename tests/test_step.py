@@ -159,7 +159,7 @@ first = huge()
 del x
 give_back_freed_memory()
 x = torch.ones(200_000_000, dtype=torch.uint8)
-print(first // 100_000_000, huge() // 100_000_000)
+print(first > 150_000_000, huge() > 150_000_000)
 """
 
 
@@ -171,7 +171,7 @@ def test_the_heap_grows_in_large_pages_also_after_memory_was_given_back():
     if counts == "2" or not keep_freed_memory():
         pytest.skip("none are asked for")
     said = subprocess.check_output([sys.executable, "-c", HUGE], text=True)
-    assert said.split() == ["1", "1"]
+    assert said.split() == ["True", "True"]
 
 
 @pytest.mark.parametrize(
