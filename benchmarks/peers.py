@@ -18,6 +18,7 @@ interpreter of a virtual environment that holds a peer, so its requirements neve
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -180,16 +181,20 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             tail = self.log.read_text().strip().splitlines()[-15:]
-            raise RuntimeError("\n".join(tail) or "ended without a word")
+            status = self.process.wait()
+            killed = "killed; is memory enough for all at once?" if status < 0 else ""
+            raise RuntimeError("\n".join([*tail, killed]).strip() or "ended without a word")
         return json.loads(line)
 
     def round(self, seconds: float) -> dict:
-        self.process.stdin.write(f"{seconds}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is gone: reading tells
+            self.process.stdin.write(f"{seconds}\n")
+            self.process.stdin.flush()
         return self.read()
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:

@@ -40,6 +40,36 @@ def run(root: Path, name: str, *words: object) -> subprocess.CompletedProcess:
     )
 
 
+ROUND = '{"images": 8, "seconds": 1.0, "steps": 2, "peak_gb": 0.1}'
+ENDS = {
+    "dies": "kill -9 $$",
+    "leaves": "exit 0",
+    "stays": f"while read line; do echo '{ROUND}'; done",
+}
+
+
+def test_a_contender_that_dies_while_it_waits_is_left_out_and_the_others_go_on(root, tmp_path):
+    sys.path.insert(0, str(root / "benchmarks"))
+    import peers
+    from peer_workers import Task
+
+    tasks, pythons = [], {}
+    for name, then in ENDS.items():
+        script = tmp_path / name / "python"
+        script.parent.mkdir()
+        script.write_text(f"#!/bin/sh\necho '{ROUND}'\n{then}\n")
+        script.chmod(0o755)
+        pythons[name] = str(script)
+        tasks.append(
+            Task(name, "fp32", "", {}, False, 1, 8, "", 8, 16, 0, folder=str(script.parent))
+        )
+    notes: list[str] = []
+    said = peers.measure(tasks, pythons, 2, 0.0, notes.append)
+    assert {name: len(rounds) for (name, _), rounds in said.items()} == {"stays": 2}
+    assert [note.split(" ")[0] for note in notes] == ["dies,", "leaves,"]
+    assert "killed; is memory enough" in notes[0] and "ended without a word" in notes[1]
+
+
 def test_scaling_measures_the_queue_batches_losses_and_processes(root, tmp_path):
     done = run(
         root, "scaling.py", "--toy", "--out", tmp_path / "t.md", "--figure", tmp_path / "f.png"
