@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # Entries of a block: what stays in a CPU core's cache, or what keeps a GPU's kernels long.
-_BLOCK = {"cpu": 2**18, "cuda": 2**24}
+_BLOCK = {"cpu": 2**19, "cuda": 2**24}
 
 
 class LogSumExp(torch.autograd.Function):
