@@ -145,7 +145,8 @@ class Conv2d(nn.Conv2d):
         )
         most = SMALL_MAP_OF_MANY if self.weight.numel() >= MANY_WEIGHTS else SMALL_MAP
         by_patches = bf16 and prod(window.out) <= most
-        if not by_patches and window.kernel == self.kernel_size:
+        whole = window.kernel == self.kernel_size and not by_patches
+        if whole or min(window.out) < 1:  # torch says what is wrong with an image too small
             return super().forward(x)
         rows, columns = window.taps
         weight = self.weight[:, :, rows, columns]

@@ -139,6 +139,16 @@ def test_other_layers_are_torchs_own(make, precision, monkeypatch):
         assert torch.equal(fast(x), layer(x))
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_image_smaller_than_the_kernel_is_refused_as_by_torch(bf16):
+    layer = speed_up(nn.Conv2d(3, 4, 5, bias=False))
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"),
+    ):
+        layer(torch.randn(2, 3, 4, 4))
+
+
 def test_large_maps_are_torchs_own(monkeypatch):
     monkeypatch.setattr(cpu_bf16._Convolve, "apply", None)
     layer = speed_up(nn.Conv2d(3, 4, 3, padding=1, bias=False))
