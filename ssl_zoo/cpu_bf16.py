@@ -191,11 +191,14 @@ class Window(NamedTuple):
     def patches(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N H' W', h w C]."""
         left, right, top, bottom = self.pads
+        dtype = x.dtype
         x = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))
+        if x.shape[3] % 4 == 0:  # four at a time: they are copied at 1.6 times the speed
+            x = x.flatten().view(torch.int64).view(*x.shape[:3], -1)
         for side in (0, 1):
             x = x.unfold(1 + side, self.kernel[side], self.stride[side])
         x = x.permute(0, 1, 2, 4, 5, 3)  # [N, H', W', h, w, C]
-        return x.flatten(3).flatten(0, 2)
+        return x.flatten(3).flatten(0, 2).view(dtype)
 
     def backwards(self, shape: torch.Size) -> Window:
         """How gradients at the outputs come to the pixels of an image [N, C, H, W]; stride 1."""
@@ -249,19 +252,25 @@ class _Convolve(torch.autograd.Function):
 
 def convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """y [N, O, H', W'], channels last, from x [N, C, H, W] and weight [O, C, h, w]."""
-    if not _amx():
-        if window.padding is None:
-            return torch.conv2d(F.pad(x, window.pads), weight, None, window.stride)
-        return torch.conv2d(x, weight, None, window.stride, window.padding)
-    rows = weight.permute(0, 2, 3, 1).flatten(1)  # [O, h w C]
-    y = window.patches(x) @ rows.T  # [N H' W', O]
+    if _amx():
+        return by_patches(x, weight.permute(0, 2, 3, 1).flatten(1).T, window)
+    if window.padding is None:
+        return torch.conv2d(F.pad(x, window.pads), weight, None, window.stride)
+    return torch.conv2d(x, weight, None, window.stride, window.padding)
+
+
+def by_patches(x: Tensor, columns: Tensor, window: Window) -> Tensor:
+    """y [N, O, H', W'], channels last, from x [N, C, H, W] and a kernel as columns [h w C, O]."""
+    y = window.patches(x) @ columns  # [N H' W', O]
     return y.view(len(x), *window.out, -1).permute(0, 3, 1, 2)
 
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, window: Window) -> Tensor:
     """dL/dx [N, C, H, W], of this shape, from dL/dy [N, O, H', W'] and weight [O, C, h, w]."""
     if _amx() and window.stride == (1, 1):  # a convolution with the kernel turned around
-        return convolve(grad, weight.flip(2, 3).transpose(0, 1), window.backwards(shape))
+        # The weight is channels last, so its rows of C are copied whole.
+        columns = weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)  # [h w O, C]
+        return by_patches(grad, columns, window.backwards(shape))
     if window.padding is not None:
         return torch.nn.grad.conv2d_input(shape, weight, grad, window.stride, window.padding)
     left, right, top, bottom = window.pads
