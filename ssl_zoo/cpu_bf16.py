@@ -1,5 +1,5 @@
 """Layers that torch computes slowly in bf16 on a CPU, computed faster: ReLU, residual sums, and
-convolutions of small feature maps.
+convolutions that are 1 x 1 or have small feature maps.
 
 The choice follows from shapes and from the processor's kind, never from a timing: runs must repeat
 to the bit. benchmarks/floor.py shows torch's rates.
@@ -22,7 +22,7 @@ from ssl_zoo.precision import bf16_unit
 # Outputs of a small map. There oneDNN's bf16 weight gradient falls to a tenth of the matrix
 # product's rate and, where AMX multiplies, its other two passes to a third.
 SMALL_MAP = 16
-SMALL_MAP_OF_MANY = 49  # with a million weights or more, patches are soon paid for
+SMALL_MAP_OF_MANY = 49  # with AMX: a million weights or more soon pay for the patches
 MANY_WEIGHTS = 2**20
 Pair = tuple[int, int]  # down and across
 
@@ -134,7 +134,7 @@ class _Fork(torch.autograd.Function):
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d; on a CPU and small maps without the taps that meet nothing, in bf16 by patches."""
+    """nn.Conv2d; on a CPU without the taps that meet nothing, in bf16 by patches where it pays."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not self._plain() or torch.compiler.is_compiling():
@@ -143,8 +143,7 @@ class Conv2d(nn.Conv2d):
         bf16 = (
             torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         )
-        most = SMALL_MAP_OF_MANY if self.weight.numel() >= MANY_WEIGHTS else SMALL_MAP
-        by_patches = bf16 and prod(window.out) <= most
+        by_patches = bf16 and (prod(window.out) <= SMALL_MAP or _wholly(self.weight, window))
         whole = window.kernel == self.kernel_size and not by_patches
         if whole or min(window.out) < 1:  # torch says what is wrong with an image too small
             return super().forward(x)
@@ -190,6 +189,8 @@ class Window(NamedTuple):
 
     def patches(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N H' W', h w C]."""
+        if self.selects:
+            return self.select(x.permute(0, 2, 3, 1)).flatten(0, 2)
         left, right, top, bottom = self.pads
         dtype = x.dtype
         x = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))
@@ -199,6 +200,17 @@ class Window(NamedTuple):
             x = x.unfold(1 + side, self.kernel[side], self.stride[side])
         x = x.permute(0, 1, 2, 4, 5, 3)  # [N, H', W', h, w, C]
         return x.flatten(3).flatten(0, 2).view(dtype)
+
+    @property
+    def selects(self) -> bool:
+        """Is each patch one pixel of the image?"""
+        left, right, top, bottom = self.pads
+        return self.kernel == (1, 1) and left == top == 0 and max(right, bottom) <= 0
+
+    def select(self, x: Tensor) -> Tensor:
+        """Those pixels, a view: [N, H, W, C] -> [N, H', W', C]."""
+        (down, across), (height, width) = self.stride, self.out
+        return x[:, ::down, ::across][:, :height, :width]
 
     def backwards(self, shape: torch.Size) -> Window:
         """How gradients at the outputs come to the pixels of an image [N, C, H, W]; stride 1."""
@@ -252,25 +264,27 @@ class _Convolve(torch.autograd.Function):
 
 def convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """y [N, O, H', W'], channels last, from x [N, C, H, W] and weight [O, C, h, w]."""
-    if _amx():
-        return by_patches(x, weight.permute(0, 2, 3, 1).flatten(1).T, window)
+    if _wholly(weight, window):
+        return _product(x, weight.permute(0, 2, 3, 1).flatten(1).T, window)
     if window.padding is None:
         return torch.conv2d(F.pad(x, window.pads), weight, None, window.stride)
     return torch.conv2d(x, weight, None, window.stride, window.padding)
 
 
-def by_patches(x: Tensor, columns: Tensor, window: Window) -> Tensor:
-    """y [N, O, H', W'], channels last, from x [N, C, H, W] and a kernel as columns [h w C, O]."""
-    y = window.patches(x) @ columns  # [N H' W', O]
-    return y.view(len(x), *window.out, -1).permute(0, 3, 1, 2)
-
-
 def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, window: Window) -> Tensor:
     """dL/dx [N, C, H, W], of this shape, from dL/dy [N, O, H', W'] and weight [O, C, h, w]."""
-    if _amx() and window.stride == (1, 1):  # a convolution with the kernel turned around
-        # The weight is channels last, so its rows of C are copied whole.
-        columns = weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)  # [h w O, C]
-        return by_patches(grad, columns, window.backwards(shape))
+    if _wholly(weight, window):
+        if window.selects:
+            found = grad.permute(0, 2, 3, 1) @ weight[:, :, 0, 0]  # [N, H', W', C]
+            if window.out != tuple(shape[2:]):
+                image = found.new_zeros(shape[0], *shape[2:], shape[1])
+                window.select(image).copy_(found)
+                found = image
+            return found.permute(0, 3, 1, 2)
+        if window.stride == (1, 1):  # a convolution with the kernel turned around
+            # The weight is channels last, so its rows of C are copied whole.
+            columns = weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)  # [h w O, C]
+            return _product(grad, columns, window.backwards(shape))
     if window.padding is not None:
         return torch.nn.grad.conv2d_input(shape, weight, grad, window.stride, window.padding)
     left, right, top, bottom = window.pads
@@ -284,6 +298,18 @@ def weight_gradient(x: Tensor, grad: Tensor, window: Window) -> Tensor:
     rows = grad.permute(0, 2, 3, 1).flatten(0, 2)  # [N H' W', O]
     found = rows.T @ window.patches(x)  # [O, h w C]
     return found.view(len(found), *window.kernel, -1).permute(0, 3, 1, 2)
+
+
+def _product(x: Tensor, columns: Tensor, window: Window) -> Tensor:
+    """y [N, O, H', W'], channels last, from x [N, C, H, W] and the kernel as columns [h w C, O]."""
+    y = window.patches(x) @ columns  # [N H' W', O]
+    return y.view(len(x), *window.out, -1).permute(0, 3, 1, 2)
+
+
+def _wholly(weight: Tensor, window: Window) -> bool:
+    """Do all three passes go by patches, and not the weight gradient alone?"""
+    most = SMALL_MAP_OF_MANY if weight.numel() >= MANY_WEIGHTS else SMALL_MAP
+    return _amx() and (window.kernel == (1, 1) or prod(window.out) <= most)
 
 
 @cache

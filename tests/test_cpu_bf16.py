@@ -23,6 +23,8 @@ CASES = [  # side, kernel, stride, padding
     (2, 3, 1, 2),
     (4, 3, 3, 0),  # the last row and column are nobody's
     (5, 1, 2, 0),
+    (4, 1, 1, 0),
+    (2, 1, 1, 1),  # a border of zeros
     (8, 4, 4, 0),
     (5, (3, 1), (2, 1), (1, 0)),
 ]
@@ -147,6 +149,15 @@ def test_an_image_smaller_than_the_kernel_is_refused_as_by_torch(bf16):
         pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"),
     ):
         layer(torch.randn(2, 3, 4, 4))
+
+
+def test_1_x_1_is_a_matrix_product_on_any_map_where_amx_multiplies(amx, monkeypatch):
+    used: list[torch.Size] = []
+    monkeypatch.setattr(cpu_bf16, "convolve", lambda x, *rest: used.append(x.shape) or x)
+    layer = speed_up(nn.Conv2d(3, 4, 1, bias=False))
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(2, 3, 9, 9))
+    assert len(used) == amx
 
 
 def test_large_maps_are_torchs_own(monkeypatch):
