@@ -392,6 +392,19 @@ def test_a_run_stopped_by_a_signal_saves_itself_and_resumes_to_the_same_end(tmp_
     }
 
 
+def test_a_run_at_its_end_whose_metrics_were_lost_still_gets_its_result(tmp_path, capsys):
+    trained = make(tmp_path / "run", "train.epochs=1")
+    trained.fit()
+    for name in ("metrics.jsonl", "result.json"):
+        (tmp_path / "run" / name).unlink()
+    resumed = make(tmp_path / "run", "train.epochs=1")
+    checkpoint.restore(resumed, checkpoint.saved(tmp_path / "run")[-1])
+    resumed.fit()
+    assert "metrics.jsonl has no line of training" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 5 and result["loss"] is None and result["images_per_s"] is None
+
+
 def test_torchrun_trains_on_two_processes(tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     run = subprocess.run(

@@ -72,12 +72,19 @@ class ResultWriter(Hook):
         if not distributed.is_main():
             return
         lines = [line for line in trainer.recorded() if line["kind"] == "train"]
+        if not lines:
+            trainer.say(
+                f"{trainer.name}: metrics.jsonl has no line of training (was it removed?); "
+                "result.json has no loss, accuracy or speed"
+            )
+        last = lines[-1] if lines else {}
+        rates = [line["images_per_s"] for line in lines]
         knn = next((hook.latest for hook in trainer.hooks if isinstance(hook, KNNMonitor)), None)
         result = {
             "knn": knn,
-            "pretext_top1": lines[-1].get("top1"),
-            "loss": lines[-1]["loss"],
-            "images_per_s": statistics.median(line["images_per_s"] for line in lines),
+            "pretext_top1": last.get("top1"),
+            "loss": last.get("loss"),
+            "images_per_s": statistics.median(rates) if rates else None,
             "peak_memory_gb": trainer.peak_memory.peak() / 1e9,
             "seconds": trainer.seconds,
             "steps": trainer.step,
