@@ -139,7 +139,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not self._plain() or torch.compiler.is_compiling():
             return super().forward(x)
-        window = _window(tuple(x.shape[2:]), self.kernel_size, self.stride, self.padding)
+        rows, columns, window = _window(x.shape[2:], self.kernel_size, self.stride, self.padding)
         bf16 = (
             torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         )
@@ -147,7 +147,6 @@ class Conv2d(nn.Conv2d):
         whole = window.kernel == self.kernel_size and not by_patches
         if whole or min(window.out) < 1:  # torch says what is wrong with an image too small
             return super().forward(x)
-        rows, columns = window.taps
         weight = self.weight[:, :, rows, columns]
         if not by_patches:
             return torch.conv2d(F.pad(x, window.pads), weight, None, self.stride)
@@ -167,15 +166,12 @@ class Window(NamedTuple):
     """What the outputs of a convolution see of an image.
 
     Attributes:
-        taps: rows and columns of the kernel that ever meet a pixel; of 3 x 3 on a map of 1 x 1 it
-            is one. The other attributes are about these alone.
-        kernel: how many, (h, w).
+        kernel: taps, (h, w).
         stride: (down, across).
         pads: zeros to the left, to the right, above and below; negative where nobody looks.
         out: (H', W').
     """
 
-    taps: tuple[slice, slice]
     kernel: tuple[int, int]
     stride: tuple[int, int]
     pads: tuple[int, int, int, int]
@@ -220,8 +216,11 @@ class Window(NamedTuple):
 
 
 @cache
-def _window(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Window:
-    """Of nn.Conv2d's arguments, for images of (H, W)."""
+def _window(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[slice, slice, Window]:
+    """Of nn.Conv2d's arguments, for images of (H, W): the kernel's rows, columns and their window.
+
+    Only those that ever meet a pixel: of 3 x 3 on a map of 1 x 1 it is one of each.
+    """
     sides = list(zip(image, kernel, stride, padding, strict=True))
     out = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sides)
     taps = tuple(
@@ -230,15 +229,14 @@ def _window(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Window:
     )
     first = [p - tap.start for p, tap in zip(padding, taps, strict=True)]
     kernel = tuple(tap.stop - tap.start for tap in taps)
-    return _frame(out, image, kernel, stride, first)._replace(taps=taps)
+    return *taps, _frame(out, image, kernel, stride, first)
 
 
 def _frame(out: Pair, image: Pair, kernel: Pair, stride: Pair, first: Pair) -> Window:
     """With `first` rows above the image and columns to its left, and as many after it as needed."""
     sides = zip(image, kernel, stride, first, out, strict=True)
     (top, bottom), (left, right) = [(f, s * (o - 1) + k - f - n) for n, k, s, f, o in sides]
-    taps = tuple(slice(k) for k in kernel)
-    return Window(taps, kernel, stride, (left, right, top, bottom), out)
+    return Window(kernel, stride, (left, right, top, bottom), out)
 
 
 class _Convolve(torch.autograd.Function):

@@ -62,8 +62,7 @@ def test_all_three_passes_equal_torchs_in_fp32(case, amx):
     y = layer(x)
     grad = torch.randn_like(y)
     of_x, of_weight = torch.autograd.grad(y, (x, layer.weight), grad)
-    window = _window(tuple(x.shape[2:]), layer.kernel_size, layer.stride, layer.padding)
-    rows, columns = window.taps
+    rows, columns, window = _window(x.shape[2:], layer.kernel_size, layer.stride, layer.padding)
     weight = layer.weight.detach()[:, :, rows, columns]
     close = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(convolve(x.detach(), weight, window), y, **close)
@@ -228,10 +227,12 @@ def test_a_network_trains_to_the_same_gradients(name, options, amx):
     x = torch.randn(16, 3, 32, 32)
     for model in (fast, slow):
         with torch.autocast("cpu", torch.bfloat16):
-            features = model(x)
+            model(x)  # moves BatchNorm's running statistics
+            # Statistics of so small a batch would blow rounding up to any size.
+            features = model.eval()(x)
         features.float().square().mean().backward()
     for (key, a), b in zip(fast.named_parameters(), slow.parameters(), strict=True):
-        assert F.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0) > 0.995, key
+        assert F.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0) > 0.999, key
     for a, b in zip(fast.buffers(), slow.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
 
