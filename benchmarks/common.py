@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -35,19 +36,21 @@ def machine() -> str:
 
 def provenance(command: str) -> str:
     """The line below a table: command, commit, date, machine."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit = ""
+    with suppress(OSError):  # a machine without git
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
     return f"`{command}`, commit {commit or 'unknown'}, {date.today()}; {machine()}"
 
 
 def seconds(function: Callable[[], object]) -> float:
     """Of one call, work queued on a GPU included."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     start = time.perf_counter()
     function()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter() - start
 

@@ -147,18 +147,24 @@ def matmul_peak(size: Size) -> Callable[[], float]:
 
 def convolution_peak(size: Size) -> Callable[[], float]:
     """FLOP/s of the network's convolutions by themselves, forward and backward, bf16."""
-    torch.backends.cudnn.benchmark = True
-    runs, total = [], 0.0
+    runs, flops = [], 0.0
     for first, (module, shape, of) in enumerate(layers(size)):
         if not isinstance(module, nn.Conv2d):
             continue
         images = torch.randn(size.batch, *shape, device=size.on, dtype=torch.bfloat16)
         runs.append((module, images.shape, first > 0))
-        total += of * size.batch * (3 if first > 0 else 2)
+        flops += of * size.batch * (3 if first > 0 else 2)
         del images
 
     def measure() -> float:
-        spent = 0.0
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            return flops / spent()
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+    def spent() -> float:
+        total = 0.0
         for module, shape, needs_gradient in runs:  # one after the other: one is in memory
             x = torch.randn(shape, device=size.on, dtype=torch.bfloat16)
             x = x.to(memory_format=torch.channels_last).requires_grad_(needs_gradient)
@@ -168,12 +174,15 @@ def convolution_peak(size: Size) -> Callable[[], float]:
             with torch.no_grad():
                 out = torch.ones_like(layer(x))
 
-            def both(layer=layer, x=x, out=out) -> None:
-                layer(x).backward(out)
+            wanted = [layer.weight, x] if needs_gradient else [layer.weight]
+
+            # Not `backward`, which would add each call's gradients to those of the call before.
+            def both(layer=layer, x=x, out=out, wanted=wanted) -> None:
+                torch.autograd.grad(layer(x), wanted, out)
 
             both()  # chooses its algorithms
-            spent += seconds(lambda both=both: [both() for _ in range(size.steps)]) / size.steps
-        return total / spent
+            total += seconds(lambda both=both: [both() for _ in range(size.steps)]) / size.steps
+        return total
 
     return measure
 

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo import distributed
 from ssl_zoo.files import replacing
+from ssl_zoo.optimizers import start_momentum
 
 FORMAT = 1
 
@@ -117,7 +118,7 @@ def restore(trainer, path: Path) -> None:
         )
     mine = ranks[distributed.rank()] if len(ranks) == distributed.world() else ranks[0]
     trainer.method.load_state_dict(mine["batchnorm"], strict=False)
-    _set_random_state(mine["random"])
+    _set_random_state(mine["random"], trainer.device)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -126,10 +127,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, kernels, strict=True):
         group.update({k: v for k, v in own.items() if k in group})
+    start_momentum(optimizer)
 
 
 def _rank_state(trainer) -> dict[str, Any]:
-    return {"random": _random_state(), "batchnorm": _batchnorm_state(trainer.method)}
+    return {"random": _random_state(trainer.device), "batchnorm": _batchnorm_state(trainer.method)}
 
 
 def _batchnorm_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -141,21 +143,21 @@ def _batchnorm_state(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _random_state() -> dict[str, Any]:
+def _random_state(device: torch.device) -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = np.random.get_state()
     version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(cached)],
         "python": [version, list(words), gauss],
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     version, words, gauss = state["python"]

@@ -26,12 +26,21 @@ def SGD(
     # Fused: one kernel a group on a GPU; on a CPU it is slower than the plain one.
     fused = groups[0]["params"][0].is_cuda
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
-    if fused and momentum:
-        # Else torch (2.15) makes them at the first step, and leaves them unwritten if fp16's
-        # scaler finds an overflow there, as it often does.
-        for p in (p for group in groups for p in group["params"]):
-            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    start_momentum(optimizer)
     return optimizer
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives fused SGD the momentum buffers that it lacks, zeros.
+
+    Else torch (2.15) makes them at the first step, and leaves them unwritten if fp16's scaler
+    finds an overflow there, as it often does; and if only some are there, it fails.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for p in group["params"]:
+                if optimizer.state[p].get("momentum_buffer") is None:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 @OPTIMIZERS.register_module()

@@ -409,7 +409,8 @@ def test_small_sets_in_ram_are_held_on_the_gpu(monkeypatch):
     index = torch.tensor([3, 1, 3])
     assert torch.equal(held.fetch(index).cpu(), data.dataset.fetch(index))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (data.dataset.images.nbytes, 0))
-    assert not data_of().dataset.near(device).images.is_cuda
+    near = data_of().dataset.near(device)
+    assert not near.images.is_cuda and near.fetch(index).is_pinned()
 
 
 def test_on_the_cpu_a_set_is_where_it_is():

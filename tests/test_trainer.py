@@ -17,6 +17,7 @@ import tiny
 import torch
 from ranks import on_ranks
 from rich.console import Console
+from torch import nn
 
 from ssl_zoo import build, checkpoint, config, distributed
 from ssl_zoo.hooks import Checkpointing, Hook
@@ -293,6 +294,30 @@ def test_a_checkpoint_loads_weights_only_and_is_complete(tmp_path):
     } <= set(state["method"])
     assert set(state["ranks"][0]["random"]) == {"torch", "cuda", "numpy", "python"}
     assert build.parse(config.loads(state["config"], "saved")).spelled_out()["seed"] == 0
+
+
+def test_a_run_on_the_cpu_leaves_a_gpu_alone(tmp_path, monkeypatch):
+    """To ask CUDA for its random state would start it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("CUDA was started"))
+    trainer = make(tmp_path)
+    path = checkpoint.save(trainer)
+    checkpoint.restore(trainer, path)
+
+
+def test_fused_sgd_goes_on_where_some_parameters_had_no_gradient_yet():
+    """As when a run that began on a CPU is resumed on a GPU while a layer is still frozen."""
+    moved, frozen = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    plain = torch.optim.SGD([moved, frozen], lr=0.1, momentum=0.9)
+    moved.grad = torch.ones(3)
+    plain.step()
+    fused = torch.optim.SGD([moved, frozen], lr=0.1, momentum=0.9, fused=True)
+    checkpoint._load_optimizer(fused, plain.state_dict())
+    frozen.grad = torch.ones(3)
+    fused.step()
+    torch.testing.assert_close(moved.detach(), torch.full((3,), 0.9 - 0.19))
+    torch.testing.assert_close(frozen.detach(), torch.full((3,), 0.9))
 
 
 def test_old_checkpoints_go_only_after_a_newer_one_is_whole(tmp_path, monkeypatch):

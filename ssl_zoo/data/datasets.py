@@ -77,15 +77,18 @@ class InMemory(ImageSet):
         self.labels = torch.as_tensor(labels, dtype=torch.int64)[:limit]  # [n]
         self.num_classes, self.split = num_classes, split
         self._near: dict[torch.device, ImageSet] = {}
+        self._pinned = False
 
     def fetch(self, index: Tensor) -> Tensor:
         index = index.to(self.images.device, non_blocking=True)
-        return self.images.index_select(0, index)
+        images = self.images.index_select(0, index)
+        return images.pin_memory() if self._pinned else images
 
     def near(self, device: torch.device) -> ImageSet:
         """On a GPU a copy held there, if it takes at most an eighth of the memory that is free.
 
-        A small network then never waits for the host to gather and send its batch.
+        A small network then never waits for the host to gather and send its batch. Else batches
+        are gathered into pinned memory, from which they travel while the host goes on.
         """
         if device.type != "cuda":
             return self
@@ -93,6 +96,8 @@ class InMemory(ImageSet):
             held = copy.copy(self)
             if self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 8:
                 held.images = self.images.to(device, non_blocking=True)
+            else:
+                held._pinned = True
             self._near[device] = held
         return self._near[device]
 
