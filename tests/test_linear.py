@@ -73,6 +73,15 @@ def test_probes_are_what_torchs_sgd_trains_one_at_a_time(settings):
     assert float(weights.abs().amax((0, 2)).min()) > 0.01  # something was learned by each
 
 
+def test_no_probability_is_a_denormal_number():
+    probes = linear.Probes(3, 4, [1.0, 1.0], [0.0, 0.0])
+    probes.weight.copy_(500 * torch.randn(3, 8, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+    found, plain = probes.probabilities(x), probes.logits(x).softmax(2)
+    assert plain.min() == 0 and found.min() >= torch.finfo(torch.float32).tiny
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-20)
+
+
 def test_top5_counts_the_five_likeliest(monkeypatch):
     monkeypatch.setattr(linear, "LOGITS_AT_ONCE", 40)  # over several chunks
     probes = linear.Probes(8, 8, [1.0], [0.0])
