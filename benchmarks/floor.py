@@ -282,7 +282,6 @@ def watched(trainer: Trainer, steps: int) -> list[dict[str, float]]:
 
     trainer.data.batches = batches
     watch.wrap(trainer, "_tell", "hooks")
-    watch.wrap(trainer, "_watch_loss", "loop")
     watch.wrap(trainer, "train_step", "backward")  # all of it that is not another phase
     watch.wrap(method, "forward", "loss")  # likewise: normalising, look-up, loss, accuracy
     watch.wrap(method.encoder, "forward", "query forward")

@@ -131,7 +131,8 @@ def merge_outputs(outputs: list[tuple[float, dict[str, Tensor]]]) -> dict[str, T
     Scalars are averaged by share, rows concatenated in order.
     """
     if len(outputs) == 1:
-        return {name: value.detach() for name, value in outputs[0][1].items()}
+        found = outputs[0][1].items()
+        return {name: value.detach() if value.requires_grad else value for name, value in found}
     merged = {}
     for name, first in outputs[0][1].items():
         values = [(share, out[name].detach()) for share, out in outputs]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -127,7 +126,7 @@ class Trainer:
         self.status: dict[str, float] = {}
         self.config_text = ""
         self.peak_memory = PeakMemory(device)
-        self.first_bad = torch.full((), -1, device=device)  # step of the first non-finite loss
+        self.losses: list[tuple[int, Tensor]] = []  # (step, loss []), not yet looked at
         self.started = time.perf_counter()
         self.console = Console()
         self.labels: Tensor | None = data.labels if bool((data.labels >= 0).any()) else None
@@ -187,7 +186,8 @@ class Trainer:
                 self.scaler.scale(loss).backward()
             outputs.append((share, out))
         out = merge_outputs(outputs)
-        self._watch_loss(out["loss"])
+        # Looked at when a line is logged: a look at every step would make the host wait for a GPU.
+        self.losses.append((self.step, out["loss"]))
         self.method.after_backward()
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
@@ -203,13 +203,18 @@ class Trainer:
         return max(1, round(epochs * self.data.steps_per_epoch))
 
     def check_finite(self) -> None:
-        """Stops the run if some step's loss was not finite.
+        """Stops the run if some step's loss was not finite; hooks ask before they write.
 
         Raises:
-            NonFiniteLoss: with the step, its images and the last checkpoint before it.
+            NonFiniteLoss: with the first such step, its images and the last checkpoint before it.
         """
-        step = int(self.first_bad)
-        if step >= 0:
+        if not self.losses:
+            return
+        steps, losses = zip(*self.losses, strict=True)
+        self.losses.clear()
+        finite = torch.stack(losses).isfinite().tolist()
+        if not all(finite):
+            step = steps[finite.index(False)]
             images = self.data.indices(step)
             good = [p for p in checkpoint.saved(self.folder) if int(p.stem.split("_")[1]) <= step]
             shown = ", ".join(map(str, images[:8].tolist()))
@@ -225,15 +230,6 @@ class Trainer:
         self._wait()
         took = time.perf_counter() - self.started
         self.say(f"{self.name}: the first step, compilation included, took {took:.0f} s")
-
-    def _watch_loss(self, loss: Tensor) -> None:
-        if self.device.type == "cpu":
-            if not math.isfinite(loss.item()):
-                self.first_bad.fill_(self.step)
-                self.check_finite()
-            return
-        # The verdict stays on the device: on a GPU, reading it at every step would stall the queue.
-        self.first_bad.masked_fill_(~torch.isfinite(loss) & (self.first_bad < 0), self.step)
 
     def _synced(self, last: bool):
         """Gradients travel between ranks once a step, with the last micro-batch."""

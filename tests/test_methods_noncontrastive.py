@@ -317,6 +317,7 @@ def test_simsiam_keeps_the_predictors_learning_rate_while_the_others_decay(decay
     )
     schedules = Schedules({"optimizer.lr": Cosine()})
     schedules.attach(trainer)
+    schedules.before_train(trainer)
     schedules.before_step(trainer)
     predictor = {id(p) for p in method.predictor.parameters()}
     grouped = [(id(p), group["lr"]) for group in optimizer.param_groups for p in group["params"]]

@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_images_and_check
     trainer.hooks.insert(0, Poison())
     with pytest.raises(NonFiniteLoss) as caught:
         trainer.fit()
-    assert trainer.step == 8
+    assert trainer.step == 9  # found at the next line
     message = str(caught.value)
     good = checkpoint.saved(tmp_path)[-1]
     assert good.name == "step_00000008.pt"

@@ -39,9 +39,8 @@ class MetricsLogger(Hook):
             self._line(trainer)
 
     def _line(self, trainer) -> None:
-        means = {
-            n: distributed.mean(torch.stack(v).float().mean()).item() for n, v in self.seen.items()
-        }
+        own = torch.stack([torch.stack(v).float().mean() for v in self.seen.values()])
+        means = dict(zip(self.seen, distributed.mean(own).tolist(), strict=True))
         trainer.check_finite()
         trainer.clock()
         steps, seconds = trainer.step - self.mark[0], trainer.seconds - self.mark[1]
@@ -50,7 +49,7 @@ class MetricsLogger(Hook):
             with trainer.paused(memory=False):
                 telemetry = trainer.method.telemetry(trainer.labels)
             lr = trainer.optimizer.param_groups[0]["lr"]
-            scheduled = self.schedules.current(trainer)
+            scheduled = self.schedules.current()
             trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **telemetry)
         self._warn(trainer, means)
         trainer.status |= {"loss": means["loss"], "images_per_s": rate}

@@ -114,6 +114,7 @@ class Schedules(Hook):
     def __init__(self, schedules: dict[str, Schedule]):
         self.schedules = schedules
         self.bases: dict[str, list[float]] = {}
+        self.holders: dict[str, tuple[list[dict], str]] = {}
 
     def attach(self, trainer) -> None:
         """Notes the config's values; a checkpoint, read later, would bring scheduled ones."""
@@ -121,20 +122,23 @@ class Schedules(Hook):
             holders, attribute = _holders(trainer, name)
             self.bases[name] = [holder[attribute] for holder in holders]
 
+    def before_train(self, trainer) -> None:
+        # Not before: a checkpoint brings the optimiser groups of its own.
+        self.holders = {name: _holders(trainer, name) for name in self.schedules}
+
     def before_step(self, trainer) -> None:
         epoch, epochs = trainer.epoch, trainer.total_steps / trainer.data.steps_per_epoch
         for name, schedule in self.schedules.items():
-            holders, attribute = _holders(trainer, name)
+            holders, attribute = self.holders[name]
             for holder, base in zip(holders, self.bases[name], strict=True):
                 # Norms and biases stay without decay; a group may keep its rate (SimSiam).
                 exempt = attribute == "weight_decay" and base == 0
                 exempt |= attribute == "lr" and holder.get("constant_lr", False)
                 holder[attribute] = base if exempt else schedule(base, epoch, epochs)
 
-    def current(self, trainer) -> dict[str, float]:
+    def current(self) -> dict[str, float]:
         """The scheduled values in use, by name."""
-        found = {name: _holders(trainer, name) for name in self.schedules}
-        return {name: holders[0][attribute] for name, (holders, attribute) in found.items()}
+        return {name: holders[0][attribute] for name, (holders, attribute) in self.holders.items()}
 
 
 def _holders(trainer, name: str) -> tuple[list[dict], str]:
