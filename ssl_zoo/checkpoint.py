@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo import distributed
 from ssl_zoo.files import replacing
-from ssl_zoo.optimizers import start_momentum
 
 FORMAT = 1
 
@@ -127,7 +126,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, kernels, strict=True):
         group.update({k: v for k, v in own.items() if k in group})
-    start_momentum(optimizer)
 
 
 def _rank_state(trainer) -> dict[str, Any]:

@@ -26,21 +26,22 @@ def SGD(
     # Fused: one kernel a group on a GPU; on a CPU it is slower than the plain one.
     fused = groups[0]["params"][0].is_cuda
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
-    start_momentum(optimizer)
+    if fused and momentum:
+        start_momentum(optimizer)
+        optimizer.register_load_state_dict_post_hook(start_momentum)
     return optimizer
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Gives fused SGD the momentum buffers that it lacks, zeros.
+    """Makes the momentum buffers that are not there, zeros.
 
-    Else torch (2.15) makes them at the first step, and leaves them unwritten if fp16's scaler
-    finds an overflow there, as it often does; and if only some are there, it fails.
+    Else torch's fused SGD (2.15) makes them at the first step, and leaves them unwritten if fp16's
+    scaler finds an overflow there, as it often does. It fails if only some are there, as after
+    loading the state of a run on a CPU in which a layer is still frozen.
     """
-    for group in optimizer.param_groups:
-        if group.get("fused") and group.get("momentum"):
-            for p in group["params"]:
-                if optimizer.state[p].get("momentum_buffer") is None:
-                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        if optimizer.state[p].get("momentum_buffer") is None:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 @OPTIMIZERS.register_module()

@@ -23,6 +23,7 @@ from ssl_zoo import build, checkpoint, config, distributed
 from ssl_zoo.hooks import Checkpointing, Hook
 from ssl_zoo.hooks.schedules import Constant, Cosine, Exponential, Step
 from ssl_zoo.method import merge_outputs
+from ssl_zoo.optimizers import start_momentum
 from ssl_zoo.registry import ConfigError
 from ssl_zoo.trainer import NonFiniteLoss, Trainer
 
@@ -313,6 +314,7 @@ def test_fused_sgd_goes_on_where_some_parameters_had_no_gradient_yet():
     moved.grad = torch.ones(3)
     plain.step()
     fused = torch.optim.SGD([moved, frozen], lr=0.1, momentum=0.9, fused=True)
+    fused.register_load_state_dict_post_hook(start_momentum)
     checkpoint._load_optimizer(fused, plain.state_dict())
     frozen.grad = torch.ones(3)
     fused.step()
