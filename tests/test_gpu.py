@@ -161,11 +161,7 @@ def test_a_loss_that_is_not_finite_is_found_at_the_next_line_and_its_step_is_nam
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_on_the_gpu_is_a_step_on_the_cpu(method, tmp_path):
-    """In loss, gradients and all that moves.
-
-    float32 sums differ in their order, and a ReLU's input that is next to nothing may fall on its
-    other side; so gradients are compared as a whole.
-    """
+    """In loss, gradients and all that moves; float32 sums differ in their order alone."""
     here, there = (make(tmp_path / d.type, d, *METHODS[method]) for d in (CPU, GPU))
     batch = next(here.data.batches(0, 1, CPU))
     moved = type(batch)(
@@ -174,17 +170,19 @@ def test_a_step_on_the_gpu_is_a_step_on_the_cpu(method, tmp_path):
     for trainer in (here, there):
         trainer.method.train()
     losses = [t.train_step(b)["loss"].item() for t, b in ((here, batch), (there, moved))]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     for ours, theirs in zip(here.method.parameters(), there.method.parameters(), strict=True):
         state, other = here.optimizer.state.get(ours), there.optimizer.state.get(theirs)
         if state and other:  # after one step the momentum is the gradient, weight decay included
             expected = state["momentum_buffer"]
-            off = (other["momentum_buffer"].cpu() - expected).norm()
-            assert off <= 1e-2 * expected.norm() + 1e-7
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(
+                other["momentum_buffer"].cpu(), expected, rtol=1e-3, atol=1e-4 * scale + 1e-7
+            )
     states = [
         {name: value.cpu() for name, value in t.method.state_dict().items()} for t in (here, there)
     ]
-    torch.testing.assert_close(states[1], states[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("own", [False, True])
