@@ -208,6 +208,14 @@ class Window(NamedTuple):
         (down, across), (height, width) = self.stride, self.out
         return x[:, ::down, ::across][:, :height, :width]
 
+    def put_back(self, y: Tensor, shape: torch.Size) -> Tensor:
+        """The images [N, H, W, C] that are `y` where `select` looks and else 0; `shape` NCHW."""
+        if self.out == tuple(shape[2:]):
+            return y
+        x = y.new_zeros(shape[0], *shape[2:], shape[1])
+        self.select(x).copy_(y)
+        return x
+
     def backwards(self, shape: torch.Size) -> Window:
         """How gradients at the outputs come to the pixels of an image [N, C, H, W]; stride 1."""
         (h, w), (left, _, top, _) = self.kernel, self.pads
@@ -271,18 +279,14 @@ def convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, window: Window) -> Tensor:
     """dL/dx [N, C, H, W], of this shape, from dL/dy [N, O, H', W'] and weight [O, C, h, w]."""
-    if _wholly(weight, window):
-        if window.selects:
-            found = grad.permute(0, 2, 3, 1) @ weight[:, :, 0, 0]  # [N, H', W', C]
-            if window.out != tuple(shape[2:]):
-                image = found.new_zeros(shape[0], *shape[2:], shape[1])
-                window.select(image).copy_(found)
-                found = image
-            return found.permute(0, 3, 1, 2)
-        if window.stride == (1, 1):  # a convolution with the kernel turned around
-            # The weight is channels last, so its rows of C are copied whole.
-            columns = weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)  # [h w O, C]
-            return _product(grad, columns, window.backwards(shape))
+    wholly = _wholly(weight, window)
+    if wholly and window.selects:
+        found = grad.permute(0, 2, 3, 1) @ weight[:, :, 0, 0]  # [N, H', W', C]
+        return window.put_back(found, shape).permute(0, 3, 1, 2)
+    if wholly and window.stride == (1, 1):  # a convolution with the kernel turned around
+        # The weight is channels last, so its rows of C are copied whole.
+        columns = weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)  # [h w O, C]
+        return _product(grad, columns, window.backwards(shape))
     if window.padding is not None:
         return torch.nn.grad.conv2d_input(shape, weight, grad, window.stride, window.padding)
     left, right, top, bottom = window.pads
