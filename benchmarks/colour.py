@@ -17,10 +17,12 @@ from common import machine, table
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_zoo import build, checkpoint, config
-from ssl_zoo.colour import rgb_to_lab
+from ssl_zoo import config
+from ssl_zoo.engine import checkpoint
+from ssl_zoo.experiment import build
 from ssl_zoo.methods.cmc import CMC
 from ssl_zoo.methods.colorization import Colorization
+from ssl_zoo.ops.color import rgb_to_lab
 
 CANDIDATES = 1024
 

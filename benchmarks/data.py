@@ -29,8 +29,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ssl_zoo.data import Data, ImageFolder, Views, decode, packed
-from ssl_zoo.registry import bind
+from ssl_zoo.config import bind
+from ssl_zoo.data import Data, ImageFolder, Views
+from ssl_zoo.data.datasets import packed
+from ssl_zoo.data.image import decode
 
 SIZE, COUNT = 224, 32
 SOURCE = Path(sklearn.datasets.__file__).parent / "images"

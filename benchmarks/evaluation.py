@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ssl_zoo.backbones import Timm
 from ssl_zoo.evaluation import features, knn, linear
-from ssl_zoo.memory_use import keep_freed_memory
+from ssl_zoo.system.hardware import keep_freed_memory
 
 BANK, QUERIES, WIDTH, K, CLASSES = 60_000, 10_000, 512, 200, 10
 PROBES = list(itertools.product([10 ** (i / 3 - 2) for i in range(12)], [0.0, 1e-5, 1e-4]))

@@ -45,13 +45,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_zoo import build, config
+from ssl_zoo import config
+from ssl_zoo.config import BACKBONES
+from ssl_zoo.core import Batch
+from ssl_zoo.engine.precision import DTYPES, autocast
+from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.experiment import build
 from ssl_zoo.memory import MoCoQueue
-from ssl_zoo.memory_use import keep_freed_memory
-from ssl_zoo.method import Batch
-from ssl_zoo.precision import DTYPES, autocast
-from ssl_zoo.registry import BACKBONES
-from ssl_zoo.trainer import Trainer
+from ssl_zoo.system.hardware import keep_freed_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the matrices that show the matmul rate

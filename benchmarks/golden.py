@@ -1,4 +1,4 @@
-"""Whether a change of structure changed a number: short runs of many methods, compared to the digit.
+"""Whether a change of structure changed a number: short runs of many methods, compared.
 
     python benchmarks/golden.py record before.json --checkout ../before
     python benchmarks/golden.py record after.json
@@ -69,7 +69,7 @@ def spelled(overrides: list[str], old: bool, case: str) -> list[str]:
 
 
 def run(checkout: Path, case: str, folder: Path) -> dict:
-    old = (checkout / "ssl_zoo" / "trainer.py").exists()
+    old = not (checkout / "ssl_zoo" / "evaluation" / "base.py").exists()
     name, overrides = CASES[case]
     paths = {"PYTHONPATH": str(checkout), "SSL_ZOO_DATA": str(ROOT / "data")}
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -141,8 +141,8 @@ def compare(before: Path, after: Path) -> int:
     print("| case | numbers | equal | largest difference | only before | only after |")
     print("|---|---|---|---|---|---|")
     failed = old["machine"] != new["machine"]
-    for case, numbers in old["cases"].items():
-        others = new["cases"].get(case, {})
+    for case, others in new["cases"].items():
+        numbers = old["cases"][case]
         both = [name for name in numbers if name in others]
         count = sum(len(numbers[name]) for name in both)
         pairs = [(a, b) for n in both for a, b in zip(numbers[n], others[n], strict=False)]

@@ -38,14 +38,15 @@ from parts import TEMPERATURE, D, Held, moco_trainer, noise, queue_pass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import build, config
+from ssl_zoo import config
+from ssl_zoo.config import DATASETS, Part
 from ssl_zoo.data.datasets import InMemory
 from ssl_zoo.evaluation import knn
 from ssl_zoo.evaluation.features import extract
+from ssl_zoo.experiment import build
 from ssl_zoo.losses import NCE, InfoNCE
 from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
-from ssl_zoo.memory_use import PeakMemory
-from ssl_zoo.registry import DATASETS, Part
+from ssl_zoo.system.hardware import PeakMemory
 
 MOMENTUM = 0.999
 IMAGENET = 1_281_167  # images, so rows of a memory bank

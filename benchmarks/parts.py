@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo.backbones import Timm
+from ssl_zoo.config import Part
+from ssl_zoo.core import Batch
+from ssl_zoo.engine.optimizers import SGD
+from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.heads import MLP
 from ssl_zoo.losses import InfoNCE
 from ssl_zoo.memory import EndToEnd, Lookup, MoCoQueue
-from ssl_zoo.method import Batch
 from ssl_zoo.methods.contrastive import Contrastive
-from ssl_zoo.optimizers import SGD
-from ssl_zoo.registry import Part
-from ssl_zoo.trainer import Trainer
 
 D, TEMPERATURE = 128, 0.2
 # What takes seconds to import is imported once, in a process without threads or CUDA.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["torch", "ssl_zoo.build"])
+_processes.set_forkserver_preload(["torch", "ssl_zoo.experiment.build"])
 
 
 class Held:

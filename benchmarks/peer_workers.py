@@ -297,11 +297,13 @@ def sgd(parameters) -> torch.optim.SGD:
 def ssl_zoo(task: Task, tick: Tick) -> None:
     """`ssl-zoo train CONFIG key=value ...`, with one hook more."""
     sys.path.insert(0, str(ROOT))
-    from ssl_zoo import build, config, distributed
-    from ssl_zoo.cpu_bf16 import speed_up
+    from ssl_zoo import config
+    from ssl_zoo.backbones.cpu.layers import speed_up
+    from ssl_zoo.config import BACKBONES, DATASETS
     from ssl_zoo.data import InMemory
-    from ssl_zoo.hooks.base import Hook
-    from ssl_zoo.registry import BACKBONES, DATASETS
+    from ssl_zoo.engine.hooks.base import Hook
+    from ssl_zoo.experiment import build
+    from ssl_zoo.system import distributed
 
     @BACKBONES.register_module(name="conv4")
     class Network(Conv4):

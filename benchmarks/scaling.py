@@ -30,11 +30,11 @@ from common import interleaved, provenance, seconds, table
 from parts import Held, end_to_end_pass, loss_pass, moco_trainer, noise, queue_pass
 from torch.nn import functional as F
 
-from ssl_zoo import distributed
+from ssl_zoo.engine.precision import autocast
+from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.losses import NCE
-from ssl_zoo.memory_use import PeakMemory, keep_freed_memory
-from ssl_zoo.precision import autocast
-from ssl_zoo.trainer import Trainer
+from ssl_zoo.system import distributed
+from ssl_zoo.system.hardware import PeakMemory, keep_freed_memory
 
 CPU = torch.device("cpu")
 PAPER_K = 65536

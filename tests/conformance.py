@@ -19,14 +19,16 @@ from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_zoo import build, checkpoint, config, distributed
+from ssl_zoo import config
 from ssl_zoo.backbones import FITS, Timm
-from ssl_zoo.encoder import Encoder, MomentumEncoder
+from ssl_zoo.config import METHODS, ConfigError
+from ssl_zoo.core import Batch, Encoder, Family, MomentumEncoder
+from ssl_zoo.engine import checkpoint
+from ssl_zoo.engine.precision import autocast
+from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.features import extract
-from ssl_zoo.method import Batch, Family
-from ssl_zoo.precision import autocast
-from ssl_zoo.registry import METHODS, ConfigError
-from ssl_zoo.trainer import Trainer
+from ssl_zoo.experiment import build
+from ssl_zoo.system import distributed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CPU = torch.device("cpu")

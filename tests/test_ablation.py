@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_zoo import ablation, build, config, report
-from ssl_zoo.registry import ConfigError
+from ssl_zoo import config
+from ssl_zoo.config import ConfigError
+from ssl_zoo.experiment import build
+from ssl_zoo.study import ablation, report
 
 BASE = """
 seed: 7

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from ssl_zoo import config
-from ssl_zoo.backbones import Timm, mask_of, random_order
-from ssl_zoo.build import parse
-from ssl_zoo.method import Method
-from ssl_zoo.registry import BACKBONES, METHODS, ConfigError
+from ssl_zoo.backbones import Timm
+from ssl_zoo.config import BACKBONES, METHODS, ConfigError, bind
+from ssl_zoo.core import Method
+from ssl_zoo.experiment.build import parse
+from ssl_zoo.ops.masking import mask_of, random_order
 
 RESNET = {"name": "resnet18", "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -230,7 +231,7 @@ def test_a_backbone_without_what_its_method_needs_is_refused(root, monkeypatch):
 )
 def test_the_option_that_timm_refuses_is_named(name, options, key, said, nearest):
     with pytest.raises(ConfigError, match=said) as caught:
-        BACKBONES.build({"type": "Timm", "name": name, "options": options})
+        bind(BACKBONES, {"type": "Timm", "name": name, "options": options})()
     assert caught.value.key == f"backbone.options.{key}" and caught.value.nearest == nearest
     assert caught.value.found == repr(options[key])
 
@@ -246,13 +247,13 @@ def test_the_option_that_timm_refuses_is_named(name, options, key, said, nearest
 )
 def test_a_rehearsal_objects_to_what_would_not_be_built_or_not_run(arguments, key):
     with pytest.raises(ConfigError) as caught:
-        Timm.rehearse(**arguments)
+        Timm.dry_run(**arguments)
     assert caught.value.key == key
 
 
 def test_a_rehearsal_reads_no_weights_and_draws_no_random_numbers(tmp_path):
     state = torch.get_rng_state()
-    Timm.rehearse(**RESNET, bn_groups=4, weights=str(tmp_path / "not_there_yet.pth"))
+    Timm.dry_run(**RESNET, bn_groups=4, weights=str(tmp_path / "not_there_yet.pth"))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -271,8 +272,8 @@ def test_an_option_that_timm_refuses_is_told_with_the_rest_of_the_config(name, k
 
 
 @pytest.mark.parametrize("name", ["mixer_s16_224", "levit_128s", "coatnet_nano_rw_224"])
-def test_a_model_of_another_size_is_rehearsed_at_that_size(name):
-    Timm.rehearse(name=name, options={"img_size": 64})
+def test_a_model_of_another_size_is_dry_rund_at_that_size(name):
+    Timm.dry_run(name=name, options={"img_size": 64})
 
 
 @pytest.mark.parametrize("name", ["crossvit_tiny_240", "coat_tiny"])

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_zoo import build, checkpoint, cli, config
+from ssl_zoo import cli, config
+from ssl_zoo.engine import checkpoint
 from ssl_zoo.evaluation import features, linear
+from ssl_zoo.experiment import build
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs" / "digits" / "moco_v2.yaml")

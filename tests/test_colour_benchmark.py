@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import TinyNet
 
-from ssl_zoo.colour import rgb_to_lab
 from ssl_zoo.methods.colorization import Colorization
+from ssl_zoo.ops.color import rgb_to_lab
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
-from ssl_zoo import build, config
-from ssl_zoo.registry import BACKBONES, HEADS, ConfigError, Part, bind
+from ssl_zoo import config
+from ssl_zoo.config import BACKBONES, HEADS, ConfigError, Part, bind
+from ssl_zoo.experiment import build
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(

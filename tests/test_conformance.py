@@ -8,8 +8,8 @@ import torch
 from ranks import on_ranks
 from torch import nn
 
+from ssl_zoo.config import METHODS
 from ssl_zoo.methods.rotation import Rotation
-from ssl_zoo.registry import METHODS
 
 RECIPE = "fashion_mnist/rotation"
 

@@ -10,9 +10,15 @@ from timm.models import resnet
 from torch import nn
 from torch.nn import functional as F
 
-from ssl_zoo import cpu_bf16
 from ssl_zoo.backbones import Timm
-from ssl_zoo.cpu_bf16 import _window, convolve, input_gradient, speed_up, weight_gradient
+from ssl_zoo.backbones.cpu import layers
+from ssl_zoo.backbones.cpu.layers import (
+    _window,
+    convolve,
+    input_gradient,
+    speed_up,
+    weight_gradient,
+)
 
 CASES = [  # side, kernel, stride, padding
     (4, 3, 1, 1),
@@ -32,7 +38,7 @@ CASES = [  # side, kernel, stride, padding
 
 @pytest.fixture(params=[True, False], ids=["amx", "no amx"])
 def amx(request, monkeypatch) -> bool:
-    monkeypatch.setattr(cpu_bf16, "_amx", lambda: request.param)
+    monkeypatch.setattr(layers, "_amx", lambda: request.param)
     return request.param
 
 
@@ -47,7 +53,7 @@ def plain(module: nn.Module) -> nn.Module:
     """A copy with torch's and timm's own layers."""
     module = copy.deepcopy(module)
     for child in module.modules():
-        if type(child).__module__ == cpu_bf16.__name__:
+        if type(child).__module__ == layers.__name__:
             child.__class__ = type(child).__base__
     return module
 
@@ -84,7 +90,7 @@ def test_a_layer_in_bf16_gives_the_outputs_and_gradients_of_fp32(case, amx, monk
         used.append(x.shape)
         return weight_gradient(x, *rest)
 
-    monkeypatch.setattr(cpu_bf16, "weight_gradient", watched)
+    monkeypatch.setattr(layers, "weight_gradient", watched)
     results = []
     # Against fp32: torch's own bf16 weight gradient of 7 x 7 on a map of 1 x 1 is not even finite.
     for module, bf16 in ((layer, False), (fast, True)):
@@ -133,7 +139,7 @@ def test_taps_that_meet_nothing_are_left_out_in_fp32_too(monkeypatch):
     ids=["fp32", "bias", "groups", "same", "reflect", "dilated"],
 )
 def test_other_layers_are_torchs_own(make, precision, monkeypatch):
-    monkeypatch.setattr(cpu_bf16._Convolve, "apply", None)
+    monkeypatch.setattr(layers._Convolve, "apply", None)
     layer = make()
     fast, x = speed_up(copy.deepcopy(layer)), torch.randn(2, 4, 4, 4)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
@@ -152,7 +158,7 @@ def test_an_image_smaller_than_the_kernel_is_refused_as_by_torch(bf16):
 
 def test_1_x_1_is_a_matrix_product_on_any_map_where_amx_multiplies(amx, monkeypatch):
     used: list[torch.Size] = []
-    monkeypatch.setattr(cpu_bf16, "convolve", lambda x, *rest: used.append(x.shape) or x)
+    monkeypatch.setattr(layers, "convolve", lambda x, *rest: used.append(x.shape) or x)
     layer = speed_up(nn.Conv2d(3, 4, 1, bias=False))
     with torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(2, 3, 9, 9))
@@ -160,7 +166,7 @@ def test_1_x_1_is_a_matrix_product_on_any_map_where_amx_multiplies(amx, monkeypa
 
 
 def test_large_maps_are_torchs_own(monkeypatch):
-    monkeypatch.setattr(cpu_bf16._Convolve, "apply", None)
+    monkeypatch.setattr(layers._Convolve, "apply", None)
     layer = speed_up(nn.Conv2d(3, 4, 3, padding=1, bias=False))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(2, 3, 5, 5)).shape == (2, 4, 5, 5)
@@ -197,7 +203,7 @@ def test_relus_gradient_equals_torchs(inplace):
 
 
 def test_relu_of_a_view_and_in_fp32_is_torchs(monkeypatch):
-    monkeypatch.setattr(cpu_bf16._Rectify, "apply", None)
+    monkeypatch.setattr(layers._Rectify, "apply", None)
     fast = speed_up(nn.ReLU(inplace=True))
     x = torch.tensor([[-1.0, 2.0], [3.0, -4.0]])
     assert fast(x.clone()).tolist() == [[0, 2], [3, 0]]

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torchvision.datasets import cifar, stl10
 
-from ssl_zoo.data import ImageSet, decode, idx
-from ssl_zoo.registry import DATASETS
+from ssl_zoo.config import DATASETS, bind
+from ssl_zoo.data import ImageSet
+from ssl_zoo.data.datasets import idx
+from ssl_zoo.data.image import decode
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def build(kind, split="train", **arguments):
-    return DATASETS.build({"type": kind, **arguments}, split=split)
+    return bind(DATASETS, {"type": kind, **arguments})(split=split)
 
 
 def idx_bytes(array):

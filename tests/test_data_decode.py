@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from ssl_zoo import rng
-from ssl_zoo.data import Data, ImageFolder, Views, decode
-from ssl_zoo.registry import bind
+from ssl_zoo.config import bind
+from ssl_zoo.data import Data, ImageFolder, Views
+from ssl_zoo.data.image import decode
+from ssl_zoo.system import rng
 
 pytest.importorskip("simplejpeg")
 

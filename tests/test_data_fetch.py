@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ssl_zoo.data import fetch, idx
-from ssl_zoo.registry import DATASETS
+from ssl_zoo.config import DATASETS
+from ssl_zoo.data import fetch
+from ssl_zoo.data.datasets import idx
 
 CONTENTS = {name: b"\0\0\x08\1\0\0\0\3" + name[:3].encode() for name in idx.FASHION_MNIST}
 

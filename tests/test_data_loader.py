@@ -10,9 +10,9 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
-from ssl_zoo import distributed, rng
+from ssl_zoo.config import ConfigError, bind
 from ssl_zoo.data import Data, InMemory, Sampler, loader, view_grid
-from ssl_zoo.registry import ConfigError, bind
+from ssl_zoo.system import distributed, rng
 
 SYNTHETIC = {"type": "Synthetic", "num_samples": 50, "size": 12}
 NORMALIZE = {"type": "Normalize", "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}

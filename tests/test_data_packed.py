@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from ssl_zoo import cli
-from ssl_zoo.data import Data, ImageFolder, Packed, decode, packed
-from ssl_zoo.registry import ConfigError, bind
+from ssl_zoo.config import ConfigError, bind
+from ssl_zoo.data import Data, ImageFolder, Packed
+from ssl_zoo.data.datasets import packed
+from ssl_zoo.data.image import decode
 
 SIZES = ((40, 60), (70, 33), (32, 32), (20, 50))  # height, width; the last is small
 

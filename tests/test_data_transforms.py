@@ -7,9 +7,11 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ssl_zoo import patches, rng
-from ssl_zoo.data import Views, transforms
-from ssl_zoo.registry import TRANSFORMS, ConfigError, bind
+from ssl_zoo.config import TRANSFORMS, ConfigError, bind
+from ssl_zoo.data import Views
+from ssl_zoo.data.image import transforms
+from ssl_zoo.ops import patches
+from ssl_zoo.system import rng
 
 
 def pictures(n=12, channels=3, height=20, width=17):

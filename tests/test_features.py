@@ -14,8 +14,9 @@ from ranks import on_ranks
 from test_data_loader import data_of, folder  # noqa: F401  (a fixture)
 from torch import nn
 
-from ssl_zoo import cli, distributed
+from ssl_zoo import cli
 from ssl_zoo.evaluation import features, knn, linear
+from ssl_zoo.system import distributed
 
 DIGITS = str(Path(__file__).resolve().parents[1] / "configs" / "digits" / "moco_v2.yaml")
 

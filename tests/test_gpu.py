@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_zoo import build, checkpoint, config, distributed
+from ssl_zoo import config
+from ssl_zoo.config import bind
 from ssl_zoo.data import Views
-from ssl_zoo.hooks import Hook
+from ssl_zoo.engine import checkpoint
+from ssl_zoo.engine.hooks import Hook
+from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
+from ssl_zoo.experiment import build
 from ssl_zoo.memory import reductions
 from ssl_zoo.memory.reductions import LogSumExp, SoftplusSum
-from ssl_zoo.registry import bind
-from ssl_zoo.trainer import NonFiniteLoss, Trainer
+from ssl_zoo.system import distributed
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssl_zoo import health
+from ssl_zoo.ops import health
 
 
 def test_embedding_std_is_one_on_the_sphere_and_zero_where_all_are_equal():

@@ -10,10 +10,10 @@ import torch
 from ranks import on_ranks
 from torch import nn
 
-from ssl_zoo import distributed
+from ssl_zoo.config import ConfigError, bind
 from ssl_zoo.evaluation import features, knn
-from ssl_zoo.hooks.knn import KNNMonitor
-from ssl_zoo.registry import ConfigError, bind
+from ssl_zoo.evaluation.monitor import KNNMonitor
+from ssl_zoo.system import distributed
 
 
 def clusters(n, classes=10, width=16, noise=1.5, seed=0):

@@ -10,10 +10,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
 
-from ssl_zoo import rng
+from ssl_zoo.config import ConfigError
 from ssl_zoo.evaluation import linear
 from ssl_zoo.evaluation.features import Features, Labelled
-from ssl_zoo.registry import ConfigError
+from ssl_zoo.system import rng
 
 SETTINGS = [(0.03, 0.0), (1.0, 1e-3), (0.3, 1e-1)]
 

@@ -7,10 +7,10 @@ import torch
 from ranks import on_ranks
 from torch.nn import functional as F
 
-from ssl_zoo import distributed
+from ssl_zoo.config import LOSSES
 from ssl_zoo.losses import DCL, NCE, InfoNCE, Margin, in_batch
 from ssl_zoo.memory import Lookup
-from ssl_zoo.registry import LOSSES
+from ssl_zoo.system import distributed
 
 R, M, D, SAMPLES = 5, 12, 4, 50
 

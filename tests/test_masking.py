@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssl_zoo.backbones import block_mask, block_order, mask_of, masked_patches, random_order, take
+from ssl_zoo.ops.masking import block_mask, block_order, mask_of, masked_patches, random_order, take
 
 KEYS = torch.arange(2000)
 MANY = pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from ranks import on_ranks
 from tiny import TinyNet, batch, share
 from torch.nn import functional as F
 
-from ssl_zoo import distributed
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import MEMORY, Part
+from ssl_zoo.core import Encoder
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import InfoNCE
 from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
 from ssl_zoo.methods.contrastive import Contrastive
-from ssl_zoo.registry import MEMORY, Part
+from ssl_zoo.system import distributed
 
 N, SAMPLES = 8, 64
 MEMORIES = {

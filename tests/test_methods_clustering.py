@@ -14,16 +14,19 @@ from ranks import on_ranks
 from sklearn.metrics import normalized_mutual_info_score
 from torch.nn import functional as F
 
-from ssl_zoo import build, config, distributed, health, kmeans
+from ssl_zoo import config
+from ssl_zoo.config import ConfigError, Part
+from ssl_zoo.core import Batch
+from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.experiment import build
 from ssl_zoo.heads import MLP, Prototypes
-from ssl_zoo.method import Batch
 from ssl_zoo.methods.deepcluster import DeepCluster
 from ssl_zoo.methods.deepcluster_v2 import DeepClusterV2
 from ssl_zoo.methods.odc import ODC, halve
 from ssl_zoo.methods.swav import SwAV
-from ssl_zoo.registry import ConfigError, Part
-from ssl_zoo.sinkhorn import sinkhorn
-from ssl_zoo.trainer import Trainer
+from ssl_zoo.ops import health, kmeans
+from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.system import distributed
 
 DIGITS = Path(__file__).resolve().parents[1] / "configs" / "digits" / "moco_v2.yaml"
 N, SAMPLES = 12, 48
@@ -273,7 +276,7 @@ def blobs(n: int = 60, k: int = 3, width: int = 4) -> tuple[torch.Tensor, torch.
 def test_kmeans_ends_where_lloyd_ends_and_one_seed_gives_one_answer():
     x, _ = blobs()
     found, centroids = kmeans.kmeans(x, 3, iterations=10, seed=3)
-    assert torch.equal(found, kmeans.nearest(x, centroids))
+    assert torch.equal(found, kmeans.closest_centroid(x, centroids))
     for k in range(3):
         torch.testing.assert_close(centroids[k], x[found == k].mean(dim=0), rtol=1e-4, atol=1e-4)
     again, _ = kmeans.kmeans(x, 3, iterations=10, seed=3)
@@ -305,7 +308,7 @@ def test_mutual_information_agrees_with_scikit_learn():
 
 def test_nearest_is_by_distance_and_not_by_angle():
     x, c = torch.randn(30, 3), 3 * torch.rand(5, 1) * torch.randn(5, 3)
-    assert torch.equal(kmeans.nearest(x, c), torch.cdist(x, c).argmin(dim=1))
+    assert torch.equal(kmeans.closest_centroid(x, c), torch.cdist(x, c).argmin(dim=1))
 
 
 def spherical() -> torch.Tensor:

@@ -11,18 +11,19 @@ from lightly.loss import DCLLoss, DCLWLoss
 from tiny import TinyNet, batch
 from torch import Tensor, nn
 
-from ssl_zoo import build, config
+from ssl_zoo import config
 from ssl_zoo.backbones import Timm
+from ssl_zoo.config import ConfigError, Part
+from ssl_zoo.core import Batch, Method
+from ssl_zoo.experiment import build
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import DCL, InfoNCE
 from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
-from ssl_zoo.method import Batch, Method
 from ssl_zoo.methods.contrastive import Contrastive
 from ssl_zoo.methods.moco_v3 import MoCoV3
 from ssl_zoo.methods.nnclr import NNCLR
 from ssl_zoo.methods.ressl import ReSSL
 from ssl_zoo.methods.supcon import SupCon
-from ssl_zoo.registry import ConfigError, Part
 
 N, D, SAMPLES = 6, 5, 64
 HEAD = Part(Linear, out_features=D)

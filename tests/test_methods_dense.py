@@ -10,19 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import build, config, rng
-from ssl_zoo.backbones import LabPair, Timm, random_order
-from ssl_zoo.colour import rgb_to_lab
+from ssl_zoo import config
+from ssl_zoo.backbones import LabPair, Timm
+from ssl_zoo.config import ConfigError, Part
+from ssl_zoo.core import Batch
+from ssl_zoo.experiment import build
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import NCE
 from ssl_zoo.memory import MemoryBank, MoCoQueue
-from ssl_zoo.method import Batch
 from ssl_zoo.methods.cmc import CMC
 from ssl_zoo.methods.cpc import CPC, RowsAbove
 from ssl_zoo.methods.densecl import DenseCL
 from ssl_zoo.methods.pirl import PIRL
-from ssl_zoo.patches import cut
-from ssl_zoo.registry import ConfigError, Part
+from ssl_zoo.ops.color import rgb_to_lab
+from ssl_zoo.ops.masking import random_order
+from ssl_zoo.ops.patches import cut
+from ssl_zoo.system import rng
 
 SAMPLES, N, D, K = 40, 3, 4, 6
 

@@ -12,17 +12,18 @@ from lightly import loss as lightly
 from torch import nn
 from torch.nn import functional as F
 
-from ssl_zoo import health
-from ssl_zoo.backbones import Timm, block_order, masked_patches
+from ssl_zoo.backbones import Timm
+from ssl_zoo.config import ConfigError, Part
+from ssl_zoo.core import Batch
+from ssl_zoo.engine.schedules import Linear
 from ssl_zoo.heads import MLP, Centre, DINOHead, SinkhornCentre
-from ssl_zoo.hooks.schedules import Linear
-from ssl_zoo.method import Batch
 from ssl_zoo.methods.dino import DINO, distillation
 from ssl_zoo.methods.dinov2 import DINOv2, koleo
 from ssl_zoo.methods.ibot import IBOT, patch_loss
 from ssl_zoo.methods.msn import MSN, msn_losses
-from ssl_zoo.registry import ConfigError, Part
-from ssl_zoo.sinkhorn import sinkhorn
+from ssl_zoo.ops import health
+from ssl_zoo.ops.masking import block_order, masked_patches
+from ssl_zoo.ops.sinkhorn import sinkhorn
 
 N, K = 6, 10
 HEAD = Part(DINOHead, out_features=K, hidden_features=16, bottleneck_features=8, depth=2)

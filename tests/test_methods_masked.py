@@ -8,19 +8,20 @@ import pytest
 import torch
 from timm.layers import LayerNorm
 
-from ssl_zoo import rng
-from ssl_zoo.backbones import Timm, block
+from ssl_zoo.backbones import Timm
+from ssl_zoo.config import ConfigError, Part
+from ssl_zoo.core import Batch
 from ssl_zoo.heads import DiscreteVAE, ViTDecoder
 from ssl_zoo.heads.decoder import sincos_positions
-from ssl_zoo.method import Batch
 from ssl_zoo.methods.beit import BEiT
 from ssl_zoo.methods.data2vec import Data2Vec
 from ssl_zoo.methods.ijepa import IJEPA
 from ssl_zoo.methods.mae import MAE
 from ssl_zoo.methods.maskfeat import MaskFeat, hog
 from ssl_zoo.methods.simmim import SimMIM
-from ssl_zoo.patches import patchify
-from ssl_zoo.registry import ConfigError, Part
+from ssl_zoo.ops.masking import block
+from ssl_zoo.ops.patches import patchify
+from ssl_zoo.system import rng
 
 N, SIZE, PATCH, GRID, WIDTH = 3, 16, 4, 4, 16
 L = GRID * GRID

@@ -9,10 +9,11 @@ import pytest
 import torch
 from tiny import TinyNet, batch
 
-from ssl_zoo.encoder import MomentumEncoder
+from ssl_zoo.config import ConfigError, Part
+from ssl_zoo.core import MomentumEncoder, merge_outputs
+from ssl_zoo.engine.optimizers import SGD
+from ssl_zoo.engine.schedules import Cosine, Schedules
 from ssl_zoo.heads import MLP
-from ssl_zoo.hooks.schedules import Cosine, Schedules
-from ssl_zoo.method import merge_outputs
 from ssl_zoo.methods import w_mse
 from ssl_zoo.methods.barlow_twins import BarlowTwins, cross_correlation
 from ssl_zoo.methods.byol import BYOL
@@ -23,8 +24,6 @@ from ssl_zoo.methods.tico import TiCo
 from ssl_zoo.methods.vicreg import VICReg
 from ssl_zoo.methods.vicregl import VICRegL, match
 from ssl_zoo.methods.w_mse import WMSE, whiten
-from ssl_zoo.optimizers import SGD
-from ssl_zoo.registry import ConfigError, Part
 
 N, D = 9, 4
 HEAD = Part(MLP, hidden_features=6, out_features=D, batch_norm=True)

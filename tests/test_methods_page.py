@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ssl_zoo import ablation, config
-from ssl_zoo.baselines import Baselines, depends_on
+from ssl_zoo import config
+from ssl_zoo.study import ablation
+from ssl_zoo.study.baselines import Baselines, depends_on
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 

@@ -11,17 +11,17 @@ from ranks import on_ranks
 from tiny import TinyNet
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, rng
 from ssl_zoo.backbones import Timm
-from ssl_zoo.colour import rgb_to_lab
+from ssl_zoo.config import ConfigError, Part
+from ssl_zoo.core import Batch
 from ssl_zoo.heads import Linear
-from ssl_zoo.method import Batch
 from ssl_zoo.methods.colorization import Colorization, colour_bins
 from ssl_zoo.methods.jigsaw import Jigsaw, distant_permutations
 from ssl_zoo.methods.relative_location import RelativeLocation, keep_one_channel
 from ssl_zoo.methods.rotation import Rotation
 from ssl_zoo.methods.supervised import Supervised
-from ssl_zoo.registry import ConfigError, Part
+from ssl_zoo.ops.color import rgb_to_lab
+from ssl_zoo.system import distributed, rng
 
 N, CELL = 6, 4
 HEAD = Part(Linear, out_features=5)

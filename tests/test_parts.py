@@ -11,18 +11,20 @@ from tiny import TinyNet
 from torch import nn
 from torch.nn import functional as F
 
-from ssl_zoo import build, rng  # noqa: F401  (build registers everything)
 from ssl_zoo.backbones import Timm
-from ssl_zoo.batchnorm import split_batchnorm
-from ssl_zoo.cli import KINDS
-from ssl_zoo.encoder import Encoder, MomentumEncoder, eval_mode
+from ssl_zoo.cli.main import KINDS
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, Registry, bind
+from ssl_zoo.core import Encoder, MomentumEncoder
+from ssl_zoo.experiment import build  # noqa: F401
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.memory import MoCoQueue
 from ssl_zoo.methods.byol import BYOL
 from ssl_zoo.methods.moco_v3 import MoCoV3
 from ssl_zoo.methods.nnclr import NNCLR
 from ssl_zoo.methods.simsiam import SimSiam
-from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, Registry
+from ssl_zoo.ops.batchnorm import split_batchnorm
+from ssl_zoo.ops.modes import eval_mode
+from ssl_zoo.system import rng
 
 # Backbones.
 
@@ -272,14 +274,14 @@ def test_a_users_part_is_registered_and_built_like_ours():
         def __init__(self, given, *, size: int = 1):
             self.given, self.size = given, size
 
-    built = registry.build({"type": "Thing", "size": 3}, given="x", not_asked_for="y")
+    built = bind(registry, {"type": "Thing", "size": 3})(given="x", not_asked_for="y")
     assert (built.given, built.size) == ("x", 3)
     with pytest.raises(ConfigError, match="nearest:  Thing"):
-        registry.build({"type": "thing"}, given="x")
+        bind(registry, {"type": "thing"})(given="x")
 
 
 def test_heads_build_from_yaml_blocks():
-    head = HEADS.build({"type": "MLP", "out_features": 3}, in_features=5)
+    head = bind(HEADS, {"type": "MLP", "out_features": 3})(in_features=5)
     assert head(torch.randn(2, 5)).shape == (2, 3)
 
 

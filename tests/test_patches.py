@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssl_zoo.patches import cut
+from ssl_zoo.ops.patches import cut
 
 
 def numbered(n: int, height: int, width: int) -> torch.Tensor:

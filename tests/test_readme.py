@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ssl_zoo import ablation, build, cli, config
-from ssl_zoo.registry import MEMORY, bind
+from ssl_zoo import cli, config
+from ssl_zoo.config import MEMORY, bind
+from ssl_zoo.experiment import build
+from ssl_zoo.study import ablation
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

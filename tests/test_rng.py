@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ssl_zoo import rng
+from ssl_zoo.system import rng
 
 MASK = (1 << 64) - 1
 

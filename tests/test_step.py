@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_zoo import backbones, build, checkpoint, config, precision
+from ssl_zoo import backbones, config
 from ssl_zoo.backbones import Timm
-from ssl_zoo.memory_use import keep_freed_memory
-from ssl_zoo.method import Method
-from ssl_zoo.optimizers import SGD, AdamW
-from ssl_zoo.precision import choose
-from ssl_zoo.registry import ConfigError
+from ssl_zoo.config import ConfigError
+from ssl_zoo.core import Method
+from ssl_zoo.engine import checkpoint, precision
+from ssl_zoo.engine.optimizers import SGD, AdamW
+from ssl_zoo.engine.precision import choose
+from ssl_zoo.experiment import build
+from ssl_zoo.system.hardware import keep_freed_memory
 
 
 class Squares(Method):

@@ -19,13 +19,16 @@ from ranks import on_ranks
 from rich.console import Console
 from torch import nn
 
-from ssl_zoo import build, checkpoint, config, distributed
-from ssl_zoo.hooks import Checkpointing, Hook
-from ssl_zoo.hooks.schedules import Constant, Cosine, Exponential, Step
-from ssl_zoo.method import merge_outputs
-from ssl_zoo.optimizers import start_momentum
-from ssl_zoo.registry import ConfigError
-from ssl_zoo.trainer import NonFiniteLoss, Trainer
+from ssl_zoo import config
+from ssl_zoo.config import ConfigError
+from ssl_zoo.core import merge_outputs
+from ssl_zoo.engine import checkpoint
+from ssl_zoo.engine.hooks import Checkpointing, Hook
+from ssl_zoo.engine.optimizers import start_momentum
+from ssl_zoo.engine.schedules import Constant, Cosine, Exponential, Step
+from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
+from ssl_zoo.experiment import build
+from ssl_zoo.system import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"

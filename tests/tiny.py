@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.batchnorm import split_batchnorm
-from ssl_zoo.method import Batch
-from ssl_zoo.registry import BACKBONES
+from ssl_zoo.config import BACKBONES
+from ssl_zoo.core import Batch
+from ssl_zoo.ops.batchnorm import split_batchnorm
 
 
 @BACKBONES.register_module()

@@ -22,12 +22,14 @@ from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installing
 
-from ssl_zoo import ablation, build, config
-from ssl_zoo.baselines import PIXELS, RANDOM
-from ssl_zoo.method import Family
-from ssl_zoo.registry import METHODS, Part, signature
-from ssl_zoo.report.results import Outcome, protocols, rows
-from ssl_zoo.report.tables import spread
+from ssl_zoo import config
+from ssl_zoo.config import METHODS, Part, signature
+from ssl_zoo.core import Family
+from ssl_zoo.experiment import build
+from ssl_zoo.study import ablation
+from ssl_zoo.study.baselines import PIXELS, RANDOM
+from ssl_zoo.study.report.results import Outcome, protocols, rows
+from ssl_zoo.study.report.tables import spread
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, DOCS = ROOT / "configs", ROOT / "docs"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.backbones.timm import FITS
-from ssl_zoo.colour import rgb_to_lab
-from ssl_zoo.registry import BACKBONES, Part
+from ssl_zoo.config import BACKBONES, Part
+from ssl_zoo.ops.color import rgb_to_lab
 
 FITS["lab"] = "two networks, {type: LabPair, of: {type: Timm, name: resnet18}}"
 
@@ -29,7 +29,7 @@ class LabPair(nn.Module):
 
     def __init__(self, *, of: Part[BACKBONES]):
         super().__init__()
-        self.l, self.ab = (of.like(of.target, in_chans=c)() for c in (1, 2))
+        self.l, self.ab = (of.replaced(of.target, in_chans=c)() for c in (1, 2))
         self.bn_groups: int = self.l.bn_groups
         self.num_features: int = self.l.num_features + self.ab.num_features
 
@@ -47,9 +47,9 @@ class LabPair(nn.Module):
         return x_l[:, None], torch.stack(x_ab, dim=1)
 
     @staticmethod
-    def rehearse(of: Part[BACKBONES]) -> None:
-        if hasattr(of.target, "rehearse"):
-            of.like(of.target.rehearse, in_chans=1)()
+    def dry_run(of: Part[BACKBONES]) -> None:
+        if hasattr(of.target, "dry_run"):
+            of.replaced(of.target.dry_run, in_chans=1)()
 
     @staticmethod
     def provides(**_) -> set[str]:

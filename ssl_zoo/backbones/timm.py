@@ -24,9 +24,9 @@ from timm.models import (
 from timm.models import list_models as timm_models
 from torch import Tensor, nn
 
-from ssl_zoo.batchnorm import hold_statistics, split_batchnorm
-from ssl_zoo.cpu_bf16 import speed_up
-from ssl_zoo.registry import BACKBONES, ConfigError, at_least, nearest
+from ssl_zoo.backbones.cpu.layers import speed_up
+from ssl_zoo.config import BACKBONES, ConfigError, at_least, closest
+from ssl_zoo.ops.batchnorm import hold_statistics, split_batchnorm
 
 # What timm's constructors would take, and what to say instead.
 _NOT_OPTIONS = {
@@ -230,7 +230,7 @@ class Timm(nn.Module):
         return {"features", "map"} if on_grid else {"features"}
 
     @staticmethod
-    def rehearse(**arguments) -> None:
+    def dry_run(**arguments) -> None:
         """Meets what the constructor objects to, before any data is read; builds no weights.
 
         Not a part of `validate`, so that a model of the wrong kind can be told first that it is.
@@ -239,7 +239,7 @@ class Timm(nn.Module):
             ConfigError: as the constructor's.
         """
         if arguments.keys() & {"options", "small_images", "grad_checkpointing", "bn_groups"}:
-            _rehearse(json.dumps(arguments | {"weights": None}, sort_keys=True))
+            _dry_run(json.dumps(arguments | {"weights": None}, sort_keys=True))
 
     def _check(self, images: Tensor) -> None:
         """Raises ConfigError for images of other channels or, where it is fixed, another size."""
@@ -291,18 +291,18 @@ class Timm(nn.Module):
                 "name",
                 "timm knows no such model",
                 found=repr(name),
-                nearest=nearest(name, timm_models()),
+                nearest=closest(name, timm_models()),
             )
         try:
             get_pretrained_cfg(name)
         except RuntimeError as error:
             raise ConfigError(
-                "name", str(error), found=repr(name), nearest=nearest(name, list_pretrained())
+                "name", str(error), found=repr(name), nearest=closest(name, list_pretrained())
             ) from error
         if weights is not None and not Path(weights).is_file():
             folder = Path(weights).parent
             files = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-            close = nearest(Path(weights).name, files)
+            close = closest(Path(weights).name, files)
             raise ConfigError(
                 "weights",
                 "no such file",
@@ -330,7 +330,7 @@ def _create(name: str, in_chans: int, options: dict) -> nn.Module:
             f"options.{wrong}" if wrong else "options",
             f"timm's {name} does not take it: {type(error).__name__}: {error}",
             found=repr(options[wrong] if wrong else options),
-            nearest=nearest(wrong, known) if wrong not in known else "",
+            nearest=closest(wrong, known) if wrong not in known else "",
         ) from error
 
 
@@ -352,7 +352,7 @@ def _without_weights(name: str) -> nn.Module:
 
 
 @cache  # many configs share a backbone
-def _rehearse(arguments: str) -> None:
+def _dry_run(arguments: str) -> None:
     block = json.loads(arguments)
     name, options = block["name"], block.get("options", {})
     with torch.device("meta"):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torchvision
 
-from ssl_zoo.data import idx
-from ssl_zoo.data.datasets import roots
-from ssl_zoo.registry import nearest
+from ssl_zoo.config import closest
+from ssl_zoo.data.datasets import idx
+from ssl_zoo.data.source import roots
 
 PACKAGE = "dataset-fashion-mnist"
 Log = Callable[[str], object]
@@ -31,7 +31,7 @@ def get(name: str, root: str | os.PathLike | None = None, log: Log = print) -> P
         RuntimeError: no source worked; lists them, and how to supply the files by hand.
     """
     if name not in SOURCES:
-        hint = nearest(name, SOURCES)
+        hint = closest(name, SOURCES)
         raise ValueError(
             f"no data set {name!r} to get; there are {', '.join(SOURCES)}"
             + (f"; nearest: {hint}" if hint else "")

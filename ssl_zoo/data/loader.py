@@ -15,13 +15,13 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import save_image
 
-from ssl_zoo import distributed
+from ssl_zoo.config import DATASETS, ConfigError, Part, join
+from ssl_zoo.core import Batch
 from ssl_zoo.data.datasets import ImageSet
+from ssl_zoo.data.image.transforms import Views
 from ssl_zoo.data.sampler import Sampler
-from ssl_zoo.data.transforms import Views
-from ssl_zoo.distributed import cores
-from ssl_zoo.method import Batch
-from ssl_zoo.registry import DATASETS, ConfigError, Part, join
+from ssl_zoo.system import distributed
+from ssl_zoo.system.distributed import cores
 
 
 class Job(NamedTuple):

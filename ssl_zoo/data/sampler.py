@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ssl_zoo import rng
+from ssl_zoo.system import rng
 
 
 class Sampler:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ssl_zoo import distributed
-from ssl_zoo.encoder import eval_mode
-from ssl_zoo.precision import autocast
+from ssl_zoo.engine.precision import autocast
+from ssl_zoo.ops.modes import frozen
+from ssl_zoo.system import distributed
 
 # Measured on a CPU: fewer are slower with small networks, more with large ones. A GPU wants many.
 BATCH_SIZE = {"cpu": 256, "cuda": 512}
@@ -48,19 +47,6 @@ def check_labelled(protocol: str, name: str, features: Tensor, labels: Tensor) -
     check_labels(protocol, name, labels)
     if not features.isfinite().all():
         raise ValueError(f"{protocol}: the features of the {name} are not all finite")
-
-
-@contextmanager
-def frozen(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Evaluation mode, no gradients; afterwards modes and torch's RNG are bitwise as they were.
-
-    BatchNorm's running statistics do not move in evaluation mode. Not `inference_mode`: it gains
-    nothing measurable, and a tensor that a backbone caches in it is lost to training.
-    """
-    device = torch.device(device)
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.no_grad(), eval_mode(module):
-        yield
 
 
 def extract(

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_zoo import distributed
+from ssl_zoo.config import above, at_least
 from ssl_zoo.evaluation.features import Features, check_labelled, extract_splits
-from ssl_zoo.kmeans import faiss_threads
-from ssl_zoo.registry import above, at_least
+from ssl_zoo.ops.kmeans import faiss_threads
+from ssl_zoo.system import distributed
 
 QUERIES_AT_ONCE = 4096
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_zoo import distributed, rng
+from ssl_zoo.config import ConfigError, above, at_least
 from ssl_zoo.evaluation.features import Features, check_labelled
-from ssl_zoo.registry import ConfigError, above, at_least
+from ssl_zoo.system import distributed, rng
 
 # 0.001 to 100. What lr is right depends on the features' scale: MoCo's needs 30.
 LRS = tuple(round(10 ** (i / 6 - 3), 6) for i in range(31))

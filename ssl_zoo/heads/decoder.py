@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_zoo.registry import HEADS, ConfigError, at_least
+from ssl_zoo.config import HEADS, ConfigError, at_least
 
 
 @HEADS.register_module()

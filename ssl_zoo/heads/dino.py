@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed
-from ssl_zoo.registry import HEADS, ConfigError, at_least
-from ssl_zoo.sinkhorn import sinkhorn
+from ssl_zoo.config import HEADS, ConfigError, at_least
+from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.system import distributed
 
 
 @HEADS.register_module()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.registry import HEADS, at_least
+from ssl_zoo.config import HEADS, at_least
 
 
 @HEADS.register_module()

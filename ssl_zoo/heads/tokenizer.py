@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import rng
-from ssl_zoo.registry import HEADS, at_least
+from ssl_zoo.config import HEADS, at_least
+from ssl_zoo.system import rng
 
 
 @HEADS.register_module()

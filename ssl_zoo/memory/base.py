@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, rng
-from ssl_zoo.batchnorm import has_batchnorm
-from ssl_zoo.encoder import eval_mode
 from ssl_zoo.memory.reductions import LogSumExp, SoftplusSum
+from ssl_zoo.ops.batchnorm import has_batchnorm
+from ssl_zoo.ops.modes import eval_mode
+from ssl_zoo.system import distributed, rng
 
 
 class Lookup:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo import distributed
+from ssl_zoo.config import MEMORY
 from ssl_zoo.memory.base import Lookup, Memory
-from ssl_zoo.registry import MEMORY
+from ssl_zoo.system import distributed
 
 
 @MEMORY.register_module()

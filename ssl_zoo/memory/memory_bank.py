@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, rng
+from ssl_zoo.config import MEMORY, at_least, within
 from ssl_zoo.memory.base import Lookup, Memory
-from ssl_zoo.registry import MEMORY, at_least, within
+from ssl_zoo.system import distributed, rng
 
 
 @MEMORY.register_module()

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed
-from ssl_zoo.encoder import MomentumEncoder
+from ssl_zoo.config import MEMORY, at_least, within
+from ssl_zoo.core import MomentumEncoder
 from ssl_zoo.memory.base import Lookup, Memory
 from ssl_zoo.memory.fifo import enqueue
-from ssl_zoo.registry import MEMORY, at_least, within
+from ssl_zoo.system import distributed
 
 
 @MEMORY.register_module()

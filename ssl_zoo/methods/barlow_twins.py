@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo import distributed, health
-from ssl_zoo.encoder import Encoder
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, Part, above
+from ssl_zoo.config import HEADS, METHODS, Part, above
+from ssl_zoo.core import Batch, Encoder, Method
+from ssl_zoo.ops import health
+from ssl_zoo.system import distributed
 
 
 @METHODS.register_module()

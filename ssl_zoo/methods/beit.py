@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import health
-from ssl_zoo.backbones import block_order, mask_of, take
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import HEADS, METHODS, Part, above, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, Part, above, at_least, within
+from ssl_zoo.ops import health
+from ssl_zoo.ops.masking import block_order, mask_of, take
 
 
 @METHODS.register_module()

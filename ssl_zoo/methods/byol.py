@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import health
-from ssl_zoo.encoder import Encoder, MomentumEncoder, predictor_for
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, Part, within
+from ssl_zoo.config import HEADS, METHODS, Part, within
+from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, predictor_for
+from ssl_zoo.ops import health
 
 
 @METHODS.register_module()

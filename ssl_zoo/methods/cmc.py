@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import health
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import HEADS, LOSSES, METHODS, Part
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.memory import MemoryBank
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, LOSSES, METHODS, Part
+from ssl_zoo.ops import health
 
 
 class HalfHeads(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed
-from ssl_zoo.colour import rgb_to_lab
-from ssl_zoo.encoder import eval_mode
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import METHODS, above, at_least, within
+from ssl_zoo.config import METHODS, above, at_least, within
+from ssl_zoo.core import Batch, Method
+from ssl_zoo.ops.color import rgb_to_lab
+from ssl_zoo.ops.modes import eval_mode
+from ssl_zoo.system import distributed
 
 
 @METHODS.register_module()

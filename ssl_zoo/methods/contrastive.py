@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.encoder import Encoder
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part
+from ssl_zoo.config import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part
+from ssl_zoo.core import Batch, Encoder, Method
 
 
 @METHODS.register_module()

@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo import distributed, health
+from ssl_zoo.config import METHODS, ConfigError, above, at_least
+from ssl_zoo.core import Batch, Method
 from ssl_zoo.losses import InfoNCE
 from ssl_zoo.memory import Lookup
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import METHODS, ConfigError, above, at_least
+from ssl_zoo.ops import health
+from ssl_zoo.system import distributed
 
 
 class RowsAbove(nn.Module):

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health, rng
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import METHODS, ConfigError, at_least
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
-from ssl_zoo.kmeans import embed, kmeans, mutual_information, whiten
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import METHODS, ConfigError, at_least
+from ssl_zoo.ops import health
+from ssl_zoo.ops.kmeans import embed, kmeans, mutual_information, whiten
+from ssl_zoo.system import distributed, rng
 
 
 @METHODS.register_module()

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health
-from ssl_zoo.encoder import Encoder, encode_views
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, above, at_least
+from ssl_zoo.core import Batch, Encoder, Method, encode_views
 from ssl_zoo.heads import Prototypes
-from ssl_zoo.kmeans import embed, nearest, spherical_kmeans
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, at_least
+from ssl_zoo.ops import health
+from ssl_zoo.ops.kmeans import closest_centroid, embed, spherical_kmeans
+from ssl_zoo.system import distributed
 
 
 @METHODS.register_module()
@@ -112,7 +112,7 @@ class DeepClusterV2(Method):
         An image's row changes after it was seen, once an epoch: until then it is what k-means saw.
         """
         with torch.autocast(index.device.type, enabled=False):
-            return nearest(self.bank[h % 2][index], self.centroids[h].weight)
+            return closest_centroid(self.bank[h % 2][index], self.centroids[h].weight)
 
     @torch.no_grad()
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health
-from ssl_zoo.batchnorm import has_batchnorm, split_batchnorm
-from ssl_zoo.encoder import MomentumEncoder
+from ssl_zoo.config import HEADS, METHODS, Part, above, at_least, within
+from ssl_zoo.core import Batch, Method, MomentumEncoder
 from ssl_zoo.losses import InfoNCE
 from ssl_zoo.memory import Lookup
 from ssl_zoo.memory.base import shuffled
 from ssl_zoo.memory.fifo import enqueue
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, Part, above, at_least, within
+from ssl_zoo.ops import health
+from ssl_zoo.ops.batchnorm import has_batchnorm, split_batchnorm
+from ssl_zoo.system import distributed
 
 
 class DenseEncoder(nn.Module):

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import health
-from ssl_zoo.encoder import Encoder, MomentumEncoder, encode_views
+from ssl_zoo.config import HEADS, METHODS, Part, above, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views
 from ssl_zoo.heads import Centre, FrozenStart
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, Part, above, at_least, within
+from ssl_zoo.ops import health
 
 
 @METHODS.register_module()

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health
-from ssl_zoo.backbones import masked_patches
-from ssl_zoo.encoder import MomentumEncoder, encode_views
+from ssl_zoo.config import HEADS, METHODS, Part, at_least
+from ssl_zoo.core import Batch, Method, MomentumEncoder, encode_views
 from ssl_zoo.heads import Centre, FrozenStart, SinkhornCentre
-from ssl_zoo.method import Batch, Method
 from ssl_zoo.methods.dino import distillation
 from ssl_zoo.methods.ibot import TokenEncoder, check, patch_loss
-from ssl_zoo.registry import HEADS, METHODS, Part, at_least
+from ssl_zoo.ops import health
+from ssl_zoo.ops.masking import masked_patches
+from ssl_zoo.system import distributed
 
 
 @METHODS.register_module()

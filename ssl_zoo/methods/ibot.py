@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo import health
-from ssl_zoo.backbones import masked_patches, take
-from ssl_zoo.batchnorm import split_batchnorm
-from ssl_zoo.encoder import Encoder, MomentumEncoder, encode_views
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, above, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views
 from ssl_zoo.heads import Centre, FrozenStart
-from ssl_zoo.method import Batch, Method
 from ssl_zoo.methods.dino import distillation
-from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, at_least, within
+from ssl_zoo.ops import health
+from ssl_zoo.ops.batchnorm import split_batchnorm
+from ssl_zoo.ops.masking import masked_patches, take
 
 
 @METHODS.register_module()

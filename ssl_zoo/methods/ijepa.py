@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import health, rng
-from ssl_zoo.backbones import block, mask_of, take
-from ssl_zoo.encoder import Encoder, MomentumEncoder
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, Part, at_least, within
+from ssl_zoo.config import HEADS, METHODS, Part, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder
+from ssl_zoo.ops import health
+from ssl_zoo.ops.masking import block, mask_of, take
+from ssl_zoo.system import rng
 
 
 @METHODS.register_module()

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.backbones import random_order, take
-from ssl_zoo.encoder import Encoder
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.patches import patchify
-from ssl_zoo.registry import HEADS, METHODS, Part, within
+from ssl_zoo.config import HEADS, METHODS, Part, within
+from ssl_zoo.core import Batch, Encoder, Method
+from ssl_zoo.ops.masking import random_order, take
+from ssl_zoo.ops.patches import patchify
 
 
 @METHODS.register_module()

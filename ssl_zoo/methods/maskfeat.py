@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.backbones import block_order, mask_of, take
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import METHODS, ConfigError, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.patches import patchify
-from ssl_zoo.registry import METHODS, ConfigError, at_least, within
+from ssl_zoo.ops.masking import block_order, mask_of, take
+from ssl_zoo.ops.patches import patchify
 
 # Mean gradient of a cell below which it is not brought to unit length: rounding on flat ground.
 # A single pixel, one step of 8 bits off, gives more where images have variance 1.

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health
-from ssl_zoo.encoder import Encoder, encode_views
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, Part, at_least
+from ssl_zoo.config import HEADS, METHODS, Part, at_least
+from ssl_zoo.core import Batch, Encoder, Method, encode_views
+from ssl_zoo.ops import health
+from ssl_zoo.system import distributed
 
 
 @METHODS.register_module()

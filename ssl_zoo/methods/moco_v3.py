@@ -5,12 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import health
 from ssl_zoo.backbones import FITS
-from ssl_zoo.encoder import Encoder, MomentumEncoder, predictor_for
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, above, within
+from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, predictor_for
 from ssl_zoo.losses import in_batch
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, within
+from ssl_zoo.ops import health
 
 
 @METHODS.register_module()

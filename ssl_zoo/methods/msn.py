@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health
-from ssl_zoo.backbones import random_order
-from ssl_zoo.encoder import Encoder, MomentumEncoder, encode_views
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, above, at_least, within
-from ssl_zoo.sinkhorn import sinkhorn
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, above, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views
+from ssl_zoo.ops import health
+from ssl_zoo.ops.masking import random_order
+from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.system import distributed
 
 
 @METHODS.register_module()

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health
-from ssl_zoo.encoder import Encoder, predictor_for
+from ssl_zoo.config import HEADS, METHODS, Part, above, at_least
+from ssl_zoo.core import Batch, Encoder, Method, predictor_for
 from ssl_zoo.losses import in_batch
 from ssl_zoo.memory.fifo import enqueue
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, Part, above, at_least
+from ssl_zoo.ops import health
+from ssl_zoo.system import distributed
 
 
 @METHODS.register_module()

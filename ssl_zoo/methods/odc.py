@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health, rng
-from ssl_zoo.encoder import Encoder
-from ssl_zoo.kmeans import embed, kmeans, means, nearest, share_of
-from ssl_zoo.method import Batch, Method
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.methods.deepcluster import without_momentum
-from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, at_least, within
+from ssl_zoo.ops import health
+from ssl_zoo.ops.kmeans import closest_centroid, embed, kmeans, means, share_of
+from ssl_zoo.system import distributed, rng
 
 
 @METHODS.register_module()
@@ -134,7 +134,7 @@ class ODC(Method):
         index, f = distributed.gather(batch.index), distributed.gather(out["f"])
         m = torch.lerp(self.features[index], f, self.momentum)  # [world x N, D]
         self.features[index] = F.normalize(m, dim=1)
-        y = nearest(self.features[index], self.centroids)  # [world x N]
+        y = closest_centroid(self.features[index], self.centroids)  # [world x N]
         self.changed.copy_((y != self.labels[index]).float().mean())
         self.labels[index] = y
         self.counted = int(self.steps) if self.counted is None else self.counted + 1
@@ -161,7 +161,9 @@ class ODC(Method):
         is_small = sizes < self.min_cluster
         small, others = is_small.nonzero()[:, 0], (~is_small).nonzero()[:, 0]
         members = torch.isin(self.labels, small).nonzero()[:, 0]
-        self.labels[members] = others[nearest(self.features[members], self.centroids[others])]
+        self.labels[members] = others[
+            closest_centroid(self.features[members], self.centroids[others])
+        ]
         for empty in small:
             largest = self._sizes().argmax()
             members = (self.labels == largest).nonzero()[:, 0]
@@ -198,5 +200,5 @@ def halve(x: Tensor, iterations: int = 10) -> Tensor:
         if second.all() or not second.any():
             return torch.arange(len(x), device=x.device) % 2 == 1
         centres = torch.stack([x[~second].mean(dim=0), x[second].mean(dim=0)])  # [2, D]
-        second = nearest(x, centres).bool()
+        second = closest_centroid(x, centres).bool()
     return second

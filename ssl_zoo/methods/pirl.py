@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import health, rng
-from ssl_zoo.backbones import random_order
-from ssl_zoo.batchnorm import hold_statistics, split_batchnorm
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.memory import MemoryBank
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.patches import cut, quarter_turns
-from ssl_zoo.registry import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part, at_least, within
+from ssl_zoo.ops import health
+from ssl_zoo.ops.batchnorm import hold_statistics, split_batchnorm
+from ssl_zoo.ops.masking import random_order
+from ssl_zoo.ops.patches import cut, quarter_turns
+from ssl_zoo.system import rng
 
 
 @METHODS.register_module()

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import rng
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import HEADS, METHODS, Part, at_least
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import MLP
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.patches import cut
-from ssl_zoo.registry import HEADS, METHODS, Part, at_least
+from ssl_zoo.ops.patches import cut
+from ssl_zoo.system import rng
 
 GRID, CENTRE, NEIGHBOURS = 3, 4, 8
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import health
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import HEADS, MEMORY, METHODS, ConfigError, Part, above
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.memory import MoCoQueue
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, MEMORY, METHODS, ConfigError, Part, above
+from ssl_zoo.ops import health
 
 
 @METHODS.register_module()

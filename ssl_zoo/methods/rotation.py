@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import METHODS
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.patches import quarter_turns
-from ssl_zoo.registry import METHODS
+from ssl_zoo.ops.patches import quarter_turns
 
 
 @METHODS.register_module()

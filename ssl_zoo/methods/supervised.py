@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import METHODS, within
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import METHODS, within
 
 
 @METHODS.register_module()

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health
-from ssl_zoo.backbones import take
-from ssl_zoo.batchnorm import split_batchnorm
-from ssl_zoo.encoder import Encoder
-from ssl_zoo.method import Batch, Method
+from ssl_zoo.config import HEADS, METHODS, Part, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.methods.vicreg import covariance, variance
-from ssl_zoo.patches import centres
-from ssl_zoo.registry import HEADS, METHODS, Part, at_least, within
+from ssl_zoo.ops import health
+from ssl_zoo.ops.batchnorm import split_batchnorm
+from ssl_zoo.ops.masking import take
+from ssl_zoo.ops.patches import centres
+from ssl_zoo.system import distributed
 
 
 @METHODS.register_module()

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import distributed, health, rng
-from ssl_zoo.encoder import Encoder, encode_views
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, METHODS, ConfigError, Part, at_least, within
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, at_least, within
+from ssl_zoo.core import Batch, Encoder, Method, encode_views
+from ssl_zoo.ops import health
+from ssl_zoo.system import distributed, rng
 
 
 @METHODS.register_module()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import health
-from ssl_zoo.encoder import Encoder
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import HEADS, LOSSES, MEMORY, METHODS, Part
+from ssl_zoo.config import HEADS, LOSSES, MEMORY, METHODS, Part
+from ssl_zoo.core import Batch, Encoder, Method
+from ssl_zoo.ops import health
 
 
 @METHODS.register_module()

@@ -7,12 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.backbones import mask_of, random_order
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import METHODS, within
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.patches import patchify
-from ssl_zoo.registry import METHODS, within
+from ssl_zoo.ops.masking import mask_of, random_order
+from ssl_zoo.ops.patches import patchify
 
 
 @METHODS.register_module()

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import rng
-from ssl_zoo.encoder import Encoder
+from ssl_zoo.config import METHODS
+from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
-from ssl_zoo.method import Batch, Method
-from ssl_zoo.registry import METHODS
+from ssl_zoo.system import rng
 
 
 @METHODS.register_module()

@@ -1,0 +1,152 @@
+"""Constraints as types: what a parameter may be stands in its annotation, and nowhere else.
+
+    def __init__(self, *, size: PositiveInt = 65536, momentum: Scheduled[UnitInterval] = 0.999)
+
+`convert` checks them in a config before anything is built, and `constrained`, which a registry puts
+around every constructor, checks them in Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ssl_zoo.config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; a bound that is `open` is not itself allowed."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == float("inf"):
+            text = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+            return text + (" and finite" if self.open_high else "")
+        if self.open_low or self.open_high:
+            ends = "(" if self.open_low else "[", ")" if self.open_high else "]"
+            return f"in {ends[0]}{self.low:g}, {self.high:g}{ends[1]}"
+        return f"from {self.low:g} to {self.high:g}"
+
+    def problem(self, value: float) -> str:
+        below = value < self.low or (self.open_low and value == self.low)
+        if self.high != float("inf"):
+            return "out of range"
+        return "too small" if below else "not finite"
+
+
+INFINITY = float("inf")
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+AtLeastTwo = Annotated[int, Range(2)]
+PositiveFloat = Annotated[float, Range(0, INFINITY, open_low=True, open_high=True)]
+NonNegativeFloat = Annotated[float, Range(0, INFINITY, open_high=True)]
+UnitInterval = Annotated[float, Range(0, 1)]
+HalfOpenUnitInterval = Annotated[float, Range(0, 1, open_high=True)]
+
+_T = TypeVar("_T")
+SCHEDULED, MACHINE = "scheduled", "of the machine"
+# A schedule may move this number: the part keeps it as an attribute (an optimizer: in its groups)
+# and reads it anew at each step.
+Scheduled = Annotated[_T, SCHEDULED]
+# Where and how a run is computed, not what: another value is still the same run.
+OfMachine = Annotated[_T, MACHINE]
+
+
+def type_hints(target: Callable) -> dict[str, Any]:
+    """Type hints of a constructor, resolved, with what `Annotated` adds."""
+    function = target.__init__ if inspect.isclass(target) else target
+    return get_type_hints(function, include_extras=True)
+
+
+def marked(target: Callable, mark: str) -> list[str]:
+    """The parameters whose annotation carries SCHEDULED or MACHINE."""
+    return [name for name, hint in type_hints(target).items() if mark in marks(hint)]
+
+
+def marks(hint: Any) -> tuple:
+    """What `Annotated` adds to a hint, in a union's members too."""
+    if get_origin(hint) is Annotated:
+        return hint.__metadata__ + marks(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(mark for option in get_args(hint) for mark in marks(option))
+    return ()
+
+
+def check(hint: Any, value: Any, key: str) -> None:
+    """Raises ConfigError where a number lies outside the ranges of its annotation."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        for limits in hint.__metadata__:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if isinstance(limits, Range) and number and value not in limits:
+                raise ConfigError(
+                    key, limits.problem(value), found=repr(value), expected=str(limits)
+                )
+        check(args[0], value, key)
+    elif origin in (Union, types.UnionType):
+        for option in args:
+            check(option, value, key)
+    elif origin in (list, tuple) and isinstance(value, list | tuple):
+        same = origin is list or args[-1] is Ellipsis
+        for i, item in enumerate(value):
+            if same or i < len(args):
+                check(args[0] if same else args[i], item, f"{key}[{i}]")
+    elif origin is dict and isinstance(value, Mapping):
+        for name, item in value.items():
+            check(args[1], item, f"{key}.{name}")
+
+
+def of_yaml(target: Callable) -> dict[str, inspect.Parameter]:
+    """The parameters after a constructor's `*`."""
+    parameters = inspect.signature(target).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_arguments(target: Callable, arguments: Mapping[str, Any]) -> None:
+    """Annotations first, then the target's own `validate`, which is given every argument.
+
+    Raises:
+        ConfigError: by the argument's name.
+    """
+    hints = type_hints(target)
+    for name, value in arguments.items():
+        check(hints.get(name, Any), value, name)
+    if hasattr(target, "validate"):
+        defaults = {n: p.default for n, p in of_yaml(target).items() if p.default is not p.empty}
+        target.validate(**defaults | arguments)
+
+
+def constrained(target: Callable) -> Callable:
+    """A constructor that checks its arguments, whoever calls it; a class is changed in place."""
+    function = target.__init__ if inspect.isclass(target) else target
+    if getattr(function, "constrained_for", None) is target:
+        return target
+    names = of_yaml(target).keys()
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        # A subclass that calls this one's constructor has its own constraints.
+        if not inspect.isclass(target) or type(args[0]) is target:
+            check_arguments(target, {n: v for n, v in kwargs.items() if n in names})
+        return function(*args, **kwargs)
+
+    checked.constrained_for = target
+    if inspect.isclass(target):
+        target.__init__ = checked
+        return target
+    if hasattr(target, "validate"):
+        checked.validate = target.validate
+    return checked

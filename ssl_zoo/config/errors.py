@@ -1,0 +1,62 @@
+"""What a user got wrong, in words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """What a user got wrong, where, and what was expected.
+
+    Args:
+        key: dotted path of the offending key, `method.memory.size`.
+        problem: one sentence.
+        found, expected: what was there, what should have been.
+        nearest: the closest valid name, if there is one.
+        where: `file:line`, filled in by `Config` when it knows.
+    """
+
+    def __init__(self, key: str, problem: str, *, found="", expected="", nearest="", where=""):
+        super().__init__(key, problem)
+        self.key, self.problem, self.where = key, problem, where
+        self.found, self.expected, self.nearest = found, expected, nearest
+
+    def __str__(self) -> str:
+        first = ": ".join(part for part in (self.where, self.key, self.problem) if part)
+        details = [("found", self.found), ("expected", self.expected), ("nearest", self.nearest)]
+        return "\n".join([first, *(f"  {name + ':':<10}{text}" for name, text in details if text)])
+
+
+def closest(name: str, candidates: Iterable) -> str:
+    """The candidate whose spelling is closest to `name`, or ''. Case does not count."""
+    by_lower = {str(c).lower(): str(c) for c in candidates}
+    match = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[match[0]] if match else ""
+
+
+def describe(value: object) -> str:
+    return "null" if value is None else f"{value!r} ({type(value).__name__})"
+
+
+def join(key: str, name: object) -> str:
+    """`name` below the dotted `key`."""
+    return f"{key}.{name}" if key else str(name)
+
+
+def above(name: str, value: float | None, bound: float) -> None:
+    """Raises ConfigError unless value > bound; None passes."""
+    if value is not None and not value > bound:
+        raise ConfigError(name, "too small", found=repr(value), expected=f"above {bound}")
+
+
+def at_least(name: str, value: float | None, bound: float) -> None:
+    """Raises ConfigError unless value >= bound; None passes."""
+    if value is not None and not value >= bound:
+        raise ConfigError(name, "too small", found=repr(value), expected=f"at least {bound}")
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Raises ConfigError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ConfigError(name, "out of range", found=repr(value), expected=f"from {low} to {high}")

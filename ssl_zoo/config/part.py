@@ -1,0 +1,306 @@
+"""The strict step from a YAML block to a constructor call.
+
+A YAML block is a constructor call, under one rule about signatures:
+
+    def __init__(self, encoder, num_samples, *, size: PositiveInt = 65536)
+
+What stands before the `*` is handed over by the code that owns the part; what stands after it
+is YAML's. So a block can be checked against its constructor before anything is built or read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from ssl_zoo.config.constraints import (
+    MACHINE,
+    Range,
+    check,
+    check_arguments,
+    marked,
+    of_yaml,
+    type_hints,
+)
+from ssl_zoo.config.errors import ConfigError, closest, describe, join
+from ssl_zoo.config.registry import Registry
+
+# A key that begins so is whole already: a method objects to its backbone, or to its data.
+_SECTIONS = ("backbone.", "data.")
+# Keys of earlier versions, and what stands in their place.
+RENAMED = {
+    "knn": "evaluations: {knn: {type: KNN, ...}}",
+    "centre_momentum": "center_momentum",
+    "centring": "centering",
+}
+
+
+class Block(NamedTuple):
+    """What `Part[...]` marks in a signature: where a block's type is looked up."""
+
+    kind: Registry | type
+    beside: Callable | None = None
+
+
+class Part:
+    """A constructor with its YAML arguments, not yet called.
+
+    The owner of a part calls it with what only the owner knows, and each constructor takes what
+    it names before its `*`:
+
+        head = Part(MLP, out_features=128)
+        head(in_features=512)          # -> MLP(in_features=512, out_features=128)
+
+    In a signature, `head: Part[HEADS]` marks a nested block whose `type` is looked up in HEADS,
+    and `data: Part[Data]` one of a fixed type. `Part[EVALUATIONS, Monitored]` takes the keys of
+    `Monitored` off the block first; `part.beside` is the call they make.
+    """
+
+    beside: Part | None = None
+
+    def __init__(self, target: Callable, /, **kwargs):
+        self.target, self.kwargs = target, kwargs
+        self.key, self.type = "", ""  # where in a config it stood, and under which name
+
+    def __class_getitem__(cls, kind: Registry | type | tuple) -> Any:
+        return Annotated[cls, Block(*kind) if isinstance(kind, tuple) else Block(kind)]
+
+    def __call__(self, **offered) -> Any:
+        names, yaml = signature(self.target)
+        taken = {name: offered[name] for name in names if name in offered}
+        try:
+            self._check_fit(offered, yaml)
+            return self.target(**taken, **self.kwargs)
+        except ConfigError as error:
+            if self.key and not error.key.startswith((self.key, *_SECTIONS)):
+                error.key = f"{self.key}.{error.key}" if error.key else self.key
+            raise
+        except ValueError as error:
+            if not self.key:
+                raise
+            raise ConfigError(self.key, str(error)) from error
+
+    def _check_fit(self, offered: Mapping, yaml: Mapping) -> None:
+        """Raises ConfigError for a part of another use: a decoder where a head belongs."""
+        parameters = inspect.signature(self.target).parameters.values()
+        needed = {p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+        needed -= {p.name for p in parameters if p.default is not p.empty}
+        expected = ""
+        if not needed <= offered.keys() | self.kwargs.keys():
+            expected = f"a part that takes {', '.join(offered) or 'YAML alone'}"
+        elif twice := sorted(offered.keys() & yaml.keys()):
+            expected = f"one that takes {', '.join(twice)} before its *: code hands it over"
+        if expected:
+            name = getattr(self.target, "__name__", str(self.target))
+            raise ConfigError("type", "does not belong here", found=name, expected=expected)
+
+    def replaced(self, target: Callable, /, **changed) -> Part:
+        """Another call in the same place of the config, with the same arguments but `changed`."""
+        part = Part(target, **self.kwargs | changed)
+        part.key, part.type = self.key, self.type
+        return part
+
+    def arguments(self) -> dict[str, Any]:
+        """All YAML arguments, defaults included."""
+        parameters = signature(self.target)[1].values()
+        return {p.name: self.kwargs.get(p.name, p.default) for p in parameters}
+
+    def spelled_out(self, machine: bool = True) -> dict[str, Any]:
+        """The block as plain YAML with every default written down.
+
+        Args:
+            machine: with the keys that say where and how, and not what, is computed.
+        """
+        left_out = () if machine else marked(self.target, MACHINE)
+        block = {"type": self.type} if self.type else {}
+        for name, value in self.arguments().items():
+            if name not in left_out:
+                block[name] = _spelled(value, machine)
+        if self.beside is not None:
+            block |= self.beside.spelled_out(machine)
+        return block
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
+        return f"Part({self.target.__name__}, {arguments})"
+
+
+def _spelled(value: Any, machine: bool) -> Any:
+    if isinstance(value, Part):
+        return value.spelled_out(machine)
+    if isinstance(value, Mapping):
+        return {name: _spelled(item, machine) for name, item in value.items()}
+    many = isinstance(value, list | tuple)
+    return [_spelled(item, machine) for item in value] if many else value
+
+
+def signature(target: Callable) -> tuple[list[str], dict[str, inspect.Parameter]]:
+    """Names that code hands over (before the `*`) and parameters that YAML may set (after it)."""
+    parameters = inspect.signature(target).parameters.values()
+    offered = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return offered, of_yaml(target)
+
+
+def bind(kind: Registry | Callable, block: Any, key: str = "", beside: Callable | None = None):
+    """Checks a YAML block against a constructor and returns the call as a `Part`.
+
+    Args:
+        kind: a Registry (the block names its `type`), or the constructor itself.
+        block: plain YAML: dicts, lists, numbers, strings, None.
+        key: dotted path of the block, for error messages.
+        beside: a second constructor, which takes its own keys off the block.
+
+    Raises:
+        ConfigError: unknown or missing key, unknown type, value of the wrong type or out of range,
+            or what the target's own `validate(**arguments)` objects to.
+    """
+    if not isinstance(block, Mapping):
+        raise ConfigError(key, "not a block", found=describe(block), expected="a mapping of keys")
+    block = dict(block)
+    if isinstance(kind, Registry):
+        if "type" not in block:
+            raise ConfigError(
+                key,
+                f"the block names no {kind.name}",
+                found=", ".join(map(str, block)) or "an empty block",
+                expected=f"type: one of {', '.join(sorted(kind.module_dict))}",
+            )
+        try:
+            target = kind.get(block["type"])
+        except ConfigError as error:
+            error.key = join(key, error.key)
+            raise
+    else:
+        target = kind
+    type_name = block.pop("type") if isinstance(kind, Registry) else ""
+    others = signature(beside)[1] if beside is not None else {}
+    part = _call(target, {n: v for n, v in block.items() if n not in others}, key, others)
+    part.type = type_name
+    if beside is not None:
+        part.beside = _call(beside, {n: v for n, v in block.items() if n in others}, key, {})
+    return part
+
+
+def _call(target: Callable, arguments: Mapping, key: str, others: Mapping) -> Part:
+    offered, parameters = signature(target)
+    hints = type_hints(target)
+    target_name = getattr(target, "__name__", str(target))
+    kwargs = {}
+    for name, value in arguments.items():
+        if name not in parameters:
+            handed = f" ('{name}' is handed over by the code)" if name in offered else ""
+            valid = [*parameters, *others]
+            raise ConfigError(
+                join(key, name),
+                f"unknown key of {target_name}{handed}",
+                found=repr(name) + (f", now {RENAMED[name]}" if name in RENAMED else ""),
+                expected=f"one of {', '.join(valid)}" if valid else "no keys at all",
+                nearest=closest(name, valid),
+            )
+        kwargs[name] = convert(hints.get(name, Any), value, join(key, name))
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in kwargs:
+            raise ConfigError(
+                join(key, name),
+                f"missing key of {target_name}",
+                found=", ".join(map(str, arguments)) or "an empty block",
+                expected=name,
+            )
+    try:
+        check_arguments(target, kwargs)
+        if getattr(target, "check_by_building", False):  # cheap: its constructor is its check
+            target(**kwargs)
+    except ConfigError as error:
+        error.key = join(key, error.key)
+        raise
+    except ValueError as error:
+        raise ConfigError(key, str(error)) from error
+    part = Part(target, **kwargs)
+    part.key = key
+    return part
+
+
+def convert(hint: Any, value: Any, key: str) -> Any:
+    """A YAML value as the type a parameter asks for: list to tuple, int to float, block to Part.
+
+    Raises:
+        ConfigError: the value is of another type, or out of range.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object:
+        return value
+    if origin is Annotated and args[0] is Part:
+        where: Block = next(mark for mark in args[1:] if isinstance(mark, Block))
+        return value if isinstance(value, Part) else bind(where.kind, value, key, where.beside)
+    if origin is Annotated:
+        converted = convert(args[0], value, key)
+        check(hint, converted, key)
+        return converted
+    if origin in (Union, types.UnionType):
+        options = [a for a in args if a is not type(None)]
+        if value is None and len(options) < len(args):
+            return None
+        errors = []
+        for option in options:
+            try:
+                return convert(option, value, key)
+            except ConfigError as error:
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        out_of_range = [e for e in errors if e.problem in ("too small", "out of range")]
+        if out_of_range:
+            raise out_of_range[0]
+    elif origin is Literal:
+        if value in args:
+            return value
+        raise ConfigError(
+            key,
+            "not one of the choices",
+            found=describe(value),
+            expected=f"one of {', '.join(map(str, args))}",
+            nearest=closest(value, args),
+        )
+    elif origin is dict and isinstance(value, Mapping):
+        # A null entry takes an inherited one away.
+        return {n: convert(args[1], v, join(key, n)) for n, v in value.items() if v is not None}
+    elif origin is list and isinstance(value, list):
+        return [convert(args[0], v, f"{key}[{i}]") for i, v in enumerate(value)]
+    elif origin is tuple and isinstance(value, list | tuple):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return tuple(convert(a, v, f"{key}[{i}]") for i, (a, v) in pairs)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif hint in (bool, str, dict) and isinstance(value, hint):
+        return value
+    raise ConfigError(key, "value of the wrong type", found=describe(value), expected=spell(hint))
+
+
+def spell(hint: Any) -> str:
+    """A type hint in words for an error message."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated and args[0] is Part:
+        kind = next(mark for mark in args[1:] if isinstance(mark, Block)).kind
+        return f"a {kind.name} block" if isinstance(kind, Registry) else f"a {kind.__name__} block"
+    if origin is Annotated:
+        limits = [str(mark) for mark in args[1:] if isinstance(mark, Range)]
+        return ", ".join([spell(args[0]), *limits])
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else spell(a) for a in args)
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"a list of {len(args)}: [{', '.join(spell(a) for a in args)}]"
+    if origin in (list, tuple):
+        return f"a list of {spell(args[0])}"
+    if origin is dict:
+        return f"a mapping of names to {spell(args[1])}"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a string"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )

@@ -1,0 +1,63 @@
+"""Registries: the names that a config may use."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+
+from mmengine.registry import Registry as _MMEngineRegistry
+
+from ssl_zoo.config.constraints import constrained
+from ssl_zoo.config.errors import ConfigError, closest
+
+
+class Registry(_MMEngineRegistry):
+    """mmengine's Registry, restricted to registered names.
+
+    mmengine resolves any dotted path (`type: os.system`) and imports modules that a config names;
+    here a name is either in the registry or an error. Registered constructors check their
+    arguments, see `constraints`.
+    """
+
+    def register_module(self, name=None, force: bool = False, module=None):
+        if module is not None:
+            return super().register_module(name, force, constrained(module))
+
+        def register(target: Callable) -> Callable:
+            return super(Registry, self).register_module(name, force, constrained(target))
+
+        return register
+
+    def get(self, name: str) -> Callable:
+        if not isinstance(name, str) or name not in self.module_dict:
+            raise ConfigError(
+                "type",
+                f"no {self.name} of this name",
+                found=repr(name),
+                expected=f"one of {', '.join(sorted(self.module_dict))}",
+                nearest=closest(name, self.module_dict),
+            )
+        return self.module_dict[name]
+
+    def summary(self) -> list[tuple[str, str, str]]:
+        """(name, first docstring line, arXiv number or '') of every entry, by name."""
+        rows = []
+        for name, target in sorted(self.module_dict.items()):
+            text = inspect.getdoc(target) or ""
+            paper = re.search(r"arXiv:(\d{4}\.\d{4,5})", text)
+            rows.append((name, text.split("\n")[0], paper.group(1) if paper else ""))
+        return rows
+
+
+METHODS = Registry("method")
+HEADS = Registry("head")
+MEMORY = Registry("memory")
+BACKBONES = Registry("backbone")
+LOSSES = Registry("loss")
+DATASETS = Registry("dataset")
+TRANSFORMS = Registry("transform")
+OPTIMIZERS = Registry("optimizer")
+SCHEDULES = Registry("schedule")
+EVALUATIONS = Registry("evaluation")
+OBSERVERS = Registry("observer")

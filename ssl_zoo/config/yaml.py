@@ -1,0 +1,262 @@
+"""YAML in, `_base_` inheritance, overrides, YAML out.
+
+Plain data only: a config runs no code. Every key remembers the file and line it came from, so
+that an error can point there. What a key means is `registry.bind`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssl_zoo.config.errors import ConfigError, closest, join
+from ssl_zoo.system.files import write_text
+
+_NUMBER_OR_WORD = {  # YAML 1.2's core schema: `1e-3` is a number, `010` is ten, `on` is a word
+    "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),
+    "tag:yaml.org,2002:bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "tag:yaml.org,2002:int": (r"^[-+]?[0-9]+$", "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$",
+        "-+.0123456789",
+    ),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, (_pattern, _first) in _NUMBER_OR_WORD.items():
+    for _class in (_Loader, _Dumper):
+        firsts = [c if c != "\0" else "" for c in _first]
+        _class.add_implicit_resolver(_tag, re.compile(_pattern), firsts)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+
+
+@dataclass
+class Config:
+    """A resolved config: plain data, and where each key was written."""
+
+    data: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def where(self, key: str) -> str:
+        """`file:line` of a key, or of the closest enclosing one."""
+        while key not in self.origins and key:
+            key = key.rpartition(".")[0] if "." in key else ""
+        return self.origins.get(key, "")
+
+
+def load(path: str | Path, overrides: Iterable[str | tuple[str, Any]] = ()) -> Config:
+    """Reads a YAML file, its bases, then the overrides.
+
+    Args:
+        path: the file. Its `_base_` (a path or a list of paths, relative to the file) is read
+            first; mappings are merged, and anything else is replaced. A block whose `type`
+            changes starts afresh, so that a swapped part inherits no key of the old one.
+        overrides: `"method.memory.size=4096"` or `("method.memory", {"type": "EndToEnd"})`.
+
+    Raises:
+        ConfigError: missing file, cyclic base, bad YAML, duplicate or non-string key.
+    """
+    config = _load(Path(path), ())
+    for override in overrides:
+        if isinstance(override, str):
+            dotted, equals, text = override.partition("=")
+            if not equals:
+                raise ConfigError(
+                    override, "not an override", found=repr(override), expected="key=value"
+                )
+            where = f"override {override!r}"
+            loader = _Loader(text)
+            try:
+                value = _value(loader, loader.get_single_node(), dotted, where, {}, ())
+            except yaml.YAMLError as error:
+                raise ConfigError(dotted, f"not YAML: {_one_line(error)}", where=where) from error
+        else:
+            dotted, value = override
+            where = f"override {dotted!r}"
+        _override(config, dotted, value, where)
+    return config
+
+
+def loads(text: str, name: str) -> Config:
+    """Reads YAML text without bases; `name` stands for the file in errors.
+
+    Raises:
+        ConfigError: bad YAML, duplicate or non-string key.
+    """
+    origins: dict[str, str] = {}
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        data = {} if node is None else _value(loader, node, "", name, origins, ())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError("", f"not YAML: {_one_line(error)}", where=where) from error
+    if not isinstance(data, dict):
+        raise ConfigError(
+            "", "not a config", found=type(data).__name__, expected="a mapping of keys", where=name
+        )
+    return Config(data, origins)
+
+
+def dump(config: Config | Mapping, path: str | Path | None = None) -> str:
+    """The config as YAML that `load` reads back to the same data; written to `path` if given."""
+    data = config.data if isinstance(config, Config) else config
+    text = yaml.dump(_plain(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
+    if path is not None:
+        write_text(path, text)
+    return text
+
+
+def differences(old: Mapping, new: Mapping, key: str = "") -> list[str]:
+    """Dotted keys in which two configs differ, each with its two values."""
+    lines = []
+    for name in dict.fromkeys([*old, *new]):
+        a, b, path = old.get(name), new.get(name), join(key, name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, path)
+        elif a != b:
+            lines.append(f"{path}: {a!r} -> {b!r}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())
+
+
+def _load(path: Path, opened: tuple[Path, ...]) -> Config:
+    path = path.resolve() if opened else path
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        close = closest(path.name, siblings)
+        raise ConfigError(
+            "_base_" if opened else "",
+            "no such file",
+            found=str(path),
+            expected="a YAML file",
+            nearest=str(path.parent / close) if close else "",
+            where=str(opened[-1]) if opened else "",
+        )
+    if path.resolve() in opened:
+        chain = " -> ".join(p.name for p in (*opened, path))
+        raise ConfigError("_base_", "cyclic bases", found=chain, where=str(opened[-1]))
+    opened = (*opened, path.resolve())
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "", "not text", found=str(error), expected="YAML in UTF-8", where=str(path)
+        ) from error
+    own = loads(text, str(path))
+    data, origins = own.data, own.origins
+    bases = data.pop("_base_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            "_base_", "not a path or a list of paths", found=repr(bases), where=origins["_base_"]
+        )
+    merged = Config({})
+    for base in bases:
+        inherited = _load(path.parent / base, opened)
+        merged = Config(
+            _merge(merged.data, inherited.data), {**merged.origins, **inherited.origins}
+        )
+    return Config(_merge(merged.data, data), {**merged.origins, **origins})
+
+
+def _value(loader: _Loader, node, key: str, file: str, origins: dict, above: tuple) -> Any:
+    """A YAML node as plain data; notes the line of every key on the way."""
+    if node is None:
+        return None
+    if any(node is other for other in above):
+        raise ConfigError(key, "an alias that contains itself", where=file)
+    if isinstance(node, yaml.MappingNode):
+        values = {}
+        for name_node, value_node in node.value:
+            where = (
+                file if file.startswith("override") else f"{file}:{name_node.start_mark.line + 1}"
+            )
+            name = loader.construct_object(name_node)
+            if not isinstance(name, str):
+                raise ConfigError(
+                    join(key, name),
+                    "not a string",
+                    found=f"key {name!r}",
+                    expected="a name; put quotes around it",
+                    where=where,
+                )
+            if name in values:
+                raise ConfigError(
+                    join(key, name), "duplicate key", found=f"{name!r} twice", where=where
+                )
+            origins[join(key, name)] = where
+            values[name] = _value(
+                loader, value_node, join(key, name), file, origins, (*above, node)
+            )
+        return values
+    if isinstance(node, yaml.SequenceNode):
+        items = enumerate(node.value)
+        return [_value(loader, n, f"{key}[{i}]", file, origins, (*above, node)) for i, n in items]
+    return loader.construct_object(node)
+
+
+def _merge(base: Any, new: Any) -> Any:
+    """`new` over `base`. Mappings merge key by key, unless the block's `type` changes."""
+    if not isinstance(base, Mapping) or not isinstance(new, Mapping):
+        return deepcopy(new)
+    if "type" in new and "type" in base and new["type"] != base["type"]:
+        return deepcopy(dict(new))
+    merged = dict(base)
+    for name, value in new.items():
+        merged[name] = _merge(base.get(name), value)
+    return merged
+
+
+def _override(config: Config, dotted: str, value: Any, where: str) -> None:
+    """Sets one dotted key. Under `schedules` names hold dots: `schedules.optimizer.lr.final=0`."""
+    parts, block, path = dotted.split("."), config.data, ""
+    while True:
+        known = (n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in block)
+        taken = next(known, len(parts) if path == "schedules" else 1)
+        name, parts = ".".join(parts[:taken]), parts[taken:]
+        path = join(path, name)
+        if not parts:
+            break
+        if block.get(name) is None:
+            block[name] = {}
+        elif not isinstance(block[name], dict):
+            raise ConfigError(
+                dotted,
+                f"'{path}' is a value and holds no keys",
+                found=repr(block[name]),
+                where=where,
+            )
+        block = block[name]
+    config.origins[path] = where
+    if name == "type" and block.get("type") not in (None, value):
+        block.clear()
+    block[name] = _merge(block.get(name), value)

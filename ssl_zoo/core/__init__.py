@@ -1,0 +1,16 @@
+"""All that the author of a method reads."""
+
+from ssl_zoo.core.batch import Batch
+from ssl_zoo.core.encoder import Encoder, MomentumEncoder, encode_views, predictor_for
+from ssl_zoo.core.method import Family, Method, merge_outputs
+
+__all__ = [
+    "Batch",
+    "Encoder",
+    "Family",
+    "Method",
+    "MomentumEncoder",
+    "encode_views",
+    "merge_outputs",
+    "predictor_for",
+]

@@ -1,0 +1,117 @@
+"""What the trainer knows of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssl_zoo.core.batch import Batch
+from ssl_zoo.system import rng
+
+Family = Literal[
+    "contrastive", "non-contrastive", "clustering", "distillation", "masked", "pretext", "baseline"
+]
+
+
+class Method(nn.Module):
+    """A pretext task: the trainer's whole knowledge of a method.
+
+    `forward` computes, `after_step` mutates. `encoder.backbone` is what is kept and evaluated.
+
+    Attributes:
+        family: where it stands in docs/methods.md.
+        needs: what it asks of a backbone: `features` (any), `map` (a grid of features before
+            pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
+            backbone of the method's own has in its `provides`.
+        needs_boxes: whether it asks where views lie in their images.
+        steps: optimiser steps seen, int64; with `seed` it determines all that `draw` draws, so
+            ranks agree without talking and a resume draws the same.
+    """
+
+    encoder: nn.Module
+    family: Family = "pretext"
+    needs: str = "features"
+    needs_boxes: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # Read and not drawn, so that what is initialised next does not depend on it.
+        self.register_buffer("seed", torch.tensor(torch.initial_seed() % 2**31))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns 'loss', further scalars to be logged, and rows [N, ...] for `after_step`."""
+        raise NotImplementedError
+
+    def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
+        """Called once a step, after the optimiser, with the whole step's batch and outputs.
+
+        What overrides it begins with `super().after_step(batch, out)`, which counts the step.
+        """
+        self.steps += 1
+
+    def after_backward(self) -> None:
+        """Called once a step between the gradients and the optimiser: to freeze a layer, say."""
+
+    def before_epoch(self, images: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Called before an epoch's first step; for methods that look at the whole training set.
+
+        Args:
+            images: this rank's share of the training images without augmentation, read only if
+                asked for: (images [n, C, H, W], data-set positions [n]) in order.
+        """
+
+    def draw(self, purpose: str, index: Tensor) -> Tensor:
+        """A key for each sample at this step, [N] int64, to be given to `rng.uniform` and others.
+
+        It depends on the sample and not on its place in a batch or on a rank.
+        """
+        return rng.hashed(self.seed, self.steps, purpose, index)
+
+    def telemetry(self, labels: Tensor | None) -> dict[str, float]:
+        """Scalars too costly for every step; called when the trainer logs, on rank 0 alone.
+
+        Args:
+            labels: [num_samples] int64, labels of the training set if it has any.
+        """
+        return {}
+
+    def remark(self, batch_size: int) -> str:
+        """What a person should know before watching the numbers; said once at the start."""
+        return ""
+
+    @staticmethod
+    def views_needed(**arguments) -> int:
+        """Views of each image that a config must make; given the method's YAML arguments."""
+        return 1
+
+    def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
+        """Trainable parameters for the optimiser; norms and biases (ndim < 2) apart if asked."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        if decay_norm_and_bias:
+            return [{"params": trainable, "weight_decay": weight_decay}]
+        return [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+
+
+def merge_outputs(outputs: list[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """Micro-batches' (share of the rows, outputs) as one step's outputs, detached.
+
+    Scalars are averaged by share, rows concatenated in order.
+    """
+    if len(outputs) == 1:
+        found = outputs[0][1].items()
+        return {name: value.detach() if value.requires_grad else value for name, value in found}
+    merged = {}
+    for name, first in outputs[0][1].items():
+        values = [(share, out[name].detach()) for share, out in outputs]
+        if first.dim():
+            merged[name] = torch.cat([value for _, value in values])
+        else:
+            merged[name] = sum(share * value for share, value in values)
+    return merged

@@ -1,0 +1,121 @@
+"""Images in folders, one folder a class, decoded when they are needed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_zoo.config import DATASETS
+from ssl_zoo.data.image import decode
+from ssl_zoo.data.source import ImageSet, Split, check_split, roots
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of all images below, relative to `folder`, sorted."""
+    found = []
+    for place, _, names in os.walk(folder, followlinks=True):
+        inner = os.path.relpath(place, folder)
+        found += [os.path.normpath(os.path.join(inner, name)) for name in names]
+    return sorted(name for name in found if name.lower().endswith(SUFFIXES))
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+@DATASETS.register_module()
+class ImageFolder(ImageSet):
+    """Images in root/train and root/val (or root/test), one folder a class.
+
+    A class is a folder's name; classes are numbered in the alphabetical order of root/train.
+    Images directly in root/train have no label (-1): pre-training needs none.
+
+    Args:
+        root: the folder of train/ and val/. None: $SSL_ZOO_DATA, then ./data.
+        scaled: decode an image at 1/2, 1/4 or 1/8 where all its views still have a decoded pixel
+            for each of theirs (`Views.shrink`). Pays for photographs of several times the
+            views' size; a box's edges then move by at most one decoded pixel.
+
+    Attributes:
+        classes: names, by number.
+
+    Raises:
+        FileNotFoundError: no such layout, or no images in it.
+        ValueError: a class of the test images is not among the training ones.
+    """
+
+    varies = True
+    home = ""  # where the layout may also lie, below the root
+
+    def __init__(self, split: Split, *, root: str | None = None, scaled: bool = False):
+        self.scaled = scaled
+        self.split = check_split(split)
+        name = type(self).__name__
+        places = [place for base in roots(root) for place in (base, base / self.home)]
+        kinds = ("train",) if self.split == "train" else ("val", "test")
+        found = [place / kind for place in places for kind in kinds if (place / kind).is_dir()]
+        if not found:
+            raise FileNotFoundError(
+                f"{name}: no {' or '.join(f'{kind}/' for kind in kinds)} in "
+                + ", ".join(map(str, dict.fromkeys(places)))
+                + "; expected root/train/CLASS/IMAGE and root/val/CLASS/IMAGE, "
+                "with the root in data.dataset.root"
+            )
+        folder = found[0]
+        train = folder.parent / "train"
+        classes = _classes(train if train.is_dir() else folder)
+        files = _files(folder)
+        if not files:
+            raise FileNotFoundError(f"{name}: no image ({', '.join(SUFFIXES)}) in {folder}")
+        number = {name: i for i, name in enumerate(classes)}
+        tops = [file.split(os.sep)[0] if os.sep in file else None for file in files]
+        unknown = sorted(set(tops) - set(classes) - {None})
+        if unknown:
+            raise ValueError(
+                f"{name}: {folder} has {len(unknown)} classes that {train} lacks, "
+                f"the first is {unknown[0]!r}"
+            )
+        self.labels = torch.tensor([number.get(top, -1) for top in tops])
+        self.num_classes = len(classes)
+        self.classes, self.folder = classes, folder
+        # Bytes in one array: a list of a million strings would be copied into each worker, page
+        # by page, as its reference counts change.
+        self._paths = np.array([os.fsencode(folder / file) for file in files])
+
+        if decode.simplejpeg is None and any(f.lower().endswith((".jpg", ".jpeg")) for f in files):
+            warnings.warn(
+                f"{name}: Pillow decodes the JPEGs; pip install simplejpeg, and the same bytes "
+                "come faster",
+                stacklevel=2,
+            )
+
+    def paths(self, index: Tensor) -> list[str]:
+        """The files of `index` [n]."""
+        return [os.fsdecode(bytes(path)) for path in self._paths[index.numpy()]]
+
+    def shapes(self, index: Tensor) -> Tensor:
+        return torch.tensor([decode.shape(path) for path in self.paths(index)])
+
+    def fetch(self, index: Tensor, shrink: Tensor | None = None) -> list[Tensor]:
+        by = [1] * len(index) if shrink is None else shrink.tolist()
+        return [decode.decode(path, k) for path, k in zip(self.paths(index), by, strict=True)]
+
+
+@DATASETS.register_module()
+class ImageNet(ImageFolder):
+    """ILSVRC-2012, unpacked: root/train/n01440764/*.JPEG and root/val/n01440764/*.JPEG.
+
+    The 50,000 validation images, which come in one folder, must be sorted into their classes.
+
+    Args:
+        root: the folder of train/ and val/. None: imagenet/ in $SSL_ZOO_DATA, then in ./data.
+    """
+
+    home = "imagenet"

@@ -1,0 +1,198 @@
+"""A folder of images as one file of pixels: decoded and made small once, then only mapped.
+
+    header   MAGIC, version, where the index begins, its length in bytes
+    pixels   image after image, uint8 [H, W, 3]
+    index    an .npz of sizes [n, 2], labels [n] and a JSON of what was packed
+
+Images keep their shape and are not cut to one square, which would take a quarter of a 4:3
+photograph from every view.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ssl_zoo.config import DATASETS
+from ssl_zoo.data.datasets.folder import ImageFolder
+from ssl_zoo.data.image.transforms import Resize
+from ssl_zoo.data.source import ImageSet, Split, check_split
+from ssl_zoo.system.files import replacing
+
+MAGIC, VERSION = b"ssl_zoo packed\r\n", 1
+HEADER = struct.Struct("<16sQQQ")
+CHUNK = 32  # images a worker makes at a time
+
+
+class Small:
+    """Images of a set with the shorter side at most `size`, never enlarged."""
+
+    def __init__(self, dataset: ImageSet, size: int):
+        self.dataset, self.size, self.resize = dataset, size, Resize(size=size)
+
+    def __getitem__(self, index: Tensor) -> list[np.ndarray]:
+        """[n] -> n of uint8 [H, W, 3]."""
+        return [
+            (self.resize.apply_one(image, {}) if min(image.shape[1:]) > self.size else image)
+            .permute(1, 2, 0)
+            .contiguous()
+            .numpy()
+            for image in self.dataset.fetch(index)
+        ]
+
+
+def pack(
+    dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = print
+) -> None:
+    """Writes a split to `path`, whole or not at all; a pack of the same file names is kept.
+
+    Args:
+        size: pixels of the shorter side; images that are smaller stay as they are.
+        workers: processes that decode.
+
+    Raises:
+        FileExistsError: `path` is there and holds something else.
+        ValueError: `size` is below 1, `path` is no pack, an image cannot be decoded.
+    """
+    if size < 1:
+        raise ValueError(f"size is in pixels and at least 1, found {size}")
+    about = {
+        "split": dataset.split,
+        "size": size,
+        "classes": dataset.classes,
+        "digest": digest(dataset),
+    }
+    if path.exists():
+        if read(path)[0] != about:
+            raise FileExistsError(
+                f"{path} holds a pack of other images, or of another size: remove it, or name "
+                "another folder"
+            )
+        log(f"{path}: there already")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jobs = torch.arange(len(dataset)).split(CHUNK)
+    loader = DataLoader(
+        Small(dataset, size),
+        batch_size=None,
+        sampler=jobs,
+        num_workers=workers,
+        generator=torch.Generator(),
+        collate_fn=list,
+    )
+    sizes: list[tuple[int, int]] = []
+    with replacing(path) as staged:
+        try:
+            with open(staged, "wb") as file:
+                file.write(bytes(HEADER.size))  # zeros: no header until all else is written
+                for number, images in enumerate(loader):
+                    for image in images:
+                        file.write(image)
+                        sizes.append(image.shape[:2])
+                    if number % 500 == 499:
+                        log(f"{path}: {len(sizes)} of {len(dataset)} images")
+                index = io.BytesIO()
+                meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
+                np.savez(index, about=meta, sizes=np.array(sizes), labels=dataset.labels.numpy())
+                begin = file.tell()
+                file.write(index.getvalue())
+                file.seek(0)
+                file.write(HEADER.pack(MAGIC, VERSION, begin, len(index.getvalue())))
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            staged.unlink(missing_ok=True)  # may be hundreds of gigabytes
+            raise
+    log(f"{path}: {len(sizes)} images, {path.stat().st_size / 1e9:.2f} GB")
+
+
+def digest(dataset: ImageFolder) -> str:
+    """Of the files' names and order, below the split's folder."""
+    names = [os.path.relpath(p, dataset.folder) for p in dataset.paths(torch.arange(len(dataset)))]
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
+def read(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
+    """(what was packed, sizes [n, 2], labels [n]).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a pack, of another version, or damaged; names the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; `ssl-zoo data pack CONFIG --out {path.parent}` writes it"
+        )
+    with open(path, "rb") as file:
+        head = file.read(HEADER.size)
+        if len(head) < HEADER.size or not head.startswith(MAGIC):
+            raise ValueError(f"{path}: not a file of `ssl-zoo data pack`; it begins {head[:16]!r}")
+        _, version, begin, length = HEADER.unpack(head)
+        if version != VERSION:
+            raise ValueError(f"{path}: version {version}, expected {VERSION}; pack it again")
+        found = os.path.getsize(path)
+        if found != begin + length:
+            raise ValueError(f"{path}: damaged: {found} bytes, expected {begin + length}")
+        file.seek(begin)
+        try:
+            with np.load(io.BytesIO(file.read()), allow_pickle=False) as index:
+                about = json.loads(index["about"].tobytes())
+                sizes, labels = index["sizes"].astype(np.int64), index["labels"]
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: damaged: its index cannot be read ({error})") from error
+    pixels = begin - HEADER.size
+    if sizes.prod(1).sum() * 3 != pixels or len(sizes) != len(labels):
+        raise ValueError(f"{path}: damaged: its index does not describe {pixels} bytes of pixels")
+    return about, sizes, labels
+
+
+@DATASETS.register_module()
+class Packed(ImageSet):
+    """What `ssl-zoo data pack` wrote: pixels in a memory-mapped file, nothing to decode.
+
+    Args:
+        path: the folder of train.pack and test.pack.
+
+    Raises:
+        FileNotFoundError: no pack of this split.
+        ValueError: the file is something else, or damaged.
+    """
+
+    varies = True
+
+    def __init__(self, split: Split, *, path: str):
+        self.split = check_split(split)
+        self.file = Path(path).expanduser() / f"{self.split}.pack"
+        about, sizes, labels = read(self.file)
+        if about["split"] != self.split:
+            raise ValueError(f"{self.file}: holds the {about['split']} images")
+        self.labels = torch.from_numpy(labels)
+        self.classes, self.num_classes = about["classes"], len(about["classes"])
+        self._sizes = sizes
+        self._ends = sizes.prod(1).cumsum() * 3  # [n], bytes into the pixels
+        self._pixels: np.memmap | None = None
+
+    def fetch(self, index: Tensor) -> list[Tensor]:
+        if self._pixels is None:  # in the process that reads, lest the pixels be sent to it
+            # Copy-on-write: torch wants memory that it may write, the file stays as it is.
+            self._pixels = np.memmap(self.file, np.uint8, "c", HEADER.size, int(self._ends[-1]))
+        images = []
+        for i in index.tolist():
+            (height, width), end = self._sizes[i], self._ends[i]
+            pixels = torch.from_numpy(self._pixels[end - height * width * 3 : end])
+            images.append(pixels.view(height, width, 3).permute(2, 0, 1))
+        return images
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_pixels": None}

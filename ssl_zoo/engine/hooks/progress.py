@@ -1,0 +1,83 @@
+"""What a person sees while a run is under way."""
+
+from __future__ import annotations
+
+import time
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ssl_zoo.engine.hooks.base import Hook
+from ssl_zoo.system import distributed
+
+
+class ProgressBar(Hook):
+    """A live bar on a terminal, a line every ten seconds elsewhere; rank 0 only."""
+
+    LINE_EVERY_S = 10.0
+    DRAWN_EVERY_S = 0.5  # drawing takes milliseconds from the training thread
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        self.printed = 0.0
+
+    def before_train(self, trainer) -> None:
+        if not distributed.is_main():
+            return
+        self.printed = time.monotonic()
+        if trainer.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=trainer.console,
+                refresh_per_second=1 / self.DRAWN_EVERY_S,
+            )
+            self.task = self.bar.add_task(
+                trainer.name, total=trainer.total_steps, completed=trainer.step, text=""
+            )
+            self.bar.start()
+
+    def after_step(self, trainer, out) -> None:
+        every = self.LINE_EVERY_S if self.bar is None else self.DRAWN_EVERY_S
+        if time.monotonic() - self.printed < every or not distributed.is_main():
+            return
+        self.printed = time.monotonic()
+        text = "  ".join(_status(trainer))
+        if self.bar is not None:
+            self.bar.update(self.task, completed=trainer.step, text=text)
+        else:
+            self._print(trainer, text)
+
+    def after_train(self, trainer) -> None:
+        text = "  ".join(_status(trainer))
+        if self.bar is not None:
+            self.bar.update(self.task, completed=trainer.step, text=text)
+        elif distributed.is_main():
+            self._print(trainer, text)
+
+    def close(self, trainer) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _print(self, trainer, text: str) -> None:
+        left = trainer.seconds / max(trainer.step, 1) * (trainer.total_steps - trainer.step)
+        head = f"{trainer.name}  step {trainer.step}/{trainer.total_steps}"
+        trainer.console.print(f"{head}  {text}  left {left:.0f} s", soft_wrap=True, highlight=False)
+
+
+def _status(trainer) -> list[str]:
+    shown = []
+    for name, form in (
+        ("loss", "loss {:.3f}"),
+        ("images_per_s", "{:.0f} images/s"),
+        ("knn", "kNN {:.2f}%"),
+    ):
+        if name in trainer.status:
+            shown.append(form.format(trainer.status[name]))
+    lr = trainer.optimizer.param_groups[0]["lr"]
+    return [*shown[:1], f"lr {lr:.2g}", *shown[1:]]

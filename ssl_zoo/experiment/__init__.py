@@ -1,0 +1,1 @@
+"""A whole config as a call, and what it builds."""

@@ -1,0 +1,161 @@
+"""Losses over a look-up: one positive and M negatives for every query.
+
+InfoNCE and NCE never keep the matrix of similarities; see `Lookup`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo.config import LOSSES, above
+from ssl_zoo.memory.base import Lookup
+from ssl_zoo.system import distributed
+
+
+@LOSSES.register_module()
+class InfoNCE(nn.Module):
+    """L = -log exp(q.k+/t) / (exp(q.k+/t) + sum_i exp(q.k_i/t)) (arXiv:1911.05722, eq. 1).
+
+    Args:
+        temperature: t; 0.07 in MoCo v1 and InstDisc, 0.2 in v2.
+    """
+
+    def __init__(self, *, temperature: float = 0.07):
+        super().__init__()
+        self.validate(temperature=temperature)
+        self.temperature = temperature
+
+    @staticmethod
+    def validate(*, temperature: float = 1.0) -> None:
+        above("temperature", temperature, 0)
+
+    def forward(self, lookup: Lookup) -> Tensor:
+        pos = lookup.positives[:, 0] / self.temperature  # [R]
+        neg = lookup.logsumexp(self.temperature)  # [R]
+        return F.softplus(neg - pos).mean()  # -log(e^pos / (e^pos + e^neg))
+
+
+@LOSSES.register_module()
+class DCL(nn.Module):
+    """L = -w q.k+/t + log sum_i exp(q.k_i/t): no positive below the line (arXiv:2110.06848, eq. 6).
+
+    Decoupled from its positive, a query's gradient does not fade where the positive is near, so
+    small batches do. DCLW's weight, from negative von Mises-Fisher densities, has the mean 1 and
+    is larger for positives that are far: w = 2 - exp(q.k+/s) / mean of exp(q.k+/s) over the batch.
+
+    Args:
+        temperature: t.
+        sigma: s of DCLW, 0.5 in the paper; null for DCL, w = 1.
+    """
+
+    def __init__(self, *, temperature: float = 0.1, sigma: float | None = None):
+        super().__init__()
+        self.validate(temperature=temperature, sigma=sigma)
+        self.temperature, self.sigma = temperature, sigma
+
+    @staticmethod
+    def validate(*, temperature: float = 1.0, sigma: float | None = None) -> None:
+        above("temperature", temperature, 0)
+        above("sigma", sigma, 0)
+
+    def forward(self, lookup: Lookup) -> Tensor:
+        pos = lookup.positives[:, 0]  # [R]
+        neg = lookup.logsumexp(self.temperature)  # [R]
+        return (neg - self._weight(pos.detach()) * pos / self.temperature).mean()
+
+    def _weight(self, pos: Tensor) -> Tensor | float:
+        if self.sigma is None:
+            return 1.0
+        density = (pos / self.sigma).exp()  # [R]
+        return 2 - density / distributed.mean(density.mean())
+
+
+@LOSSES.register_module()
+class NCE(nn.Module):
+    """Noise-contrastive estimation with InstDisc's constants (arXiv:1805.01978, equations 4 to 8).
+
+    P(i|q) = exp(q.k_i / t) / Z, noise Pn = 1 / n, m negatives:
+    L = -log h(k+) - sum_i log(1 - h(k_i)),  h(k) = P / (P + m Pn).
+    Z is estimated from the first batch, n times the mean of exp(q.k / t), and then kept.
+
+    Args:
+        num_samples: n, the size of the training set.
+        temperature: t.
+    """
+
+    def __init__(self, num_samples: int, *, temperature: float = 0.07):
+        super().__init__()
+        self.validate(temperature=temperature)
+        self.num_samples, self.temperature = num_samples, temperature
+        self.register_buffer("log_z", torch.tensor(math.nan))  # nan: not estimated yet
+        self.known = False
+
+    @staticmethod
+    def validate(*, temperature: float = 1.0) -> None:
+        above("temperature", temperature, 0)
+
+    def forward(self, lookup: Lookup) -> Tensor:
+        pos = lookup.positives[:, 0] / self.temperature  # [R]
+        if self.training and not self.known:
+            self.known = not self.log_z.isnan().item()  # a checkpoint may have brought it
+            if not self.known:
+                self._estimate(pos, lookup)
+        log_noise = math.log(lookup.num_negatives / self.num_samples)  # log(m Pn)
+        # h = P / (P + m Pn) = sigmoid(log P - log(m Pn)), and -log sigmoid(x) = softplus(-x).
+        even = self.log_z + log_noise  # where h = 1/2
+        return (F.softplus(even - pos) + lookup.softplus_sum(self.temperature, even)).mean()
+
+    @torch.no_grad()
+    def _estimate(self, pos: Tensor, lookup: Lookup) -> None:
+        """log Z = log n + log of the mean of exp(q.k / t) over all pairs of all ranks."""
+        pairs = len(pos) * (1 + lookup.num_negatives)
+        log_sum = torch.logaddexp(pos, lookup.logsumexp(self.temperature)).logsumexp(0)
+        ranks = distributed.gather((log_sum - math.log(pairs))[None])  # [world]
+        log_mean = torch.logsumexp(ranks, 0) - math.log(len(ranks))
+        self.log_z.copy_(math.log(self.num_samples) + log_mean)
+        self.known = True
+
+
+@LOSSES.register_module()
+class Margin(nn.Module):
+    """Triplet loss, mean of max(0, margin - q.k+ + q.k_i) over all pairs (arXiv:1503.03832).
+
+    Args:
+        margin: in cosine similarity, in (0, 2].
+    """
+
+    def __init__(self, *, margin: float = 0.4):
+        super().__init__()
+        self.validate(margin=margin)
+        self.margin = margin
+
+    @staticmethod
+    def validate(*, margin: float = 1.0) -> None:
+        above("margin", margin, 0)
+
+    def forward(self, lookup: Lookup) -> Tensor:
+        hinge = F.relu(self.margin - lookup.positives + lookup.negatives)  # [R, M]
+        return hinge.sum(dim=1).mean() / lookup.num_negatives
+
+
+def in_batch(q: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """-log exp(q_i.k_i/t) / sum_j exp(q_i.k_j/t), the mean over i; keys from all ranks.
+
+    The look-up of MoCo v3 (arXiv:2104.02057) and NNCLR (arXiv:2104.14548), where the dictionary
+    is the batch and its keys come from elsewhere.
+
+    Args:
+        q, k: [N, D] of this rank, unit length.
+
+    Returns:
+        Loss [], and how often the own key is the nearest, [] in %.
+    """
+    own = distributed.rank() * len(q) + torch.arange(len(q), device=q.device)  # [N]
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q @ distributed.gather(k).T / temperature  # [N, world x N]
+    top1 = 100 * (logits.argmax(dim=1) == own).float().mean()
+    return F.cross_entropy(logits, own), top1

@@ -1,0 +1,143 @@
+"""Clustering of a whole training set: features, k-means by faiss or over all ranks, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import faiss
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from ssl_zoo.ops.modes import eval_mode
+from ssl_zoo.system import distributed, rng
+
+ROWS_AT_ONCE = 8192
+
+
+@contextmanager
+def faiss_threads() -> Iterator[None]:
+    """faiss takes as many threads as torch may, inside.
+
+    faiss carries its own OpenMP: left alone it takes every core, also where torch was told
+    (torchrun, a scheduler) to take fewer. Where the two share one, torch keeps its number.
+    """
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@torch.no_grad()
+def embed(encoder: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """This rank's outputs [n, D] float32 in evaluation mode and positions [n], on the CPU.
+
+    The running statistics in use are rank 0's: each rank has its own, and clusters of outputs of
+    two networks would follow the rank.
+
+    Args:
+        encoder: images [n, C, H, W] -> [n, D]; D is its `out_features` or `num_features`.
+        images: (images [n, C, H, W], data-set positions [n]), as `Method.before_epoch` gets them.
+    """
+    width = getattr(encoder, "out_features", None) or encoder.num_features
+    outputs, positions = [torch.empty(0, width)], [torch.empty(0, dtype=torch.int64)]
+    buffers = {}
+    if distributed.world() > 1:
+        first = distributed.broadcast({name: b.cpu() for name, b in encoder.named_buffers()})
+        buffers = {name: first[name].to(b.device) for name, b in encoder.named_buffers()}
+    with eval_mode(encoder):
+        for x, index in images:
+            outputs.append(functional_call(encoder, buffers, x).float().cpu())
+            positions.append(index.cpu())
+    return torch.cat(outputs), torch.cat(positions)
+
+
+def whiten(x: Tensor, dimensions: int) -> Tensor:
+    """PCA of rows [N, D] to unit variance, then unit length: [N, dimensions], float32, CPU."""
+    pca = faiss.PCAMatrix(x.shape[1], dimensions, -0.5)
+    pca.epsilon = 1e-6  # a dimension that never varies would divide by zero
+    with faiss_threads():
+        pca.train(x.numpy())
+        return F.normalize(torch.from_numpy(pca.apply(x.numpy())), dim=1)
+
+
+def kmeans(x: Tensor, k: int, iterations: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Assignments [N] int64 and centroids [k, D] of rows [N, D], by faiss, on the CPU.
+
+    faiss splits a large cluster where one is empty.
+    """
+    # Every point takes part, and few points a cluster are no reason to warn.
+    found = faiss.Kmeans(
+        x.shape[1],
+        k,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(x),
+    )
+    with faiss_threads():
+        found.train(x.numpy())
+        assigned = found.index.search(x.numpy(), 1)[1][:, 0]
+    return torch.from_numpy(assigned), torch.from_numpy(found.centroids)
+
+
+def share_of(x: Tensor) -> Tensor:
+    """This rank's run of rows that all ranks hold, [N, ...] -> [n, ...]; runs may differ by one."""
+    return x.tensor_split(distributed.world())[distributed.rank()]
+
+
+def closest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
+    """Which centroid [k, D] is nearest to each row [N, D], [N] int64."""
+    bias = centroids.square().sum(dim=1) / 2  # argmin |x - c|^2 = argmax x.c - |c|^2 / 2
+    parts = (torch.addmm(-bias, part, centroids.T) for part in x.split(ROWS_AT_ONCE))
+    return torch.cat([score.argmax(dim=1) for score in parts])
+
+
+def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Mean row of each label over all ranks' rows, [k, D], 0 where there is none.
+
+    The same to the bit on all ranks, whatever the order of their sums.
+
+    Args:
+        x, labels: this rank's share, [n, D] and [n] int64.
+    """
+    sums = x.new_zeros(k, x.shape[1]).index_add_(0, labels, x)
+    counts = x.new_zeros(k).index_add_(0, labels, x.new_ones(len(x)))
+    counts = distributed.mean(counts).clamp(min=1 / distributed.world())
+    return distributed.mean(sums) / counts[:, None]
+
+
+def spherical_kmeans(x: Tensor, k: int, iterations: int, *key: Tensor | str) -> Tensor:
+    """Centroids [k, D] of unit length, of rows [N, D] of unit length that all ranks hold.
+
+    Each rank goes through its share of the rows. A centroid that no row is nearest to stays.
+
+    Args:
+        key: determines the rows that are the first centroids.
+    """
+    centroids = x[rng.permutation(len(x), *key, device=x.device)[:k]]  # [k, D]
+    share = share_of(x)
+    for _ in range(iterations):
+        mean = means(share, closest_centroid(share, centroids), k)  # [k, D]
+        centroids = torch.where(mean.any(dim=1, keepdim=True), F.normalize(mean, dim=1), centroids)
+    return centroids
+
+
+def mutual_information(a: Tensor, b: Tensor) -> float:
+    """NMI of two labellings [N]: I(a; b) / sqrt(H(a) H(b)), 0 independent, 1 the same.
+
+    0 where one of them has a single label (arXiv:1807.05520, equation 3).
+    """
+
+    def entropy(label: Tensor) -> Tensor:
+        p = label.unique(return_counts=True)[1] / len(label)
+        return -torch.xlogy(p, p).sum()
+
+    of_a, of_b = entropy(a), entropy(b)
+    both = entropy(a * (int(b.max()) + 1) + b)
+    scale = (of_a * of_b).sqrt()
+    return float((of_a + of_b - both) / scale) if scale > 0 else 0.0

@@ -1,0 +1,1 @@
+"""A run: its folder, what it ran on, what it found."""
