@@ -499,7 +499,9 @@ def _data_show(arguments: argparse.Namespace) -> int:
     at_least("--samples", arguments.samples, 1)
     cfg = config.load(arguments.config, arguments.overrides)
     parts = build.parse(cfg).kwargs
-    view_grid(parts["data"](seed=parts.get("seed", 0)), arguments.out, arguments.samples)
+    needed = build.views_needed(parts["method"])
+    data = parts["data"](seed=parts.get("seed", 0), views_needed=needed)
+    view_grid(data, arguments.out, arguments.samples)
     print(arguments.out)
     return 0
 

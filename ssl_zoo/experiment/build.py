@@ -56,7 +56,7 @@ def experiment(
     knn: Part[KNNMonitor] | None = None,
 ) -> Trainer:
     """A whole run; the top level of a config is a call of this function."""
-    images = data(seed=seed, boxes=method.target.needs_boxes)
+    images = data(seed=seed, boxes=method.target.needs_boxes, views_needed=views_needed(method))
     network = _seeded(seed, backbone)
     pretext = method(
         backbone=network,
@@ -203,11 +203,16 @@ def _check_schedules(whole: Part) -> None:
                 raise
 
 
+def views_needed(method: Part) -> int:
+    """How many views of each image a method must be given."""
+    needed = method.target.views_needed
+    return needed(**method.kwargs) if callable(needed) else needed
+
+
 def _check_views(whole: Part) -> None:
     method, views = whole.kwargs["method"], whole.kwargs["data"].kwargs["views"]
-    needed = method.target.views_needed(**method.kwargs)
-    made = views.spelled_out()["count"]
-    if made < needed:
+    needed, made = views_needed(method), views.arguments()["count"]
+    if made is not None and made < needed:
         raise ConfigError(
             "data.views.count",
             f"too few views for {method.target.__name__}",
