@@ -81,9 +81,7 @@ def load(path: str | Path, overrides: Iterable[str | tuple[str, Any]] = ()) -> C
     return config
 
 
-def override(
-    config: Config, overrides: Iterable[str | tuple[str, Any]], prefix: str = ""
-) -> None:
+def override(config: Config, overrides: Iterable[str | tuple[str, Any]], prefix: str = "") -> None:
     """Sets keys of a config in place, see `load`; `prefix` is the dotted block that they are of."""
     for setting in overrides:
         if isinstance(setting, str):
@@ -209,9 +207,7 @@ class _Reader:
     def value(self, node, key: str, above: tuple) -> Any:
         self.read += 1
         if self.read > MOST_VALUES:  # a few aliases of aliases expand to billions
-            raise ConfigError(
-                key, f"expands to more than {MOST_VALUES:,} values", where=self.file
-            )
+            raise ConfigError(key, f"expands to more than {MOST_VALUES:,} values", where=self.file)
         if node is None:
             return None
         if any(node is other for other in above):

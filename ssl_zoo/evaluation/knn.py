@@ -17,7 +17,6 @@ from ssl_zoo.evaluation.features import check_labeled, check_labels
 from ssl_zoo.ops.kmeans import faiss_threads
 from ssl_zoo.system import distributed
 
-
 QUERIES_AT_ONCE = 4096
 
 

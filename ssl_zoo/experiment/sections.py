@@ -71,7 +71,7 @@ def experiment(
     checkpoint: Part[Checkpoints] = Part(Checkpoints),  # noqa: B008
     evaluations: dict[str, Part[EVALUATIONS, Monitored]] = {},  # noqa: B006
     best: str | None = None,
-    observers: dict[str, Part[OBSERVERS]] = _OBSERVERS,  # noqa: B006
+    observers: dict[str, Part[OBSERVERS]] = _OBSERVERS,
 ) -> Trainer:
     """A whole run; the top level of a config is a call of this function.
 

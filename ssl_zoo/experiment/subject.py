@@ -160,5 +160,3 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     learned = {name: kept for name, kept in learned.items() if kept}
     step = state["trainer"]["step"]
     return Subject(sections, backbone.to(device), NETWORK, step, path, learned, folder)
-
-
