@@ -308,7 +308,7 @@ def masks(method, views):
     """Each large view's (patches, masked) of the coming forward pass."""
     found = []
     for number in range(2):
-        key = method.draw(f"mask {number}", views.index)
+        key = method.random_key(f"mask {number}", views.index)
         found.append(masked_patches(key, (4, 4), method.masked_images, method.mask_ratio))
     return found
 

@@ -172,13 +172,15 @@ def test_masks_are_of_the_sample_and_the_step_alone(name):
     alone = Batch([whole.views[0][1:2]], whole.index[1:2], whole.label[1:2])
     keyed = []
     for part in (whole, alone):
-        method.draw = lambda purpose, index: keyed.append(rng.hashed(purpose, index)) or keyed[-1]
+        method.random_key = lambda purpose, index: (
+            keyed.append(rng.hashed(purpose, index)) or keyed[-1]
+        )
         method(part)
     half = len(keyed) // 2
     assert half and all(
         torch.equal(a[1:2], b) for a, b in zip(keyed[:half], keyed[half:], strict=True)
     )
-    del method.draw
+    del method.random_key
     before = method(whole)["loss"]
     assert torch.equal(method(whole)["loss"], before)
     method.steps += 1
@@ -459,7 +461,7 @@ def test_data2vec_refuses_more_blocks_than_there_are():
 def test_ijepa_is_smooth_l1_to_the_target_encoder_of_the_whole_image(monkeypatch):
     method = apart(IJEPA(vit(), predictor=DECODER, num_targets=2))
     loss, images = method(batch())["loss"], batch().views[0]
-    context, targets = method.blocks(method.draw("blocks", batch().index))
+    context, targets = method.blocks(method.random_key("blocks", batch().index))
     encoder, predictor = method.encoder.backbone, method.encoder.head
     with torch.no_grad():
         s = method.target_encoder.encoder.tokens(images)[:, 1:]

@@ -27,7 +27,7 @@ class Method(nn.Module):
             pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
             backbone of the method's own has in its `provides`.
         needs_boxes: whether it asks where views lie in their images.
-        steps: optimiser steps seen, int64; with `seed` it determines all that `draw` draws, so
+        steps: optimiser steps seen, int64; with `seed` it determines every `random_key`, so
             ranks agree without talking and a resume draws the same.
     """
 
@@ -64,7 +64,7 @@ class Method(nn.Module):
                 asked for: (images [n, C, H, W], data-set positions [n]) in order.
         """
 
-    def draw(self, purpose: str, index: Tensor) -> Tensor:
+    def random_key(self, purpose: str, index: Tensor) -> Tensor:
         """A key for each sample at this step, [N] int64, to be given to `rng.uniform` and others.
 
         It depends on the sample and not on its place in a batch or on a rank.

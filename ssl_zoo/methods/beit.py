@@ -80,7 +80,7 @@ class BEiT(Method):
         vit.require_own_size(images)
         self.tokenizing = self.tokenizing and bool(self.steps < self.tokenizer_steps)
         if self.tokenizing:
-            key = self.draw("tokenizer", batch.index)  # [N]
+            key = self.random_key("tokenizer", batch.index)  # [N]
             bound, words = self.tokenizer(images, self.temperature(), key)  # [], [N, L]
             bounds = {"tokenizer_loss": bound}
         else:
@@ -89,7 +89,7 @@ class BEiT(Method):
             # DDP waits for a gradient of every parameter.
             bound, bounds = 0 * sum(p.sum() for p in self.tokenizer.parameters()), {}
 
-        order = block_order(self.draw("mask", batch.index), vit.grid_size)  # [N, L]
+        order = block_order(self.random_key("mask", batch.index), vit.grid_size)  # [N, L]
         chosen = order[:, : self.num_masked]  # [N, M]
         masked = mask_of(chosen, self.num_patches)  # [N, L]
         z = vit.tokens(images, masked, self.mask_token)[:, vit.num_prefix_tokens :]  # [N, L, F]

@@ -78,7 +78,7 @@ class Data2Vec(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, student = batch.views[0], self.encoder.backbone  # [N, C, H, W]
         student.require_own_size(images)
-        order = block_order(self.draw("mask", batch.index), student.grid_size)  # [N, L]
+        order = block_order(self.random_key("mask", batch.index), student.grid_size)  # [N, L]
         chosen = order[:, : self.num_masked]  # [N, M]
         masked = mask_of(chosen, self.num_patches)  # [N, L]
         z = student.tokens(images, masked, self.mask_token)[:, student.num_prefix_tokens :]

@@ -90,7 +90,7 @@ class DINOv2(Method):
         student, bn_groups = self.encoder, self.encoder.backbone.bn_groups
         u_s, g_s, v_s, g_t, v_t, masks = [], [], [], [], [], []
         for number, x in enumerate(batch.views[:2]):
-            key = self.draw(f"mask {number}", batch.index)  # [N]
+            key = self.random_key(f"mask {number}", batch.index)  # [N]
             grid = student.grid(x)
             patches, masked = masked_patches(key, grid, self.masked_images, self.mask_ratio)
             with torch.no_grad():

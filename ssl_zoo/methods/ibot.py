@@ -81,7 +81,7 @@ class IBOT(Method):
         views, bn_groups = batch.views, self.encoder.backbone.bn_groups
         g_s, g_t, v_t, patch_losses = [], [], [], []
         for number, x in enumerate(views[:2]):
-            key = self.draw(f"mask {number}", batch.index)  # [N]
+            key = self.random_key(f"mask {number}", batch.index)  # [N]
             grid = self.encoder.grid(x)
             patches, masked = masked_patches(key, grid, self.masked_images, self.mask_ratio)
             with torch.no_grad():

@@ -99,7 +99,7 @@ class IJEPA(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, encoder, predictor = batch.views[0], self.encoder.backbone, self.encoder.head
         encoder.require_own_size(images)
-        context, targets = self.blocks(self.draw("blocks", batch.index))  # [N, K], [N, M, T]
+        context, targets = self.blocks(self.random_key("blocks", batch.index))  # [N, K], [N, M, T]
         with torch.no_grad():
             s = self.target_encoder.encoder.tokens(images)[:, encoder.num_prefix_tokens :]
         s = F.layer_norm(s.float(), s.shape[-1:])  # [N, L, F]

@@ -60,7 +60,7 @@ class MAE(Method):
         images = batch.views[0]  # [N, C, H, W]
         encoder, decoder = self.encoder.backbone, self.encoder.head
         encoder.require_own_size(images)
-        order = random_order(self.draw("mask", batch.index), self.num_patches)  # [N, L]
+        order = random_order(self.random_key("mask", batch.index), self.num_patches)  # [N, L]
         kept, masked = order.tensor_split([self.num_kept], dim=1)  # [N, K], [N, L - K]
         z = encoder.tokens(images, kept=kept)  # [N, P + K, F]
         y = decoder(z, kept, masked).float()  # [N, L - K, C * p * p]

@@ -72,7 +72,7 @@ class MaskFeat(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
         vit.require_own_size(images)
-        order = block_order(self.draw("mask", batch.index), vit.grid_size)  # [N, L]
+        order = block_order(self.random_key("mask", batch.index), vit.grid_size)  # [N, L]
         chosen = order[:, : self.num_masked]  # [N, M]
         masked = mask_of(chosen, self.num_patches)  # [N, L]
         z = vit.tokens(images, masked, self.mask_token)[:, vit.num_prefix_tokens :]  # [N, L, F]

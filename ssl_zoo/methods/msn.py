@@ -115,7 +115,7 @@ class MSN(Method):
         """Patches that are looked at, drawn uniformly for each sample, [N, L'] int64."""
         height, width = self.encoder.backbone.patch_size
         length = (images.shape[2] // height) * (images.shape[3] // width)
-        order = random_order(self.draw("patches", index), length)  # [N, L]
+        order = random_order(self.random_key("patches", index), length)  # [N, L]
         return order[:, : max(1, int(length * (1 - self.drop)))]
 
     def cosines(self, z: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class SimMIM(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
         vit.require_own_size(images)
-        masked = self.masks(self.draw("mask", batch.index))  # [N, L]
+        masked = self.masks(self.random_key("mask", batch.index))  # [N, L]
         z = vit.tokens(images, masked, self.mask_token)[:, vit.num_prefix_tokens :]  # [N, L, F]
         y = self.encoder.head(z).float()  # [N, L, C * p * p]
         x = patchify(images.float(), vit.patch_size)  # [N, L, C * p * p]
