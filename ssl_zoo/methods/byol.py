@@ -25,6 +25,7 @@ class BYOL(Method):
     """
 
     family = "non-contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -56,7 +57,3 @@ class BYOL(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.target.follow(self.encoder, self.momentum)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2

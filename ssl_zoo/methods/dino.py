@@ -32,6 +32,7 @@ class DINO(Method):
     """
 
     family = "distillation"
+    views_needed = 2
 
     def __init__(
         self,
@@ -96,10 +97,6 @@ class DINO(Method):
         super().after_step(batch, out)
         self.teacher.follow(self.encoder, self.momentum)
         self.centre.update(out["g_t"])
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
 
 
 def distillation(p_t: Tensor, g_s: list[Tensor], temperature: float) -> Tensor:

@@ -40,6 +40,7 @@ class DINOv2(Method):
 
     family = "distillation"
     needs = "tokens"
+    views_needed = 2
 
     def __init__(
         self,
@@ -134,10 +135,6 @@ class DINOv2(Method):
         self.teacher.follow(self.encoder, self.momentum)
         self.centre.update(out["g_t"])
         self.patch_centre.update(out["v_t"])
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
 
 
 def koleo(x: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class IBOT(Method):
 
     family = "distillation"
     needs = "tokens"
+    views_needed = 2
 
     def __init__(
         self,
@@ -115,10 +116,6 @@ class IBOT(Method):
         self.teacher.follow(self.encoder, self.momentum)
         self.centre.update(out["g_t"])
         self.patch_centre.update(out["v_t"])
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
 
 
 class TokenEncoder(Encoder):

@@ -28,6 +28,7 @@ class MMCR(Method):
     """
 
     family = "non-contrastive"
+    views_needed = 2
 
     def __init__(self, backbone: nn.Module, *, head: Part[HEADS], lam: float = 0.0):
         super().__init__()
@@ -52,7 +53,3 @@ class MMCR(Method):
             "centroid_length": centroids.norm(dim=1).mean(),
             "embedding_std": health.embedding_std(z[:, 0]),
         }
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2

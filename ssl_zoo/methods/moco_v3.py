@@ -32,6 +32,7 @@ class MoCoV3(Method):
     """
 
     family = "contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -73,10 +74,6 @@ class MoCoV3(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.key_encoder.follow(self.encoder, self.momentum)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
 
 
 def _freeze_patch_embed(backbone: nn.Module) -> None:

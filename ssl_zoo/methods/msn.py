@@ -36,6 +36,7 @@ class MSN(Method):
 
     family = "distillation"
     needs = "tokens"
+    views_needed = 2
 
     def __init__(
         self,
@@ -127,10 +128,6 @@ class MSN(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.target.follow(self.encoder, self.momentum)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
 
 
 def msn_losses(scores: Tensor, p_t: Tensor) -> tuple[Tensor, Tensor]:

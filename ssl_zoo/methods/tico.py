@@ -28,6 +28,7 @@ class TiCo(Method):
     """
 
     family = "non-contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -78,7 +79,3 @@ class TiCo(Method):
         super().after_step(batch, out)
         self.C.copy_(self.moments(out["z"]))
         self.target.follow(self.encoder, self.momentum)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2

@@ -35,6 +35,7 @@ class WMSE(Method):
     """
 
     family = "non-contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -85,10 +86,6 @@ class WMSE(Method):
         pairs = len(batch.views) * (len(batch.views) - 1) / 2
         loss = torch.stack(losses).sum() / (pairs * self.iterations)
         return {"loss": loss, "embedding_std": spread}
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
 
 
 def whiten(z: Tensor, eps: float) -> Tensor:
