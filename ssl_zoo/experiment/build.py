@@ -29,6 +29,7 @@ from ssl_zoo.config import (
     closest,
     signature,
 )
+from ssl_zoo.config.constraints import SCHEDULED, check_arguments, marked
 from ssl_zoo.data import Data
 from ssl_zoo.engine import (
     checkpoint,
@@ -186,6 +187,7 @@ def _check_schedules(whole: Part) -> None:
         numbers = [
             n for n, p in signature(owner.target)[1].items() if p.annotation in ("float", float)
         ]
+        numbers += marked(owner.target, SCHEDULED)
         if path[-1] not in numbers or len(path) < 2:
             raise ConfigError(
                 key,
@@ -195,9 +197,9 @@ def _check_schedules(whole: Part) -> None:
                 nearest=closest(path[-1], numbers),
             )
         final = schedule.spelled_out().get("final")
-        if final is not None and hasattr(owner.target, "validate"):
+        if final is not None:
             try:
-                owner.target.validate(**owner.kwargs | {path[-1]: final})
+                check_arguments(owner.target, owner.kwargs | {path[-1]: final})
             except ConfigError as error:
                 error.key = f"{key}.final"
                 raise
