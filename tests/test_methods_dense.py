@@ -225,7 +225,7 @@ def g_of(method: PIRL, x: Tensor, key: Tensor) -> Tensor:
 def test_pirl_is_nce_of_the_transformed_and_of_the_image_to_the_bank(transform):
     method, batch = pirl(transform)
     out = method(batch)
-    bank, key = method.memory, method.draw(transform, batch.index)
+    bank, key = method.memory, method.random_key(transform, batch.index)
     negatives = bank.features[bank._other_rows(batch.index)]
     total = 0
     for i, row in enumerate(batch.index):
@@ -255,7 +255,7 @@ def test_a_transform_is_drawn_for_the_sample_and_the_step(transform):
     x, back = batch.views[1], torch.arange(15, -1, -1)
 
     def drawn(index: Tensor) -> Tensor:
-        return method.draw(transform, index)
+        return method.random_key(transform, index)
 
     first = encode(x, drawn(batch.index))
     torch.testing.assert_close(encode(x[back], drawn(batch.index[back]))[back], first)

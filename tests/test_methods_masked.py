@@ -120,7 +120,7 @@ def test_decoder_tells_places_apart_and_cares_for_no_order_of_what_was_seen():
 @pytest.mark.parametrize("width, num_heads", [(6, 2), (16, 3), (0, 1)])
 def test_decoder_refuses_widths_that_do_not_divide(width, num_heads):
     with pytest.raises(ConfigError, match="width"):
-        ViTDecoder.validate(width=width, num_heads=num_heads)
+        ViTDecoder(5, 3, (GRID, GRID), width=width, num_heads=num_heads)
 
 
 MAKE = {
@@ -172,13 +172,15 @@ def test_masks_are_of_the_sample_and_the_step_alone(name):
     alone = Batch([whole.views[0][1:2]], whole.index[1:2], whole.label[1:2])
     keyed = []
     for part in (whole, alone):
-        method.draw = lambda purpose, index: keyed.append(rng.hashed(purpose, index)) or keyed[-1]
+        method.random_key = lambda purpose, index: (
+            keyed.append(rng.hashed(purpose, index)) or keyed[-1]
+        )
         method(part)
     half = len(keyed) // 2
     assert half and all(
         torch.equal(a[1:2], b) for a, b in zip(keyed[:half], keyed[half:], strict=True)
     )
-    del method.draw
+    del method.random_key
     before = method(whole)["loss"]
     assert torch.equal(method(whole)["loss"], before)
     method.steps += 1
@@ -188,9 +190,9 @@ def test_masks_are_of_the_sample_and_the_step_alone(name):
 # MAE
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_mae_is_the_squared_error_of_what_the_encoder_did_not_see(normalise, monkeypatch):
-    method = MAE(vit(), decoder=DECODER, normalise_pixels=normalise)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_mae_is_the_squared_error_of_what_the_encoder_did_not_see(normalize, monkeypatch):
+    method = MAE(vit(), decoder=DECODER, normalize_pixels=normalize)
     calls = spy(monkeypatch, method.encoder.backbone, "tokens")
     loss, images = method(batch())["loss"], batch().views[0]
     kept = calls[0][1]["kept"]
@@ -203,7 +205,7 @@ def test_mae_is_the_squared_error_of_what_the_encoder_did_not_see(normalise, mon
         y = method.encoder.head(z[n : n + 1], kept[n : n + 1], torch.tensor([hidden]))[0]
         for row, number in enumerate(hidden):
             x = patch(images, n, number).flatten()
-            if normalise:
+            if normalize:
                 x = (x - x.mean()) / (x.var() + 1e-6) ** 0.5
             total = total + ((y[row] - x) ** 2).mean()
             count += 1
@@ -459,7 +461,7 @@ def test_data2vec_refuses_more_blocks_than_there_are():
 def test_ijepa_is_smooth_l1_to_the_target_encoder_of_the_whole_image(monkeypatch):
     method = apart(IJEPA(vit(), predictor=DECODER, num_targets=2))
     loss, images = method(batch())["loss"], batch().views[0]
-    context, targets = method.blocks(method.draw("blocks", batch().index))
+    context, targets = method.blocks(method.random_key("blocks", batch().index))
     encoder, predictor = method.encoder.backbone, method.encoder.head
     with torch.no_grad():
         s = method.target_encoder.encoder.tokens(images)[:, 1:]

@@ -14,10 +14,11 @@ from ssl_zoo.core import MomentumEncoder, merge_outputs
 from ssl_zoo.engine.optimizers import SGD
 from ssl_zoo.engine.schedules import Cosine, Schedules
 from ssl_zoo.heads import MLP
+from ssl_zoo.losses import sigreg
 from ssl_zoo.methods import w_mse
 from ssl_zoo.methods.barlow_twins import BarlowTwins, cross_correlation
 from ssl_zoo.methods.byol import BYOL
-from ssl_zoo.methods.lejepa import LeJEPA, sigreg
+from ssl_zoo.methods.lejepa import LeJEPA
 from ssl_zoo.methods.mmcr import MMCR
 from ssl_zoo.methods.simsiam import SimSiam
 from ssl_zoo.methods.tico import TiCo
@@ -204,8 +205,8 @@ def epps_pulley(x):
 
 def lejepa(method, views):
     z = method.encoder(torch.cat(views)).split(N)
-    centre = (z[0] + z[1]) / 2
-    prediction = mean_of([((each - centre) ** 2).mean() for each in z])
+    center = (z[0] + z[1]) / 2
+    prediction = mean_of([((each - center) ** 2).mean() for each in z])
     directions = method.directions(z[0])
     statistic = mean_of([epps_pulley(each @ a) for each in z for a in directions.T])
     return 0.8 * prediction + 0.2 * statistic

@@ -113,7 +113,7 @@ def jigsaw(**kwargs) -> Jigsaw:
 
 def test_jigsaw_asks_for_the_order_of_tiles_that_are_each_normalised():
     method, data = jigsaw(), batch()
-    k = rng.integers(7, method.draw("permutation", data.index))
+    k = rng.integers(7, method.random_key("permutation", data.index))
     assert len(set(k.tolist())) > 1
     expected = 0
     for image, number in zip(data.views[0], k, strict=True):
@@ -182,7 +182,7 @@ def relative(drop: bool = True, **kwargs) -> RelativeLocation:
 
 def test_relative_location_asks_for_the_side_of_the_second_patch():
     method, data = relative(), batch(n=24)
-    y = rng.integers(8, method.draw("neighbour", data.index))
+    y = rng.integers(8, method.random_key("neighbour", data.index))
     assert len(set(y.tolist())) == 8
     sides = [0, 1, 2, 3, 5, 6, 7, 8]
     expected = 0

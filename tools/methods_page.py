@@ -129,7 +129,8 @@ class Entry:
 
     @property
     def needs(self) -> str:
-        views = self.method.target.views_needed(**self.method.kwargs)
+        views = self.method.target.views_needed
+        views = views(**self.method.kwargs) if callable(views) else views
         said = [self.method.target.needs, f"{views} views" if views > 1 else "1 view"]
         return ", ".join([*said, "labels"] if self.labels else said)
 

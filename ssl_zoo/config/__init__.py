@@ -2,6 +2,7 @@
 
 from ssl_zoo.config.constraints import (
     AtLeastTwo,
+    Bounds,
     HalfOpenUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
@@ -43,6 +44,7 @@ __all__ = [
     "SCHEDULES",
     "TRANSFORMS",
     "AtLeastTwo",
+    "Bounds",
     "Config",
     "ConfigError",
     "HalfOpenUnitInterval",

@@ -34,6 +34,7 @@ RENAMED = {
     "knn": "evaluations: {knn: {type: KNN, ...}}",
     "centre_momentum": "center_momentum",
     "centring": "centering",
+    "normalise_pixels": "normalize_pixels",
 }
 
 

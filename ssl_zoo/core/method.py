@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -27,7 +27,9 @@ class Method(nn.Module):
             pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
             backbone of the method's own has in its `provides`.
         needs_boxes: whether it asks where views lie in their images.
-        steps: optimiser steps seen, int64; with `seed` it determines all that `draw` draws, so
+        views_needed: views of each image that a config must make; a static method of the YAML
+            arguments where it depends on them.
+        steps: optimizer steps seen, int64; with `seed` it determines every `random_key`, so
             ranks agree without talking and a resume draws the same.
     """
 
@@ -35,11 +37,12 @@ class Method(nn.Module):
     family: Family = "pretext"
     needs: str = "features"
     needs_boxes: bool = False
+    views_needed: int | Callable[..., int] = 1
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        # Read and not drawn, so that what is initialised next does not depend on it.
+        # Read and not drawn, so that what is initialized next does not depend on it.
         self.register_buffer("seed", torch.tensor(torch.initial_seed() % 2**31))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -47,14 +50,14 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
-        """Called once a step, after the optimiser, with the whole step's batch and outputs.
+        """Called once a step, after the optimizer, with the whole step's batch and outputs.
 
         What overrides it begins with `super().after_step(batch, out)`, which counts the step.
         """
         self.steps += 1
 
     def after_backward(self) -> None:
-        """Called once a step between the gradients and the optimiser: to freeze a layer, say."""
+        """Called once a step between the gradients and the optimizer: to freeze a layer, say."""
 
     def before_epoch(self, images: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Called before an epoch's first step; for methods that look at the whole training set.
@@ -64,7 +67,7 @@ class Method(nn.Module):
                 asked for: (images [n, C, H, W], data-set positions [n]) in order.
         """
 
-    def draw(self, purpose: str, index: Tensor) -> Tensor:
+    def random_key(self, purpose: str, index: Tensor) -> Tensor:
         """A key for each sample at this step, [N] int64, to be given to `rng.uniform` and others.
 
         It depends on the sample and not on its place in a batch or on a rank.
@@ -83,13 +86,8 @@ class Method(nn.Module):
         """What a person should know before watching the numbers; said once at the start."""
         return ""
 
-    @staticmethod
-    def views_needed(**arguments) -> int:
-        """Views of each image that a config must make; given the method's YAML arguments."""
-        return 1
-
     def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
-        """Trainable parameters for the optimiser; norms and biases (ndim < 2) apart if asked."""
+        """Trainable parameters for the optimizer; norms and biases (ndim < 2) apart if asked."""
         trainable = [p for p in self.parameters() if p.requires_grad]
         if decay_norm_and_bias:
             return [{"params": trainable, "weight_decay": weight_decay}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, within
+from ssl_zoo.config import HEADS, METHODS, Part, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, predictor_for
 from ssl_zoo.ops import health
 
@@ -25,6 +25,7 @@ class BYOL(Method):
     """
 
     family = "non-contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -32,18 +33,13 @@ class BYOL(Method):
         *,
         head: Part[HEADS],
         predictor: Part[HEADS],
-        momentum: float = 0.996,
+        momentum: Scheduled[UnitInterval] = 0.996,
     ):
         super().__init__()
-        self.validate(momentum=momentum)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.predictor = predictor_for(self.encoder, predictor)
         self.target = MomentumEncoder(self.encoder)
         self.momentum = momentum
-
-    @staticmethod
-    def validate(*, momentum: float = 0.0, **_) -> None:
-        within("momentum", momentum, 0, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_1, x_2 = batch.views[:2]  # [N, C, H, W]
@@ -56,7 +52,3 @@ class BYOL(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.target.follow(self.encoder, self.momentum)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2

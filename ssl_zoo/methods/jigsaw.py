@@ -66,7 +66,9 @@ class Jigsaw(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """L = -log p(k | tile_{pi_k(1)}, ..., tile_{pi_k(9)})."""
-        place, choice = (self.draw(purpose, batch.index) for purpose in ("place", "permutation"))
+        place, choice = (
+            self.random_key(purpose, batch.index) for purpose in ("place", "permutation")
+        )
         tiles = cut(batch.views[0], GRID, self.patch_size, place)  # [N, 9, C, s, s]
         k = rng.integers(len(self.permutations), choice)  # [N]
         order = self.permutations[k]  # [N, 9]

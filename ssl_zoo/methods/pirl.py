@@ -88,7 +88,7 @@ class PIRL(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x, x_t = batch.views[:2]  # [N, C, H, W]
         encode = self.encode_jigsaw if self.transform == "jigsaw" else self.encode_rotation
-        key = self.draw(self.transform, batch.index)  # [N]
+        key = self.random_key(self.transform, batch.index)  # [N]
         # In this order: a compiled pass after a plain one would spoil BatchNorm's backward pass.
         f = F.normalize(self.encoder(x).float(), dim=1)  # [N, D], f(v_I)
         g = F.normalize(encode(x_t, key).float(), dim=1)  # [N, D], g(v_It)

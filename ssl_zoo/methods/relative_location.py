@@ -58,13 +58,15 @@ class RelativeLocation(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """L = -log p(y | patch_centre, patch_y), y one of eight."""
-        place, choice = (self.draw(purpose, batch.index) for purpose in ("place", "neighbour"))
+        place, choice = (
+            self.random_key(purpose, batch.index) for purpose in ("place", "neighbour")
+        )
         patches = cut(batch.views[0], GRID, self.patch_size, place, self.jitter)
         y = rng.integers(NEIGHBOURS, choice)  # [N]
         pair = torch.stack([torch.full_like(y, CENTRE), y + (y >= CENTRE)], dim=1)  # [N, 2]
         pair = patches[torch.arange(len(y), device=y.device)[:, None], pair]  # [N, 2, C, s, s]
         if self.drop_colours:
-            pair = keep_one_channel(pair, self.draw("colour", batch.index))
+            pair = keep_one_channel(pair, self.random_key("colour", batch.index))
         z = F.relu(self.encoder(pair.flatten(0, 1))).view(len(y), -1)  # [N, 2 D]
         logits = self.classifier(z).float()  # [N, 8]
         top1 = 100 * (logits.argmax(dim=1) == y).float().mean()

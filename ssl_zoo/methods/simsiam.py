@@ -24,6 +24,7 @@ class SimSiam(Method):
     """
 
     family = "non-contrastive"
+    views_needed = 2
 
     def __init__(self, backbone: nn.Module, *, head: Part[HEADS], predictor: Part[HEADS]):
         super().__init__()
@@ -51,7 +52,3 @@ class SimSiam(Method):
             for constant in (False, True)
             for group in groups
         ]
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2

@@ -44,7 +44,7 @@ class NewMethod(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
         vit.require_own_size(images)
-        order = random_order(self.draw("mask", batch.index), self.length)  # [N, L]
+        order = random_order(self.random_key("mask", batch.index), self.length)  # [N, L]
         masked = mask_of(order[:, : self.num_masked], self.length)  # [N, L]
         z = vit.tokens(images, masked, self.mask_token)[:, vit.num_prefix_tokens :]  # [N, L, F]
         y = self.encoder.head(z).float()  # [N, L, C * p * p]

@@ -24,7 +24,7 @@ class NewMethod(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x = batch.views[0]  # [N, C, H, W]
-        target = rng.integers(4, self.draw("quarter", batch.index))  # [N]
+        target = rng.integers(4, self.random_key("quarter", batch.index))  # [N]
         here = quarters(x) == target[:, None, None, None]  # [N, 1, H, W]
         logits = self.encoder(x.masked_fill(here, 0.0))  # [N, 4]
         top1 = 100 * (logits.argmax(dim=1) == target).float().mean()
