@@ -68,7 +68,7 @@ def test_a_count_beyond_the_grid_is_refused(count):
         block_mask(KEYS[:2], (4, 5), count)
 
 
-def neighbours_alike(mask: torch.Tensor, grid: tuple[int, int]) -> float:
+def neighbors_alike(mask: torch.Tensor, grid: tuple[int, int]) -> float:
     """Share of masked patches whose right neighbour is masked too."""
     mask = mask.unflatten(1, grid).float()
     return ((mask[:, :, 1:] * mask[:, :, :-1]).sum() / mask[:, :, :-1].sum()).item()
@@ -78,8 +78,8 @@ def test_blocks_are_contiguous_where_random_patches_are_not():
     grid, count = (14, 14), 78  # BEiT's 40 %
     blocks = block_mask(KEYS[:200], grid, count)
     scattered = mask_of(random_order(KEYS[:200], 196)[:, :count], 196)
-    assert neighbours_alike(scattered, grid) == pytest.approx(0.4, abs=0.03)
-    assert neighbours_alike(blocks, grid) > 0.75
+    assert neighbors_alike(scattered, grid) == pytest.approx(0.4, abs=0.03)
+    assert neighbors_alike(blocks, grid) > 0.75
 
 
 def test_the_first_patches_of_a_block_order_are_one_rectangle():

@@ -384,7 +384,7 @@ def test_w_mse_whitens_each_row_once_an_iteration_in_an_order_of_the_step(monkey
 # ----------------------------------------------------------------------------------- the rest
 
 
-def test_matches_are_each_images_own_and_may_share_a_partner():
+def test_matches_stay_within_an_image_and_may_share_a_partner():
     z = torch.tensor([[[0.0], [5.0], [1.0]], [[9.0], [1.0], [2.0]]])  # [2, 3, 1]
     other = torch.tensor([[[0.9], [7.0]], [[0.0], [3.0]]])  # [2, 2, 1]
     kept, partner = match(torch.cdist(z, other), gamma=2)

@@ -34,6 +34,8 @@ RENAMED = {
     "knn": "evaluations: {knn: {type: KNN, ...}}",
     "centre_momentum": "center_momentum",
     "centring": "centering",
+    "drop_colours": "drop_colors",
+    "neighbours": "neighbors",
 }
 
 

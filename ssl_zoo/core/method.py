@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -27,6 +27,8 @@ class Method(nn.Module):
             pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
             backbone of the method's own has in its `provides`.
         needs_boxes: whether it asks where views lie in their images.
+        views_needed: views of each image that a config must make at least; where its YAML
+            arguments decide, a static method of them.
         steps: optimiser steps seen, int64; with `seed` it determines every `random_key`, so
             ranks agree without talking and a resume draws the same.
     """
@@ -35,6 +37,7 @@ class Method(nn.Module):
     family: Family = "pretext"
     needs: str = "features"
     needs_boxes: bool = False
+    views_needed: int | Callable[..., int] = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,11 +86,6 @@ class Method(nn.Module):
         """What a person should know before watching the numbers; said once at the start."""
         return ""
 
-    @staticmethod
-    def views_needed(**arguments) -> int:
-        """Views of each image that a config must make; given the method's YAML arguments."""
-        return 1
-
     def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
         """Trainable parameters for the optimiser; norms and biases (ndim < 2) apart if asked."""
         trainable = [p for p in self.parameters() if p.requires_grad]
@@ -97,6 +95,17 @@ class Method(nn.Module):
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
+
+
+def set_apart(groups: list[dict], module: nn.Module, **settings) -> list[dict]:
+    """The optimizer's groups, each divided: those of the module's parameters have `settings`."""
+    inside = {id(p) for p in module.parameters()}
+    divided = []
+    for group in groups:
+        others = [p for p in group["params"] if id(p) not in inside]
+        apart = [p for p in group["params"] if id(p) in inside]
+        divided += [group | {"params": others}, group | {"params": apart, **settings}]
+    return [group for group in divided if group["params"]]
 
 
 def merge_outputs(outputs: list[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:

@@ -203,9 +203,15 @@ def _check_schedules(whole: Part) -> None:
                 raise
 
 
+def views_needed(method: Part) -> int:
+    """Views of each image that a method with these YAML arguments needs."""
+    needed = method.target.views_needed
+    return needed(**method.kwargs) if callable(needed) else needed
+
+
 def _check_views(whole: Part) -> None:
     method, views = whole.kwargs["method"], whole.kwargs["data"].kwargs["views"]
-    needed = method.target.views_needed(**method.kwargs)
+    needed = views_needed(method)
     made = views.spelled_out()["count"]
     if made < needed:
         raise ConfigError(
