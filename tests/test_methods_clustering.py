@@ -20,6 +20,7 @@ from ssl_zoo.core import Batch
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.experiment import build
 from ssl_zoo.heads import MLP, Prototypes
+from ssl_zoo.losses import swapped_prediction
 from ssl_zoo.methods.deepcluster import DeepCluster
 from ssl_zoo.methods.deepcluster_v2 import DeepClusterV2
 from ssl_zoo.methods.odc import ODC
@@ -158,6 +159,15 @@ def test_swav_is_its_equation_gradients_included():
                     p = torch.exp(z[v][n] @ c[k] / 0.1) / torch.exp(z[v][n] @ c.T / 0.1).sum()
                     reference = reference - q[n, k] * p.log() / N / 3 / 2
     same_gradients(method, method(batch)["loss"], reference)
+
+
+def test_swapped_prediction_by_hand_is_cross_entropy_between_the_views():
+    z, c = torch.randn(3, N, 6), torch.randn(5, 6)
+    q = [sinkhorn(z[s] @ c.T) for s in range(2)]
+    log_p = [(z_v @ c.T / 0.1).log_softmax(dim=1) for z_v in z]
+    of = {(s, v): F.cross_entropy(z[v] @ c.T / 0.1, q[s]) for s in range(2) for v in range(3)}
+    expected = (of[0, 1] + of[0, 2] + of[1, 0] + of[1, 2]) / 4
+    torch.testing.assert_close(swapped_prediction(q, log_p), expected)
 
 
 def test_swav_agrees_with_lightly():
@@ -480,6 +490,9 @@ def test_more_clusters_than_images_are_refused():
     [
         (lambda **a: deepcluster(**a), {"clusters": 1}),
         (lambda **a: v2(**a), {"temperature": 0.0}),
+        (lambda **a: v2(**a), {"clusters": []}),
+        (lambda **a: v2(**a), {"clusters": [4, 1]}),
+        (lambda **a: odc(**a), {"momentum": 1.5}),
         (lambda **a: odc(**a), {"centroid_interval": 0}),
         (lambda **a: swav(**a), {"prototypes": 1}),
     ],

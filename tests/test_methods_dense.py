@@ -379,6 +379,16 @@ def test_cpc_in_four_directions_refuses_views_too_narrow_for_a_prediction_sidewa
     assert cpc(directions=1)[0](narrow)["loss"].isfinite()
 
 
+def test_cpcs_temperature_may_be_scheduled():
+    (method, batch), (hot, _) = cpc(), cpc()
+    hot.load_state_dict(method.state_dict())
+    before = method(batch)["loss"]
+    vars(hot)["temperature"] = 2.0  # as a schedule does
+    assert not torch.isclose(hot(batch)["loss"], before)
+    vars(hot)["temperature"] = method.temperature
+    assert torch.equal(hot(batch)["loss"], before)
+
+
 def test_cpc_refuses_views_smaller_than_a_patch():
     method, _ = cpc()
     with pytest.raises(ValueError, match="views make 0 x 0 patches"):

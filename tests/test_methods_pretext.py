@@ -168,6 +168,8 @@ def test_the_next_permutation_is_the_farthest_from_those_before():
 def test_jigsaw_refuses_nonsense():
     with pytest.raises(ConfigError, match="num_permutations: out of range"):
         jigsaw(num_permutations=1)
+    with pytest.raises(ConfigError, match="hidden_features: too small"):
+        jigsaw(hidden_features=0)
     with pytest.raises(ValueError, match="do not fit"):
         jigsaw(patch_size=5)(batch())
 

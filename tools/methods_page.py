@@ -124,8 +124,8 @@ class Entry:
     def paper(self) -> str:
         """arXiv number in a config's first line, or else in the class's docstring."""
         lines = [first_line(path) for path in (self.base, self.recipe) if path is not None]
-        found = CITED.search(" ".join([*lines, inspect.getdoc(self.method.target) or ""]))
-        return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else "–"
+        cited = CITED.search(" ".join([*lines, inspect.getdoc(self.method.target) or ""]))
+        return f"[{cited[1]}](https://arxiv.org/abs/{cited[1]})" if cited else "–"
 
     @property
     def needs(self) -> str:
@@ -146,34 +146,34 @@ def first_line(path: Path) -> str:
 
 def entries() -> list[Entry]:
     """The arms of the zoo's study, then a config of each method that none of them runs."""
-    found = arms(ZOO)
-    shown = {entry.method.target for entry in found}
-    found += [entry for entry in arms(COLOR) if entry.method.target not in shown]
-    shown = {entry.method.target for entry in found}
+    listed = arms(ZOO)
+    shown = {entry.method.target for entry in listed}
+    listed += [entry for entry in arms(COLOR) if entry.method.target not in shown]
+    shown = {entry.method.target for entry in listed}
     for path in (p for f in ("fashion_mnist", "cifar10") for p in sorted((CONFIGS / f).glob("*"))):
         method = build.parse(config.load(path)).kwargs["method"]
         if method.target not in shown:
             shown.add(method.target)
             name = re.split(r"[(,:]| on ", first_line(path).lstrip("# "))[0].strip()
-            found.append(Entry(name, path, method))
+            listed.append(Entry(name, path, method))
     missing = {m for m in METHODS.module_dict.values() if m.__module__.startswith("ssl_zoo.")}
     if missing - shown:
         names = ", ".join(sorted(target.__name__ for target in missing - shown))
         raise ValueError(f"no config in configs/fashion_mnist or configs/cifar10 runs {names}")
     families = get_args(Family)
-    return sorted(found, key=lambda entry: families.index(entry.method.target.family))
+    return sorted(listed, key=lambda entry: families.index(entry.method.target.family))
 
 
 def arms(grid: Path) -> list[Entry]:
     """The arms of a grid, each once, in its order."""
     study = ablation.expand(grid)
-    found = {}
+    by_arm = {}
     for run in study.runs:
-        if run.arm not in found:
+        if run.arm not in by_arm:
             base = study.blocks[run.arm].get("base", study.common.get("base"))
             method = build.parse(config.Config(run.config)).kwargs["method"]
-            found[run.arm] = Entry(run.arm, (grid.parent / base).resolve(), method)
-    return list(found.values())
+            by_arm[run.arm] = Entry(run.arm, (grid.parent / base).resolve(), method)
+    return list(by_arm.values())
 
 
 def render(results: dict[str, Any]) -> str:
