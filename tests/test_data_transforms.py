@@ -437,7 +437,7 @@ def test_a_views_box_says_where_its_pixels_come_from(name, varied):
     index = torch.arange(20, 28)
     seen = views(images if varied else torch.stack(images), 3, 1, index)[0] * 255 + 0.5
     box = views.boxes(0, shapes, Samples(3, 1, index))
-    expected = patches.centres(box, seen.shape[2:]).mT.view(seen.shape)
+    expected = patches.cell_centers(box, seen.shape[2:]).mT.view(seen.shape)
     inner = (..., slice(2, -2), slice(2, -2))  # at its border a ramp is no longer straight
     # Filters and bytes blur by fractions of a pixel; half a pixel off would be wrong.
     torch.testing.assert_close(seen[inner], expected[inner], atol=1.2 if varied else 0.3, rtol=0)
