@@ -406,7 +406,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         linear.check_protocol(**probe)
     keep_freed_memory()
     device = distributed.start(arguments.device)
-    data, backbone, source = build.trained_backbone(arguments.path)
+    data, backbone, source = build.trained_backbone(arguments.path, device)
     # What a protocol would refuse is refused before the features are paid for.
     for split in ("train", "test"):
         check_labels("evaluation", split, data.split(split).labels)
@@ -509,7 +509,7 @@ def _data_pack(arguments: argparse.Namespace) -> int:
     from ssl_zoo.data import ImageFolder
     from ssl_zoo.data.datasets import packed
     from ssl_zoo.experiment import build
-    from ssl_zoo.system.distributed import cores
+    from ssl_zoo.system.hardware import cores
 
     cfg = config.load(arguments.config, arguments.overrides)
     dataset = build.parse(cfg).kwargs["data"].kwargs["dataset"]

@@ -21,7 +21,7 @@ from ssl_zoo.data.datasets import ImageSet
 from ssl_zoo.data.image.transforms import Views
 from ssl_zoo.data.sampler import Sampler
 from ssl_zoo.system import distributed
-from ssl_zoo.system.distributed import cores
+from ssl_zoo.system.hardware import cores
 
 
 class Job(NamedTuple):

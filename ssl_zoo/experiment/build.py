@@ -17,6 +17,7 @@ from ssl_zoo import (
     methods,  # noqa: F401  (registers)
 )
 from ssl_zoo import config as configs
+from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import (
     BACKBONES,
     METHODS,
@@ -57,7 +58,7 @@ def experiment(
 ) -> Trainer:
     """A whole run; the top level of a config is a call of this function."""
     images = data(seed=seed, boxes=method.target.needs_boxes)
-    network = _seeded(seed, backbone)
+    network = _seeded(seed, backbone, device)
     pretext = method(
         backbone=network,
         num_samples=images.num_samples,
@@ -121,14 +122,16 @@ def trainer(config: Config, device: torch.device, folder: Path) -> Trainer:
     return built
 
 
-def data_and_backbone(config: Config) -> tuple[Data, nn.Module]:
-    """The data of a config, and the backbone with the very weights its runs start from."""
+def data_and_backbone(config: Config, device: torch.device | str = "cpu") -> tuple[Data, nn.Module]:
+    """The data of a config, and its backbone with the weights that its runs start from."""
     parts = parse(config).kwargs
     seed = parts.get("seed", 0)
-    return parts["data"](seed=seed), _seeded(seed, parts["backbone"])
+    return parts["data"](seed=seed), _seeded(seed, parts["backbone"], torch.device(device))
 
 
-def trained_backbone(path: Path) -> tuple[Data, nn.Module, dict]:
+def trained_backbone(
+    path: Path, device: torch.device | str = "cpu"
+) -> tuple[Data, nn.Module, dict]:
     """Data, backbone and {step, path} of a run folder (its newest checkpoint) or a checkpoint.
 
     Of a config, the weights that its runs start from: the random baseline.
@@ -137,7 +140,7 @@ def trained_backbone(path: Path) -> tuple[Data, nn.Module, dict]:
         FileNotFoundError: nothing there to load.
     """
     if path.suffix in (".yaml", ".yml"):
-        return *data_and_backbone(configs.load(path)), {"step": 0, "path": str(path)}
+        return *data_and_backbone(configs.load(path), device), {"step": 0, "path": str(path)}
     if path.is_dir():
         found = checkpoint.saved(path)
         if not found:
@@ -148,7 +151,7 @@ def trained_backbone(path: Path) -> tuple[Data, nn.Module, dict]:
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     state = checkpoint.read(path)
-    data, backbone = data_and_backbone(configs.loads(state["config"], str(path)))
+    data, backbone = data_and_backbone(configs.loads(state["config"], str(path)), device)
     prefix = "encoder.backbone."
     weights = {
         k.removeprefix(prefix): v for k, v in state["method"].items() if k.startswith(prefix)
@@ -157,13 +160,14 @@ def trained_backbone(path: Path) -> tuple[Data, nn.Module, dict]:
     return data, backbone, {"step": state["step"], "path": str(path)}
 
 
-def _seeded(seed: int, backbone: Part) -> nn.Module:
+def _seeded(seed: int, backbone: Part, device: torch.device) -> nn.Module:
     """The first thing drawn from the seed, so that runs with one seed start from one backbone."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     # Channels last is what convolutions run fastest in, in training and in evaluation alike.
-    return backbone().to(memory_format=torch.channels_last)
+    network = backbone().to(memory_format=torch.channels_last)
+    return speed_up(network) if device.type == "cpu" else network
 
 
 def _check_schedules(whole: Part) -> None:
