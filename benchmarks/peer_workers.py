@@ -298,6 +298,7 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
     """`ssl-zoo train CONFIG key=value ...`, with one hook more."""
     sys.path.insert(0, str(ROOT))
     from ssl_zoo import config
+    from ssl_zoo.backbones import Backbone
     from ssl_zoo.config import BACKBONES, DATASETS
     from ssl_zoo.data import InMemory
     from ssl_zoo.engine.hooks.base import Hook
@@ -305,9 +306,7 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
     from ssl_zoo.system import distributed
 
     @BACKBONES.register_module(name="conv4")
-    class Network(Conv4):
-        bn_groups = 1
-
+    class Network(Conv4, Backbone):
         def __init__(self, *, in_chans: int):
             super().__init__(in_chans)
 
