@@ -7,12 +7,11 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from timm.models import ResNet, VisionTransformer, checkpoint_seq
-from torch import Tensor, nn
+from timm.models import VisionTransformer, checkpoint_seq
+from torch import Tensor
 
-from ssl_zoo.backbones import weights as weights_files
+from ssl_zoo.backbones import timm_models as models
 from ssl_zoo.backbones.base import FITS, Backbone
-from ssl_zoo.backbones.options import check_model, create_model, without_weights
 from ssl_zoo.config import BACKBONES, ConfigError, PositiveInt
 from ssl_zoo.ops.batchnorm import hold_statistics, split_batchnorm
 
@@ -34,6 +33,12 @@ class Timm(Backbone):
         options: further arguments of the model's constructor. Smaller networks come from here:
             `{layers: [1, 1, 1, 1], channels: [32, 64, 128, 256]}` makes resnet18 a ResNet-10 of
             half the width.
+
+    Attributes:
+        num_prefix_tokens: P, class and register tokens; this and the others of a ViT alone.
+        patch_size: height and width of a patch in pixels.
+        patch_values: numbers in a patch, C * height * width.
+        grid_size: patches down and across an image of the size that the ViT is made for.
     """
 
     def __init__(
@@ -48,13 +53,13 @@ class Timm(Backbone):
         options: dict | None = None,
     ):
         super().__init__()
-        model = create_model(name, in_chans, options or {})
+        model = models.create_model(name, in_chans, options or {})
         if small_images:
-            _small_stem(model, name)
+            models.replace_stem(model, name)
         if weights is not None:
-            weights_files.load(model, weights)
+            models.load_weights(model, weights)
         if grad_checkpointing:
-            _checkpoint_gradients(model, name)
+            models.checkpoint_gradients(model, name)
         self.grad_checkpointing = grad_checkpointing
         self.model = split_batchnorm(model, bn_groups)
         self.bn_groups, self.in_chans = bn_groups, in_chans
@@ -169,7 +174,7 @@ class Timm(Backbone):
     @staticmethod
     def provides(*, name: str, **_) -> set[str]:
         """Looks at no options: a CNN that got a ViT's is told first that it is the wrong kind."""
-        model = without_weights(name)
+        model = models.without_weights(name)
         if isinstance(model, VisionTransformer):
             return {"features", "map", "tokens"}
         size = model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
@@ -188,9 +193,9 @@ class Timm(Backbone):
 
     @staticmethod
     def validate(*, name: str, options: dict | None, weights: str | None, **_) -> None:
-        check_model(name, options or {})
+        models.check_model(name, options or {})
         if weights is not None:
-            weights_files.check_file(weights)
+            models.check_weights(weights)
 
     def _check(self, images: Tensor) -> None:
         """Raises ConfigError for images of other channels or, where it is fixed, another size."""
@@ -238,26 +243,3 @@ def _dry_run(arguments: str) -> None:
             f"timm's {name} does not run with them: {type(error).__name__}: {error}",
             found=repr(options),
         ) from error
-
-
-def _checkpoint_gradients(model: nn.Module, name: str) -> None:
-    try:
-        model.set_grad_checkpointing()
-    except (AttributeError, AssertionError) as error:
-        raise ConfigError(
-            "grad_checkpointing", f"timm has none for {name}", found="true", expected="false"
-        ) from error
-
-
-def _small_stem(model: nn.Module, name: str) -> None:
-    if not isinstance(model, ResNet):
-        raise ConfigError(
-            "small_images",
-            f"{name} has no stem to replace",
-            expected="a timm ResNet (resnet18, resnet50, resnext50_32x4d, ...)",
-        )
-    layers = list(model.conv1) if isinstance(model.conv1, nn.Sequential) else [model.conv1]
-    channels = layers[0].in_channels, layers[-1].out_channels
-    model.conv1 = nn.Conv2d(*channels, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()

@@ -152,16 +152,16 @@ def broadcast(value: Any) -> Any:
 
 def attempt(function: Callable[[], Any]) -> Any:
     """What `function` returns or raises on rank 0, returned or raised on every rank."""
-    outcome, error = None, None
+    result, error = None, None
     if is_main():
         try:
-            outcome = function()
+            result = function()
         except Exception as caught:
             error = caught
-    outcome, error = broadcast((outcome, error))
+    result, error = broadcast((result, error))
     if error is not None:
         raise error
-    return outcome
+    return result
 
 
 @contextmanager

@@ -95,8 +95,7 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device):
-        self.device = device
-        self.bytes = 0
+        self.device, self.bytes = device, 0
 
     @contextmanager
     def excluded(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ The choice follows from shapes and from the processor's kind, never from a timin
 to the bit. benchmarks/floor.py shows torch's rates.
 """
 
-from timm.models import resnet
 from torch import nn
 
 from ssl_zoo.backbones.cpu.convolution import Conv2d
@@ -12,12 +11,8 @@ from ssl_zoo.backbones.cpu.elementwise import BasicBlock, Bottleneck, ReLU
 
 __all__ = ["speed_up"]
 
-_FASTER = {
-    nn.ReLU: ReLU,
-    nn.Conv2d: Conv2d,
-    resnet.BasicBlock: BasicBlock,
-    resnet.Bottleneck: Bottleneck,
-}
+# By the class that each derives from.
+_FASTER = {kind.__base__: kind for kind in (ReLU, Conv2d, BasicBlock, Bottleneck)}
 
 
 def speed_up(module: nn.Module) -> nn.Module:

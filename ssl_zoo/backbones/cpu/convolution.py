@@ -41,13 +41,8 @@ class Conv2d(nn.Conv2d):
         return _Convolve.apply(x.to(torch.bfloat16), weight.to(torch.bfloat16), window)
 
     def _is_plain(self) -> bool:
-        return (
-            self.groups == 1
-            and self.dilation == (1, 1)
-            and self.bias is None
-            and self.padding_mode == "zeros"
-            and not isinstance(self.padding, str)
-        )
+        zeros = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        return zeros and self.groups == 1 and self.dilation == (1, 1) and self.bias is None
 
 
 class Window(NamedTuple):

@@ -1,4 +1,4 @@
-"""timm's models by name and options, with errors that say which of them was wrong."""
+"""timm's models by name, options and weights, with errors that say which of them was wrong."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ import re
 from contextlib import suppress
 from functools import cache
 from itertools import chain
+from pathlib import Path
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, is_model, list_models, list_pretrained
+from timm.models import (
+    ResNet,
+    get_pretrained_cfg,
+    is_model,
+    list_models,
+    list_pretrained,
+    load_checkpoint,
+)
 from torch import nn
 
 from ssl_zoo.config import ConfigError, closest
@@ -77,3 +85,57 @@ def without_weights(name: str) -> nn.Module:
     """A model on the meta device; to be looked at only, since all callers share it."""
     with torch.device("meta"):
         return timm.create_model(name, num_classes=0, in_chans=3)
+
+
+def check_weights(path: str) -> None:
+    """Raises ConfigError, with the nearest name in its folder, where there is no such file."""
+    file = Path(path).expanduser()
+    if file.is_file():
+        return
+    names = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+    close = closest(file.name, names)
+    nearest = str(file.parent / close) if close else ""
+    raise ConfigError("weights", "no such file", found=path, nearest=nearest)
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """A state_dict with or without a classifier; every weight of the backbone must be in it.
+
+    Raises:
+        ConfigError: a weight is missing or has another shape, or the file holds no weights.
+    """
+    expected = ""
+    try:
+        file = str(Path(path).expanduser())
+        keys = load_checkpoint(model, file, strict=False, weights_only=True).missing_keys
+        expected = f"also {', '.join(keys[:3])}, ..." if keys else ""
+    except Exception as error:  # each of torch's and safetensors' readers raises its own kind
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        expected = f"a whole state_dict of it; {reason}"
+    if expected:
+        raise ConfigError("weights", "not this model's weights", found=path, expected=expected)
+
+
+def checkpoint_gradients(model: nn.Module, name: str) -> None:
+    """Raises ConfigError where timm does not offer it."""
+    try:
+        model.set_grad_checkpointing()
+    except (AttributeError, AssertionError) as error:
+        raise ConfigError(
+            "grad_checkpointing", f"timm has none for {name}", found="true", expected="false"
+        ) from error
+
+
+def replace_stem(model: nn.Module, name: str) -> None:
+    """A ResNet's by one 3 x 3 convolution; raises ConfigError for another model."""
+    if not isinstance(model, ResNet):
+        raise ConfigError(
+            "small_images",
+            f"{name} has no stem to replace",
+            expected="a timm ResNet (resnet18, resnet50, resnext50_32x4d, ...)",
+        )
+    layers = list(model.conv1) if isinstance(model.conv1, nn.Sequential) else [model.conv1]
+    channels = layers[0].in_channels, layers[-1].out_channels
+    model.conv1 = nn.Conv2d(*channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
