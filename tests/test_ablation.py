@@ -155,7 +155,7 @@ def measured():
     """Seeds for which a network was built to measure the baselines."""
     seeds = []
 
-    def data_and_backbone(cfg, device):
+    def data_and_backbone(cfg):
         seeds.append(cfg.data["seed"])
         torch.manual_seed(cfg.data["seed"])
         return Images(), nn.Sequential(nn.Flatten(), nn.Linear(64, 8))

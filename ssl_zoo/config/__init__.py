@@ -28,7 +28,7 @@ from ssl_zoo.config.registry import (
     TRANSFORMS,
     Registry,
 )
-from ssl_zoo.config.yaml import Config, differences, dump, load, loads
+from ssl_zoo.config.yaml import Config, differences, dump, load, loads, override
 
 __all__ = [
     "BACKBONES",
@@ -65,6 +65,7 @@ __all__ = [
     "join",
     "load",
     "loads",
+    "override",
     "signature",
     "within",
 ]

@@ -405,8 +405,8 @@ def measure_baselines(runs: list[Run], known: Baselines, console: Console) -> No
         if not lacking:
             continue
         console.print(f"baselines of {run}", highlight=False, markup=False)
+        data, backbone = build.data_and_backbone(config.Config(run.config))
         device = distributed.start()
-        data, backbone = build.data_and_backbone(config.Config(run.config), device)
         for name, of in lacking.items():
             network = backbone.to(device) if name == RANDOM else knn.Pixels()
             try:
