@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.evaluation import features, knn, linear
 from ssl_zoo.system.hardware import keep_freed_memory
 
@@ -59,9 +60,9 @@ def search(rounds: int) -> str:
         )
     }
     contenders[f"torch, {every} threads, blocks of 500"] = lambda: in_torch(500)
-    found = interleaved(contenders, rounds)
+    measured = interleaved(contenders, rounds)
     return table(
-        [[name, f"{statistics.median(times):.2f}"] for name, times in found.items()],
+        [[name, f"{statistics.median(times):.2f}"] for name, times in measured.items()],
         [f"{QUERIES:,} queries, {BANK:,} x {WIDTH}, k {K}", "s"],
     )
 
@@ -78,7 +79,7 @@ def extraction(rounds: int) -> str:
 
     rows = []
     for name, (arguments, shape, count) in NETWORKS.items():
-        contiguous, network = (Timm(name="resnet18", **arguments) for _ in range(2))
+        contiguous, network = (speed_up(Timm(name="resnet18", **arguments)) for _ in range(2))
         network.to(memory_format=torch.channels_last)
         images = torch.randn(count, *shape)
         settings = [(contiguous, "contiguous, fp32", 512, "fp32")] + [
@@ -102,7 +103,7 @@ def probes(rounds: int) -> str:
         trained = linear.Probes(WIDTH, CLASSES, *zip(*pairs, strict=True))
         trained.fit(x, y, epochs=1, batch_size=256, momentum=0.9, seed=0)
 
-    found = interleaved(
+    measured = interleaved(
         {
             f"{len(PROBES)} probes in one pass": lambda: seconds(lambda: epoch(PROBES)),
             f"{len(PROBES)} passes of one probe": lambda: seconds(
@@ -112,7 +113,7 @@ def probes(rounds: int) -> str:
         rounds,
     )
     return table(
-        [[name, f"{statistics.median(times):.2f}"] for name, times in found.items()],
+        [[name, f"{statistics.median(times):.2f}"] for name, times in measured.items()],
         [f"one epoch of {len(x):,} x {WIDTH}, batch 256, {CLASSES} classes", "s"],
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import Part
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.optimizers import SGD
@@ -134,8 +135,9 @@ def moco_trainer(
         backbone: of `Timm`.
         memory, loss: in place of MoCo v2's, whose queue holds `queue` keys.
     """
+    network = Timm(**backbone)
     method = Contrastive(
-        Timm(**backbone),
+        speed_up(network) if device.type == "cpu" else network,
         num_samples,
         head=Part(MLP, out_features=D),
         memory=memory or Part(MoCoQueue, size=queue),
@@ -144,7 +146,7 @@ def moco_trainer(
     trainer = Trainer(
         method,
         stub_data(batch_size),
-        SGD(method, lr=1e-3),  # images are noise, and nothing is to be learnt
+        SGD(method, lr=1e-3),  # images are noise, and nothing is to be learned
         [],
         device,
         Path(tempfile.gettempdir()),
@@ -180,9 +182,9 @@ def queue_pass(size: int, batch: int, device: torch.device) -> Callable[[], None
     index = torch.arange(batch, device=device)
 
     def run() -> None:
-        found = memory.lookup(q, k, index)
-        loss(found).backward()
-        found.accuracy()
+        lookup = memory.lookup(q, k, index)
+        loss(lookup).backward()
+        lookup.accuracy()
         memory.update(encoder, q.detach(), k, index)
         q.grad = None
 

@@ -3,7 +3,7 @@
 python benchmarks/scaling.py [--short] [--out FILE] [--figure FILE]
 
 queue      the parts of a step of MoCo v2 (ResNet-18, 3x3 stem, 32x32): the network's passes, the
-           optimiser, and all that a queue of K keys adds, each timed alone; whole steps beside
+           optimizer, and all that a queue of K keys adds, each timed alone; whole steps beside
            their sum
 batch      images/s and peak memory of whole steps over the batch
 losses     NCE over K; InfoNCE end-to-end, where the batch is the dictionary and keys take gradients

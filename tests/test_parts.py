@@ -89,7 +89,7 @@ def test_weights_come_from_a_local_file(tmp_path):
             Timm(name="resnet18", weights=str(tmp_path / name))
         assert caught.value.key == "weights" and caught.value.found == str(tmp_path / name)
     with pytest.raises(ConfigError, match="no such file") as caught:
-        Timm.validate(name="resnet18", weights=str(tmp_path / "weight.pth"))
+        Timm(name="resnet18", weights=str(tmp_path / "weight.pth"))
     assert caught.value.nearest == str(tmp_path / "weights.pth")
 
 

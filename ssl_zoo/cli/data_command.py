@@ -67,7 +67,7 @@ def pack_folder(arguments: argparse.Namespace) -> int:
     from ssl_zoo.data import ImageFolder
     from ssl_zoo.data.datasets import packed
     from ssl_zoo.experiment import parse
-    from ssl_zoo.system.distributed import cores
+    from ssl_zoo.system.hardware import cores
 
     sections = parse(config.load(arguments.config, arguments.overrides)).arguments()
     dataset = sections["data"].kwargs["dataset"]

@@ -15,7 +15,7 @@ from ssl_zoo.config import NonNegativeInt
 from ssl_zoo.core import Batch
 from ssl_zoo.data.image import Samples, Views
 from ssl_zoo.data.source import ImageSet
-from ssl_zoo.system.distributed import cores
+from ssl_zoo.system.hardware import cores
 
 
 class Loaded(NamedTuple):

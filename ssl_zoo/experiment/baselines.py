@@ -56,7 +56,7 @@ def measure_baselines(
     for baseline, module in evaluation.baselines(offered(splits)).items():
         if baseline not in wanted:
             continue
-        network = module or seeded(sections["seed"], sections["backbone"])
+        network = module or seeded(sections["seed"], sections["backbone"], device)
         context = Context(
             network.to(device),
             baseline,

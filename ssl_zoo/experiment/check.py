@@ -72,16 +72,14 @@ def _check_views(method: Part, data: Part) -> None:
 def _check_backbone(method: Part, backbone: Part) -> None:
     """A method that masks patches wants a ViT, and so on; and the backbone has to run at all."""
     needs = method.target.needs
-    provides = getattr(backbone.target, "provides", lambda **_: {"features"})
-    if needs != "features" and needs not in provides(**backbone.kwargs):
+    if needs != "features" and needs not in backbone.target.provides(**backbone.kwargs):
         raise ConfigError(
             "backbone.name" if "name" in backbone.kwargs else "backbone.type",
             f"{method.target.__name__} needs {needs} of its backbone",
             found=backbone.kwargs.get("name", backbone.type),
             expected=FITS[needs],
         )
-    if hasattr(backbone.target, "dry_run"):
-        backbone.replaced(backbone.target.dry_run)()
+    backbone.replaced(backbone.target.dry_run)()
 
 
 def _check_sync_bn(sections: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from ssl_zoo import (
     methods,  # noqa: F401  (registers)
 )
 from ssl_zoo import config as configs
+from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import (
     BACKBONES,
     EVALUATIONS,
@@ -84,7 +85,7 @@ def experiment(
     settings: TrainSettings = train()
     use_threads(settings.threads)
     images = data(seed=seed, boxes=method.target.needs_boxes, views_needed=views_needed(method))
-    network = seeded(seed, backbone)
+    network = seeded(seed, backbone, device)
     pretext = method(
         backbone=network,
         num_samples=images.num_samples,
@@ -127,11 +128,12 @@ def experiment(
     return trainer
 
 
-def seeded(seed: int, backbone: Part) -> nn.Module:
+def seeded(seed: int, backbone: Part, device: torch.device) -> nn.Module:
     """The first thing drawn from the seed, so that runs with one seed start from one backbone."""
     seed_all(seed)
     # Channels last is what convolutions run fastest in, in training and in evaluation alike.
-    return backbone().to(memory_format=torch.channels_last)
+    network = backbone().to(memory_format=torch.channels_last)
+    return speed_up(network) if device.type == "cpu" else network
 
 
 def parse(config: Config) -> Part:

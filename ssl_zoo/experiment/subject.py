@@ -133,7 +133,7 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     """
     if path.suffix in (".yaml", ".yml"):
         sections = parse(configs.load(path)).arguments()
-        backbone = seeded(sections["seed"], sections["backbone"]).to(device)
+        backbone = seeded(sections["seed"], sections["backbone"], device).to(device)
         folder = RunFolder(Path("runs", "untrained", path.stem))
         return Subject(sections, backbone, UNTRAINED, 0, path, {}, folder)
     folder = RunFolder(path if path.is_dir() else path.parent.parent)
@@ -148,7 +148,7 @@ def load_subject(path: Path, device: torch.device) -> Subject:
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     state = checkpoint.read(path)
     sections = parse(configs.loads(state["config"], str(path))).arguments()
-    backbone = seeded(sections["seed"], sections["backbone"])
+    backbone = seeded(sections["seed"], sections["backbone"], device)
     weights = {
         k.removeprefix(PREFIX): v for k, v in state["method"].items() if k.startswith(PREFIX)
     }
