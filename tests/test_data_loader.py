@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
+from ssl_zoo import config
 from ssl_zoo.config import ConfigError, bind
 from ssl_zoo.data import Data, InMemory, Sampler, Splits, loader, view_grid
 from ssl_zoo.data.image import Samples
+from ssl_zoo.experiment import build
 from ssl_zoo.system import distributed, rng
 
 SYNTHETIC = {"type": "Synthetic", "num_samples": 50, "size": 12}
@@ -232,6 +235,14 @@ def test_the_training_split_is_held_once():
     data = data_of()
     assert data.splits.split("train") is data.splits.split("pretrain") is data.dataset
     assert data.splits.split("test") is data.splits.split("test") is not data.dataset
+
+
+def test_a_memory_that_needs_one_view_is_one_block(tmp_path):
+    base = Path(__file__).parents[1] / "configs" / "digits" / "moco_v2.yaml"
+    for memory, views in (("EndToEnd", 2), ("MemoryBank", 1)):
+        overrides = ["data.workers=0", f"method.memory={{type: {memory}}}"]
+        trainer = build.trainer(config.load(base, overrides), torch.device("cpu"), tmp_path)
+        assert len(next(trainer.data.batches(0, 1, "cpu")).views) == views
 
 
 def test_splits_say_which_images_they_are_and_not_where(folder):

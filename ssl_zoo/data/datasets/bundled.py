@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+
 import numpy as np
 import torch
 
@@ -11,17 +14,20 @@ from ssl_zoo.data.source import Split, check_split
 from ssl_zoo.system import rng
 
 
+def _sklearn(name: str) -> ModuleType:
+    try:
+        return import_module("sklearn.datasets")
+    except ImportError as error:
+        raise ImportError(f"{name} is part of scikit-learn: pip install scikit-learn") from error
+
+
 @DATASETS.register_module()
 class Digits(InMemory):
     """scikit-learn's bundled digits: 1,437 + 360 gray images of 8x8 in 10 classes; no download."""
 
     def __init__(self, split: Split, *, limit: PositiveInt | None = None):
         split = check_split(split)
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ImportError("Digits is part of scikit-learn: pip install scikit-learn") from error
-        pixels, labels = load_digits(return_X_y=True)  # [1797, 64] of 0..16, [1797]
+        pixels, labels = _sklearn("Digits").load_digits(return_X_y=True)  # [1797, 64] of 0..16
         images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
         order = rng.permutation(len(labels), "digits").numpy()
         kept = order[:1437] if split == "train" else order[1437:]
@@ -54,15 +60,9 @@ class Photographs(InMemory):
         limit: PositiveInt | None = None,
     ):
         split = check_split(split)
-        try:
-            from sklearn.datasets import load_sample_images
-        except ImportError as error:
-            raise ImportError(
-                "Photographs is part of scikit-learn: pip install scikit-learn"
-            ) from error
         first, stride = (0, 4) if split == "train" else (1, 8)
         images, labels = [], []
-        for number, pixels in enumerate(load_sample_images().images):
+        for number, pixels in enumerate(_sklearn("Photographs").load_sample_images().images):
             photo = torch.tensor(pixels).permute(2, 0, 1)  # [3, H, W]
             height, width = photo.shape[1:]
             largest = min(height, width // 4)

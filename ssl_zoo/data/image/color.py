@@ -88,9 +88,8 @@ class ColorJitter(Transform):
         u = uniforms(key, 8)  # [N, 8]
         low = torch.tensor([max(0.0, 1 - s) for s in self.strength[:3]] + [-self.strength[HUE]])
         high = torch.tensor([1 + s for s in self.strength[:3]] + [self.strength[HUE]])
-        order = torch.tensor(active, dtype=torch.int64)[
-            u[:, 4:][:, active].argsort(dim=1, stable=True)
-        ]
+        ranks = u[:, 4:][:, active].argsort(dim=1, stable=True)
+        order = torch.tensor(active, dtype=torch.int64)[ranks]
         return {"order": order, "factor": low + (high - low) * u[:, :4]}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
@@ -117,9 +116,7 @@ class ColorJitter(Transform):
 
 @TRANSFORMS.register_module()
 class RandomGrayscale(Transform):
-    """Luma in all three channels."""
-
-    color = True
+    """Luma in all channels."""
 
     def __init__(self, *, p: UnitInterval = 0.1, views: ViewNumbers = None):
         super().__init__(p, views)
@@ -156,20 +153,14 @@ class Normalize(Transform):
     def __init__(self, *, mean: list[float], std: list[PositiveFloat], views: ViewNumbers = None):
         super().__init__(views=views)
         if not len(mean) == len(std) > 0:
-            raise ConfigError(
-                "std",
-                "not one number for each mean",
-                found=f"{len(mean)} means, {len(std)} stds",
-                expected="one of each a channel",
-            )
+            found = f"{len(mean)} means and {len(std)} stds"
+            raise ConfigError("std", "as many as means, one a channel", found=found)
         self.mean, self.std = mean, std
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         if images.shape[1] != len(self.mean):
-            raise ValueError(
-                f"Normalize has numbers for {len(self.mean)} channels, "
-                f"the images have {images.shape[1]}"
-            )
+            channels = f"{len(self.mean)} channels, the images have {images.shape[1]}"
+            raise ValueError(f"Normalize has numbers for {channels}")
         mean, std = self._columns(images.device)
         return images.sub_(mean).div_(std)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -30,16 +29,6 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def whole_images(shapes: Tensor) -> Tensor:
-    """All of images of (C, H, W) `shapes` [N, 3], as (top, left, bottom, right) [N, 4] float32."""
-    return torch.nn.functional.pad(shapes[:, 1:].float(), (2, 0))
-
-
-def with_size(shapes: Tensor, size: Sequence[int]) -> Tensor:
-    """[N, 3] of (C, H, W), with `size` for H and W."""
-    return torch.cat([shapes[:, :1], shapes.new_tensor(size).expand(len(shapes), 2)], dim=1)
 
 
 def resize_matrix(
@@ -116,11 +105,9 @@ class RandomResizedCrop(GeometricTransform):
         inner_h = torch.minimum(height, (width / self.ratio[0]).round())
         w = torch.where(any_fits, w.gather(1, first)[:, 0], inner_w)  # [N]
         h = torch.where(any_fits, h.gather(1, first)[:, 0], inner_h)
-        top = torch.where(
-            any_fits, (u[:, 20] * (height - h + 1)).floor(), ((height - h) / 2).floor()
-        )
-        left = torch.where(
-            any_fits, (u[:, 21] * (width - w + 1)).floor(), ((width - w) / 2).floor()
+        top, left = (
+            torch.where(any_fits, uniform * (room + 1), room / 2).floor()
+            for uniform, room in ((u[:, 20], height - h), (u[:, 21], width - w))
         )
         return {"box": torch.stack([top, left, h, w], dim=1).long()}
 
@@ -145,9 +132,6 @@ class RandomResizedCrop(GeometricTransform):
     def source_box(self, shapes: Tensor, params: Params) -> Tensor:
         start, size = params["box"].float().split(2, dim=1)
         return torch.cat([start, start + size], dim=1)
-
-    def output_shapes(self, shapes: Tensor) -> Tensor:
-        return with_size(shapes, self.size)
 
     def source_pixels_per_output_pixel(self, shapes: Tensor, params: Params) -> Tensor:
         return (params["box"][:, 2:] / torch.tensor(self.size)).amin(1)
@@ -185,12 +169,9 @@ class Resize(GeometricTransform):
         mode = InterpolationMode(self.interpolation)
         return F.resize(image, self.size, interpolation=mode, antialias=True)
 
-    def source_box(self, shapes: Tensor, params: Params) -> Tensor:
-        return whole_images(shapes)
-
     def output_shapes(self, shapes: Tensor) -> Tensor:
         if self.one_size:
-            return with_size(shapes, self.size)
+            return super().output_shapes(shapes)
         sides = shapes[:, 1:]
         # In whole numbers, the longer side rounded down, as torchvision does.
         return torch.cat([shapes[:, :1], self.size[0] * sides // sides.amin(1, True)], dim=1)
@@ -224,9 +205,6 @@ class CenterCrop(GeometricTransform):
         start = torch.where(gap < 0, gap.trunc(), gap.round())  # padded: down; cut: half to even
         return torch.cat([start, start + size], dim=1)
 
-    def output_shapes(self, shapes: Tensor) -> Tensor:
-        return with_size(shapes, self.size)
-
 
 @TRANSFORMS.register_module()
 class HorizontalFlip(Transform):
@@ -241,4 +219,4 @@ class HorizontalFlip(Transform):
         return images.flip(-1)
 
     def source_box(self, shapes: Tensor, params: Params) -> Tensor:
-        return whole_images(shapes)[:, [0, 3, 2, 1]]
+        return super().source_box(shapes, params)[:, [0, 3, 2, 1]]

@@ -32,9 +32,8 @@ class Transform:
 
     check_by_building = True
     random = True  # draws random numbers, so it has no place in evaluation
-    color = False  # an identity on images of one channel
     moves_pixels = False  # pixels go to other places, see `source_box`
-    one_size = False  # images come out in one size, whatever went in
+    one_size = False  # images come out in one size, `self.size`, whatever went in
 
     def __init__(self, p: float = 1.0, views: ViewNumbers = None):
         self.p, self.views = p, views
@@ -56,16 +55,17 @@ class Transform:
 
         (top, left, bottom, right) in their pixels; left > right where they are mirrored.
         """
-        raise NotImplementedError
+        return whole_images(shapes)
 
     def output_shapes(self, shapes: Tensor) -> Tensor:
         """The (C, H, W) that come out, [N, 3]."""
-        return shapes
+        if not self.one_size:
+            return shapes
+        size = shapes.new_tensor(self.size).expand(len(shapes), 2)
+        return torch.cat([shapes[:, :1], size], dim=1)
 
     def __call__(self, images: Tensor, key: Tensor) -> Tensor:
         """Draws and applies, to the chosen rows alone; may overwrite `images`."""
-        if self.color and images.shape[1] == 1:
-            return images
         if self.p == 1:
             return self.apply(images, self.draw(key, images.shape[1:]))
         rows = self.chosen(key).nonzero().squeeze(1)  # [n]
@@ -95,6 +95,11 @@ class GeometricTransform(Transform):
     def scale_params(self, params: Params, shrink: Tensor) -> Params:
         """The same parameters for images decoded at 1/shrink of their size, `shrink` [N] int64."""
         return params
+
+
+def whole_images(shapes: Tensor) -> Tensor:
+    """All of images of (C, H, W) `shapes` [N, 3], as (top, left, bottom, right) [N, 4] float32."""
+    return torch.nn.functional.pad(shapes[:, 1:].float(), (2, 0))
 
 
 def check_order(name: str, bounds: tuple[float, float]) -> None:

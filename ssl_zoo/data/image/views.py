@@ -11,8 +11,7 @@ from torch import Tensor
 from ssl_zoo.config import TRANSFORMS, Part, PositiveInt
 from ssl_zoo.config.constraints import constrained
 from ssl_zoo.data.image.color import Normalize
-from ssl_zoo.data.image.geometry import whole_images
-from ssl_zoo.data.image.transform import GeometricTransform, Transform
+from ssl_zoo.data.image.transform import GeometricTransform, Transform, whole_images
 from ssl_zoo.system import rng
 
 
@@ -61,18 +60,16 @@ class Views:
         Raises:
             ValueError: the view's operations do not begin so.
         """
+        first = "no operation"
         for i, (label, op) in enumerate(self.ops_of(view)):
             if not isinstance(op, GeometricTransform):
-                raise ValueError(
-                    f"the images vary in size, so view {view} must first crop or resize them to "
-                    f"one size (RandomResizedCrop, CenterCrop, or Resize to [height, width]); "
-                    f"ops.{label} ({type(op).__name__}) comes before that"
-                )
+                first = f"ops.{label} ({type(op).__name__}) before that"
+                break
             if op.one_size:
                 return i + 1
         raise ValueError(
-            f"the images vary in size and no operation of view {view} brings them to one size: "
-            "add RandomResizedCrop, CenterCrop, or Resize to [height, width]"
+            f"the images vary in size, so view {view} must first bring them to one "
+            f"(RandomResizedCrop, CenterCrop, or Resize to [height, width]); it has {first}"
         )
 
     def check_sizes(self, varied: bool) -> None:
