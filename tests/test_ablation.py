@@ -401,6 +401,69 @@ def test_a_run_that_trained_nothing_takes_a_new_config(study):
     assert study.ablate(only=["MoCo"], overrides=["method.loss.temperature=0.3"]) == 0
 
 
+# ---------------------------------------------------------------- side by side
+
+
+def threads(study):
+    written = study.out.glob("*/*/seed?/config.yaml")
+    return {config.load(path).data["train"]["threads"] for path in written}
+
+
+def test_runs_side_by_side_leave_what_one_after_the_other_leaves(study, finished):
+    study.fake("moco/256/seed0: sorry")
+    assert study.ablate(jobs=3) == 1
+    assert sorted(study.calls()) == sorted(ALL)
+    study.fake("")
+    assert study.ablate(jobs=3) == 0 and study.calls() == ["moco/256/seed0"]
+    assert study.text("table.csv") == finished.text("table.csv")
+
+
+def test_threads_are_settled_once_and_hold_whatever_jobs_is(study, monkeypatch, capfd):
+    monkeypatch.setattr(distributed, "cores", lambda: 6)
+    monkeypatch.setattr(launch.machine, "gpus", lambda: [])
+    monkeypatch.setattr(division, "seconds_per_step", lambda cfg, threads: 0.1)
+    study.fake("moco/256: sorry")
+    study.ablate(only=["MoCo"], jobs="auto")
+    assert json.loads(study.text("study.json"))["threads"] == 1 and threads(study) == {1}
+    assert "runs side by side: 4; threads: 1 (a step takes 100 ms with 6" in capfd.readouterr().out
+    study.fake("")
+    monkeypatch.setattr(division, "seconds_per_step", None)
+    assert study.ablate(jobs=2) == 0 and threads(study) == {1}
+    assert len(study.expand().runs) == 10 and study.expand().runs[0].config["train"]["threads"] == 1
+    with pytest.raises(ConfigError, match=r"train.threads: 1 -> 2"):
+        study.ablate(overrides=["train.threads=2"])
+
+
+def test_threads_are_settled_anew_while_nothing_is_trained(study, monkeypatch):
+    monkeypatch.setattr(distributed, "cores", lambda: 6)
+    study.fake("seed: sorry")
+    study.ablate(only=["MoCo"], jobs=2)
+    assert threads(study) == {3}
+    study.fake("")
+    study.ablate(only=["MoCo"], jobs=1)
+    assert threads(study) == {6}
+
+
+def test_threads_that_the_config_asks_for_hold(study):
+    study.ablate(overrides=["train.threads=3"], only=["MoCo"], jobs=2)
+    assert threads(study) == {3}
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_fewer_jobs_than_one_are_an_error(study, jobs):
+    with pytest.raises(ConfigError, match="--jobs: too small"):
+        study.ablate(jobs=jobs)
+
+
+def test_a_study_that_is_under_way_is_not_started_twice(study):
+    study.out.mkdir()
+    with launch.Lock(study.out / "study.lock"):
+        with pytest.raises(FileExistsError, match="process"):
+            study.ablate()
+        assert study.ablate(report_only=True) == 0
+    assert study.calls() == [] and study.ablate(only=["MoCo"]) == 0
+
+
 # ---------------------------------------------------------------- baselines
 
 
@@ -500,9 +563,7 @@ def test_arms_with_different_starts_are_compared_each_with_its_own(study):
     with open(study.out / "table.csv", newline="") as file:
         first, *table = csv.DictReader(file)
     known = [r for r in json.loads(study.text("baselines.json")) if "seed" in r["of"]]
-    known = {
-        (r["of"]["backbone"]["name"], r["of"]["seed"]): r["metrics"]["top1"] for r in known
-    }
+    known = {(r["of"]["backbone"]["name"], r["of"]["seed"]): r["metrics"]["top1"] for r in known}
     assert first["arm"] == "raw pixels" and "random backbone" not in [r["arm"] for r in table]
     for row, name in zip(table, ("resnet18", "resnet18", "resnet34"), strict=True):
         start = [known[name, seed] for seed in (0, 1)]
@@ -558,6 +619,31 @@ def test_sizes_stand_on_a_logarithmic_axis_and_the_rest_side_by_side():
     assert report.figure._positions(["256", "1024"]) == ({"256": 256.0, "1024": 1024.0}, True)
     assert report.figure._positions(["0.9", "0", "0.99"]) == ({"0": 0, "0.9": 1, "0.99": 2}, False)
     assert report.figure._positions(["on", "off"]) == ({"on": 0, "off": 1}, False)
+
+
+def test_every_evaluation_has_a_column_and_the_main_ones_direction_says_which_row_is_best(study):
+    probe = "evaluations:\n  probe: {type: KNN, k: 5}\n"
+    study.write(base=BASE.replace("evaluations:\n", probe))
+    (study.folder / "loss").touch()
+    study.ablate(only=["MoCo", "memory bank"])
+    lines = study.text("table.md").splitlines()
+    assert lines[2].startswith("| arm | K | seeds | probe error | against MoCo | knn top1, % |")
+    (best,) = (line for line in lines if line.startswith("| **"))
+    assert best.startswith("| **MoCo** | **256** | **2** | **19.00 ± 0.00** |")
+    row = study.table()["memory bank", "64"]
+    assert (row["probe_error_mean"], row["knn_top1_mean"]) == ("30.0", "71.0")
+    study.ablate(only=["MoCo"], report_only=True, overrides=["best=knn.top1"])
+    assert "| knn top1, % | against MoCo |" in study.text("table.md")
+
+
+def test_two_protocols_in_one_column_are_a_warning(study):
+    study.ablate(only=["MoCo"])
+    written = study.out / "moco/64/seed0/result.json"
+    written.write_text(written.read_text().replace('"k20"', '"other"'))
+    study.ablate(report_only=True)
+    text = study.text("table.md")
+    assert "warning: knn was made in 2 ways" in text
+    assert "(hash k20)" in text and "(hash other)" in text
 
 
 # ---------------------------------------------------------------- the grids that come along
