@@ -45,13 +45,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.backbones import Backbone
 from ssl_zoo.config import BACKBONES
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.precision import DTYPES, autocast
 from ssl_zoo.engine.trainer import Trainer
-from ssl_zoo.experiment import build
 from ssl_zoo.memory import MoCoQueue
 from ssl_zoo.system.hardware import keep_freed_memory
 
@@ -389,7 +388,7 @@ TOY = [
 def make(path: str, overrides: list, precision: str, folder: str) -> Trainer:
     """A trainer as a YAML file makes it, without evaluation, that saves after its last step."""
     quiet = [("knn", None), ("train.precision", precision), ("checkpoint.every_epochs", 1e6)]
-    trainer = build.trainer(
+    trainer = experiment.build_trainer(
         config.load(ROOT / "configs" / path, [*overrides, *quiet]), DEVICE, Path(folder)
     )
     # A live progress bar, as a person sees it, on a terminal that is not there.

@@ -31,7 +31,7 @@ from ssl_zoo.methods.contrastive import Contrastive
 D, TEMPERATURE = 128, 0.2
 # What takes seconds to import is imported once, in a process without threads or CUDA.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["torch", "ssl_zoo.experiment.build"])
+_processes.set_forkserver_preload(["torch", "ssl_zoo.experiment"])
 
 
 class Held:

@@ -297,12 +297,11 @@ def sgd(parameters) -> torch.optim.SGD:
 def ssl_zoo(task: Task, tick: Tick) -> None:
     """`ssl-zoo train CONFIG key=value ...`, with one hook more."""
     sys.path.insert(0, str(ROOT))
-    from ssl_zoo import config
+    from ssl_zoo import config, experiment
     from ssl_zoo.backbones import Backbone
     from ssl_zoo.config import BACKBONES, DATASETS
     from ssl_zoo.data import InMemory
     from ssl_zoo.engine.hooks.base import Hook
-    from ssl_zoo.experiment import build
     from ssl_zoo.system import distributed
 
     @BACKBONES.register_module(name="conv4")
@@ -350,7 +349,7 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
         overrides += ["data.clean.ops.resize=null", "data.clean.ops.crop=null"]
     file = "fashion_mnist/moco_v2.yaml" if task.channels == 1 else "imagenet/moco_v2.yaml"
     cfg = config.load(ROOT / "configs" / file, overrides)
-    trainer = build.trainer(cfg, distributed.start("cpu"), Path(task.folder))
+    trainer = experiment.build_trainer(cfg, distributed.start("cpu"), Path(task.folder))
     trainer.hooks.append(Tell())
     trainer.fit()
 

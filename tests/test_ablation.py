@@ -157,7 +157,7 @@ def resolve_without_evaluations(loaded):
     data = {k: v for k, v in loaded.data.items() if k not in ("evaluations", "best")}
     threads = data.get("train", {}).pop("threads", "auto")
     evaluations = {k: {"k": 200, **v} for k, v in (loaded.data.get("evaluations") or {}).items()}
-    resolved = grid.build.parse(Config(data, loaded.origins)).spelled_out()
+    resolved = grid.experiment.parse(Config(data, loaded.origins)).spelled_out()
     resolved["train"]["threads"] = threads
     return resolved | {"evaluations": evaluations, "best": loaded.data.get("best")}
 

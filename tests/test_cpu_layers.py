@@ -14,7 +14,6 @@ from ssl_zoo.backbones import Timm
 from ssl_zoo.backbones.cpu import convolution, elementwise, speed_up
 from ssl_zoo.backbones.cpu.convolution import _window, convolve, input_gradient, weight_gradient
 from ssl_zoo.config import BACKBONES, bind
-from ssl_zoo.experiment import build
 
 CASES = [  # side, kernel, stride, padding
     (4, 3, 1, 1),
