@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.config import Config, ConfigError, NonNegativeInt, Part, bind
-from ssl_zoo.experiment import build
 from ssl_zoo.runs.folder import RunFolder
 from ssl_zoo.study import division
 
@@ -233,7 +232,7 @@ def expand(
 
 def resolve(loaded: Config) -> dict[str, Any]:
     """A run's config, checked, with every default; its baselines are the study's to measure."""
-    resolved = build.parse(loaded).spelled_out()
+    resolved = experiment.parse(loaded).spelled_out()
     for block in (resolved.get("evaluations") or {}).values():
         if "baselines" in block:
             block["baselines"] = False

@@ -27,7 +27,7 @@ from ssl_zoo.study.grid import Run, Study, expand, slug
 from ssl_zoo.study.progress import Progress, Screen
 from ssl_zoo.system import distributed
 
-TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train")
+TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train", "--no-baselines")
 SECONDS_TO_STOP = 60.0  # what runs get to leave a checkpoint behind
 POLL_S = 0.1
 MEMORY_RESERVE = 0.5e9  # bytes
