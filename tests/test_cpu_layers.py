@@ -10,6 +10,7 @@ from timm.models import resnet
 from torch import nn
 from torch.nn import functional as F
 
+from ssl_zoo import experiment
 from ssl_zoo.backbones import Timm
 from ssl_zoo.backbones.cpu import convolution, elementwise, speed_up
 from ssl_zoo.backbones.cpu.convolution import _window, convolve, input_gradient, weight_gradient
