@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest:
         arguments.overrides += rest
     # torch and friends take seconds to import: not before the arguments are known to be good.
-    from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.engine.trainer import NonFiniteLoss
+    from ssl_zoo.engine.stop import Interrupted, NonFiniteLoss
 
     try:
         return arguments.command(arguments)
