@@ -115,10 +115,11 @@ def test_a_schedule_is_added_by_its_dotted_name():
 
 def test_a_mechanism_is_swapped_by_one_override():
     parts = experiment.parse(
-        config.load(DIGITS, ["method.memory={type: EndToEnd, symmetric: true}"])
+        config.load(DIGITS, ["method.memory={type: EndToEnd, same_view_negatives: true}"])
     )
     memory = parts.kwargs["method"].kwargs["memory"]
-    assert memory.spelled_out() == {"type": "EndToEnd", "symmetric": True, "shuffle_bn": True}
+    block = {"type": "EndToEnd", "same_view_negatives": True, "shuffle_bn": True}
+    assert memory.spelled_out() == block
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,18 @@ def test_a_mechanism_is_swapped_by_one_override():
         ("seed", ["seed", "not an override", "key=value"]),
         ("train.epochs.deep=1", ["'train.epochs' is a value and holds no keys"]),
         ("seed=[", ["seed", "not YAML"]),
-        ("knn.k=0", ["knn.k", "too small", "at least 1"]),
+        ("evaluations.knn.k=0", ["evaluations.knn.k", "too small", "at least 1"]),
+        ("knn.k=20", ["knn", "now evaluations: {knn: {type: KNN, ...}}"]),
+        ("method={type: DINO, centre_momentum: 0.9}", ["centre_momentum', now center_momentum"]),
+        (
+            "schedules={optimizer.momentun: {type: Cosine}}",
+            ["optimizer.momentun", "one of SGD's: lr, momentum, weight_decay"],
+        ),
+        (
+            "schedules={method.loss.type: {type: Cosine}}",
+            ["not a number that can be scheduled", "one of InfoNCE's: temperature"],
+        ),
+        ("best=knm.top1", ["best", "names no evaluation", "knm.top1", "nearest:  knn"]),
         ("train.epochs=-1", ["train.epochs", "too small", "above 0"]),
         ("method.memory.size=0", ["method.memory.size", "too small"]),
         ("method.memory.momentum=9.99", ["method.memory.momentum", "out of range"]),
@@ -176,7 +188,7 @@ def test_a_mechanism_is_swapped_by_one_override():
         ),
         ("backbone.in_chans=0", ["backbone.in_chans", "too small", "at least 1"]),
         ("optimizer.lr=-0.1", ["optimizer.lr", "too small", "-0.1"]),
-        ("optimizer.lr=.nan", ["optimizer.lr", "too small", "nan"]),
+        ("optimizer.lr=.nan", ["optimizer.lr", "not finite", "nan"]),
         ("optimizer.lr=.inf", ["optimizer.lr", "not finite", "inf"]),
         ("optimizer.momentum=2", ["optimizer.momentum", "out of range"]),
         ("optimizer={type: AdamW, lr: 1, betas: [0.9, 1]}", ["optimizer.betas", "out of range"]),
