@@ -3,6 +3,7 @@
 from ssl_zoo.core.batch import Batch
 from ssl_zoo.core.encoder import Encoder, MomentumEncoder, encode_views, predictor_for
 from ssl_zoo.core.method import Family, Method, merge_outputs
+from ssl_zoo.core.observer import Observer
 
 __all__ = [
     "Batch",
@@ -10,6 +11,7 @@ __all__ = [
     "Family",
     "Method",
     "MomentumEncoder",
+    "Observer",
     "encode_views",
     "merge_outputs",
     "predictor_for",

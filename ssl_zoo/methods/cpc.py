@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.config import METHODS, ConfigError, above, at_least
 from ssl_zoo.core import Batch, Method
-from ssl_zoo.losses import InfoNCE
+from ssl_zoo.losses import InfoNCE, accuracy
 from ssl_zoo.memory import Lookup
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
@@ -159,9 +159,10 @@ class CPC(Method):
                 positive.append(goal[:, k:].flatten(0, 2))
                 own.append(goal_place[:, k:].flatten())
         patches = distributed.gather(y.flatten(0, 2))  # [world x N h w, D]
-        found = Lookup(torch.cat(q), torch.cat(positive), patches, own=torch.cat(own)[:, None])
+        masked = torch.cat(own)[:, None]
+        loss, nearer = self.loss(Lookup(torch.cat(q), torch.cat(positive), patches, masked=masked))
         return {
-            "loss": self.loss(found),
-            **found.accuracy(),
+            "loss": loss,
+            **accuracy(nearer),
             "embedding_std": health.embedding_std(y.flatten(0, 2)),
         }
