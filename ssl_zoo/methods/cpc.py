@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.config import METHODS, ConfigError, PositiveFloat, PositiveInt, Scheduled
 from ssl_zoo.core import Batch, Method
-from ssl_zoo.losses import InfoNCE
+from ssl_zoo.losses import InfoNCE, accuracy
 from ssl_zoo.memory import Lookup
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
@@ -147,11 +147,11 @@ class CPC(Method):
                 positive.append(below[:, k:].flatten(0, 2))
                 columns.append(below_place[:, k:].flatten())
         patches = distributed.gather(y.flatten(0, 2))  # [world x N h w, D]
-        own = torch.cat(columns)[:, None]  # the positive's column is no negative's
-        lookup = Lookup(torch.cat(q), torch.cat(positive), patches, own=own)
+        masked = torch.cat(columns)[:, None]  # the positive's column is no negative's
         self.loss.temperature = self.temperature  # which a schedule may have moved
+        loss, nearer = self.loss(Lookup(torch.cat(q), torch.cat(positive), patches, masked=masked))
         return {
-            "loss": self.loss(lookup),
-            **lookup.accuracy(),
+            "loss": loss,
+            **accuracy(nearer),
             "embedding_std": health.embedding_std(y.flatten(0, 2)),
         }
