@@ -29,7 +29,7 @@ from ssl_zoo.config.registry import (
     TRANSFORMS,
     Registry,
 )
-from ssl_zoo.config.yaml import Config, differences, dump, load, loads
+from ssl_zoo.config.yaml import Config, differences, dump, load, loads, override
 
 __all__ = [
     "BACKBONES",
@@ -67,6 +67,7 @@ __all__ = [
     "join",
     "load",
     "loads",
+    "override",
     "signature",
     "within",
 ]

@@ -35,6 +35,8 @@ RENAMED = {
     "centre_momentum": "center_momentum",
     "centring": "centering",
     "normalise_pixels": "normalize_pixels",
+    "drop_colours": "drop_colors",
+    "neighbours": "neighbors",
 }
 
 

@@ -19,12 +19,13 @@ class NewMethod(Method):
     Args:
         backbone: images -> features.
         num_samples: size of the training set.
-        head: features -> embeddings, normalised here to unit length.
+        head: features -> embeddings, normalized here to unit length.
         memory: where the keys come from.
         loss: of a look-up.
     """
 
     family = "contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -44,14 +45,10 @@ class NewMethod(Method):
         x_q, x_k = batch.views[:2]  # [N, C, H, W] each
         q = F.normalize(self.encoder(x_q).float(), dim=1)  # [N, D]
         k = self.memory.encode(self.encoder, x_k, batch.index)  # [N, D]
-        found = self.memory.lookup(q, k, batch.index)
-        out = {"loss": self.loss(found), **found.accuracy(), "q": q, "k": k}
+        lookup = self.memory.lookup(q, k, batch.index)
+        out = {"loss": self.loss(lookup), **lookup.accuracy(), "q": q, "k": k}
         return {**out, "embedding_std": health.embedding_std(q)}
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.memory.update(self.encoder, out["q"], out["k"], batch.index)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
