@@ -17,9 +17,8 @@ from common import machine, table
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.engine import checkpoint
-from ssl_zoo.experiment import build
 from ssl_zoo.methods.cmc import CMC
 from ssl_zoo.methods.colorization import Colorization
 from ssl_zoo.ops.color import rgb_to_lab
@@ -65,7 +64,7 @@ def main() -> None:
     for run in parser.parse_args().runs:
         cfg = config.load(run / "config.yaml")
         with tempfile.TemporaryDirectory() as folder:
-            trainer = build.trainer(cfg, torch.device("cpu"), Path(folder))
+            trainer = experiment.build_trainer(cfg, torch.device("cpu"), Path(folder))
         method = trainer.method.eval()
         measure = {CMC: retrieval, Colorization: predicted_colors}.get(type(method))
         if measure is None:

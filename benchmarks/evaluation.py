@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ssl_zoo.backbones import Timm
 from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.evaluation import features, knn, linear
+from ssl_zoo.ops.kmeans import faiss_threads
 from ssl_zoo.system.hardware import keep_freed_memory
 
 BANK, QUERIES, WIDTH, K, CLASSES = 60_000, 10_000, 512, 200, 10
@@ -43,7 +44,7 @@ def search(rounds: int) -> str:
     def with_faiss(threads: int, block: int) -> Callable[[], float]:
         def measure() -> float:
             torch.set_num_threads(threads)
-            with knn.faiss_threads():
+            with faiss_threads():
                 taken = seconds(lambda: [index.search(q.numpy(), K) for q in queries.split(block)])
             torch.set_num_threads(every)
             return taken

@@ -51,8 +51,9 @@ from ssl_zoo.config import BACKBONES
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.precision import DTYPES, autocast
 from ssl_zoo.engine.trainer import Trainer
-from ssl_zoo.experiment import build
+from ssl_zoo.experiment import build_trainer
 from ssl_zoo.memory import MoCoQueue
+from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.hardware import keep_freed_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -388,10 +389,13 @@ TOY = [
 
 def make(path: str, overrides: list, precision: str, folder: str) -> Trainer:
     """A trainer as a YAML file makes it, without evaluation, that saves after its last step."""
-    quiet = [("knn", None), ("train.precision", precision), ("checkpoint.every_epochs", 1e6)]
-    trainer = build.trainer(
-        config.load(ROOT / "configs" / path, [*overrides, *quiet]), DEVICE, Path(folder)
-    )
+    quiet = [
+        ("evaluations.knn", None),
+        ("train.precision", precision),
+        ("checkpoint.every_epochs", 1e6),
+    ]
+    whole = config.load(ROOT / "configs" / path, [*overrides, *quiet])
+    trainer = build_trainer(whole, DEVICE, RunFolder(folder))
     # A live progress bar, as a person sees it, on a terminal that is not there.
     trainer.console = Console(file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
     if not isinstance(trainer.method.memory, MoCoQueue):

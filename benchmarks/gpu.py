@@ -43,9 +43,10 @@ from ssl_zoo.config import DATASETS, Part
 from ssl_zoo.data.datasets import InMemory
 from ssl_zoo.evaluation import knn
 from ssl_zoo.evaluation.features import extract
-from ssl_zoo.experiment import build
+from ssl_zoo.experiment import build_trainer
 from ssl_zoo.losses import NCE, InfoNCE
 from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
+from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.hardware import PeakMemory
 
 MOMENTUM = 0.999
@@ -337,10 +338,10 @@ def with_data(size: Size, dataset: dict[str, Any]):
         f"method.memory.size={size.queue}",
         "train.precision=bf16",
         "train.epochs=1000000",
-        "knn=null",
+        "evaluations.knn=null",
     ]
     cfg = config.load(ROOT / "configs/imagenet/moco_v2.yaml", overrides)
-    trainer = build.trainer(cfg, size.on, Path(tempfile.mkdtemp()))
+    trainer = build_trainer(cfg, size.on, RunFolder(tempfile.mkdtemp()))
     trainer.method.train()
     batches = trainer.data.batches(0, trainer.total_steps, size.on)
     return counted(size, lambda: trainer.train_step(next(batches)))

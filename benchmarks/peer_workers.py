@@ -302,7 +302,8 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
     from ssl_zoo.config import BACKBONES, DATASETS
     from ssl_zoo.data import InMemory
     from ssl_zoo.engine.hooks.base import Hook
-    from ssl_zoo.experiment import build
+    from ssl_zoo.experiment import build_trainer
+    from ssl_zoo.runs import RunFolder
     from ssl_zoo.system import distributed
 
     @BACKBONES.register_module(name="conv4")
@@ -318,8 +319,8 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
             super().__init__(pixels, torch.full((len(pixels),), -1), 1, split)
 
     class Tell(Hook):
-        def after_step(self, trainer, out) -> None:
-            tick(len(out["q"]))
+        def after_step(self, trainer, batch, out) -> None:
+            tick(len(batch.index))
 
     in_memory = task.data.endswith(".npy")
     dataset = (
@@ -344,14 +345,14 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
         f"train.precision={task.precision}",
         "train.epochs=100000",
         "checkpoint.every_epochs=100000",  # no peer writes any
-        "knn=null",
+        "evaluations.knn=null",
     ]
     if in_memory and task.channels == 3:
         overrides += ["data.clean.ops.resize=null", "data.clean.ops.crop=null"]
     file = "fashion_mnist/moco_v2.yaml" if task.channels == 1 else "imagenet/moco_v2.yaml"
     cfg = config.load(ROOT / "configs" / file, overrides)
-    trainer = build.trainer(cfg, distributed.start("cpu"), Path(task.folder))
-    trainer.hooks.append(Tell())
+    trainer = build_trainer(cfg, distributed.start("cpu"), RunFolder(task.folder))
+    trainer.hooks["tell"] = Tell()
     trainer.fit()
 
 

@@ -276,9 +276,9 @@ def rank_measure(backbone: dict[str, Any], global_batch: int, side: int, queue: 
 
     def alone() -> None:
         # The ranks' weights part ways, which costs nothing.
-        model, trainer.model = trainer.model, trainer.method
+        model, trainer.parallel.model = trainer.parallel.model, trainer.method
         trainer.train_step(batch)
-        trainer.model = model
+        trainer.parallel.model = model
 
     def all_reduce() -> None:
         if distributed.world() > 1:

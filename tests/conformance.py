@@ -20,7 +20,7 @@ from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.backbones import FITS, Timm
 from ssl_zoo.config import METHODS, ConfigError, Part, bind
 from ssl_zoo.config.constraints import SCHEDULED, marked
@@ -29,7 +29,6 @@ from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.precision import autocast
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.features import extract
-from ssl_zoo.experiment import build
 from ssl_zoo.system import distributed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -100,7 +99,7 @@ def make(
     ]
     folder.mkdir(exist_ok=True)
     cfg = config.load(CONFIGS / f"{recipe}.yaml", overrides)
-    trainer = build.trainer(cfg, CPU, folder)
+    trainer = experiment.build_trainer(cfg, CPU, folder)
     trainer.method.train()
     trainer.method.before_epoch(trainer.data.clean_share(CPU))
     return trainer

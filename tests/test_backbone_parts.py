@@ -9,7 +9,7 @@ from ssl_zoo import config
 from ssl_zoo.backbones import Timm
 from ssl_zoo.config import BACKBONES, METHODS, ConfigError, bind
 from ssl_zoo.core import Method
-from ssl_zoo.experiment.build import parse
+from ssl_zoo.experiment import parse
 from ssl_zoo.ops.masking import mask_of, random_order
 
 RESNET = {"name": "resnet18", "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}

@@ -14,7 +14,7 @@ from ssl_zoo.backbones import Timm
 from ssl_zoo.backbones.cpu import convolution, elementwise, speed_up
 from ssl_zoo.backbones.cpu.convolution import _window, convolve, input_gradient, weight_gradient
 from ssl_zoo.config import BACKBONES, bind
-from ssl_zoo.experiment import build
+from ssl_zoo.experiment import seeded
 
 CASES = [  # side, kernel, stride, padding
     (4, 3, 1, 1),
@@ -269,7 +269,7 @@ def test_a_resnet_in_fp32_is_timms_to_the_bit():
 def test_a_run_on_a_cpu_has_these_layers_and_on_a_gpu_torchs():
     block = {"type": "Timm", "name": "resnet18", "options": {"layers": [1, 1, 1, 1]}}
     on_cpu, on_gpu = (
-        build._seeded(0, bind(BACKBONES, block), torch.device(kind)) for kind in ("cpu", "cuda")
+        seeded(0, bind(BACKBONES, block), torch.device(kind)) for kind in ("cpu", "cuda")
     )
     assert type(on_cpu.model.act1) is elementwise.ReLU and type(on_gpu.model.act1) is nn.ReLU
     for a, b in zip(on_cpu.parameters(), on_gpu.parameters(), strict=True):

@@ -11,11 +11,10 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.config import ConfigError, bind
 from ssl_zoo.data import Data, InMemory, Sampler, Splits, loader, view_grid
 from ssl_zoo.data.image import Samples
-from ssl_zoo.experiment import build
 from ssl_zoo.system import distributed, rng
 
 SYNTHETIC = {"type": "Synthetic", "num_samples": 50, "size": 12}
@@ -241,7 +240,9 @@ def test_a_memory_that_needs_one_view_is_one_block(tmp_path):
     base = Path(__file__).parents[1] / "configs" / "digits" / "moco_v2.yaml"
     for memory, views in (("EndToEnd", 2), ("MemoryBank", 1)):
         overrides = ["data.workers=0", f"method.memory={{type: {memory}}}"]
-        trainer = build.trainer(config.load(base, overrides), torch.device("cpu"), tmp_path)
+        trainer = experiment.build_trainer(
+            config.load(base, overrides), torch.device("cpu"), tmp_path
+        )
         assert len(next(trainer.data.batches(0, 1, "cpu")).views) == views
 
 

@@ -342,8 +342,8 @@ def test_evaluation_of_images_of_varying_size():
     ("ops", "message"),
     [
         ({"blur": {"type": "GaussianBlur"}, "crop": OPS["crop"]}, r"ops\.blur \(GaussianBlur\)"),
-        ({"resize": {"type": "Resize", "size": 8}}, "it has no operation"),
-        ({}, "it has no operation"),
+        ({"resize": {"type": "Resize", "size": 8}}, "it has none of these"),
+        ({}, "it has none of these"),
     ],
 )
 def test_images_of_varying_size_must_be_brought_to_one(ops, message):

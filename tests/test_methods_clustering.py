@@ -14,11 +14,10 @@ from ranks import on_ranks
 from sklearn.metrics import normalized_mutual_info_score
 from torch.nn import functional as F
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.trainer import Trainer
-from ssl_zoo.experiment import build
 from ssl_zoo.heads import MLP, Prototypes
 from ssl_zoo.losses import swapped_prediction
 from ssl_zoo.methods.deepcluster import DeepCluster
@@ -238,7 +237,7 @@ def trained(folder: Path, *overrides) -> Trainer:
         "train.precision=fp32",
         *overrides,
     ]
-    trainer = build.trainer(config.load(DIGITS, overrides), torch.device("cpu"), folder)
+    trainer = experiment.build_trainer(config.load(DIGITS, overrides), torch.device("cpu"), folder)
     trainer.fit()
     return trainer
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.backbones import LabPair, Timm
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
-from ssl_zoo.experiment import build
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import NCE
 from ssl_zoo.memory import MemoryBank, MoCoQueue
@@ -174,12 +173,12 @@ def test_each_cmc_bank_keeps_its_own_view():
 
 def test_cmc_refuses_a_network_without_two_halves(root):
     cfg = config.load(root / "configs/cifar10/cmc.yaml")
-    build.parse(cfg)
+    experiment.parse(cfg)
     plain = config.load(
         root / "configs/cifar10/cmc.yaml", [("backbone", {"type": "Timm", "name": "resnet18"})]
     )
     with pytest.raises(ConfigError, match="LabPair"):
-        build.parse(plain)
+        experiment.parse(plain)
 
 
 # PIRL

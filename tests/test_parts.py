@@ -11,11 +11,11 @@ from tiny import TinyNet
 from torch import nn
 from torch.nn import functional as F
 
+from ssl_zoo import experiment  # noqa: F401
 from ssl_zoo.backbones import Timm
 from ssl_zoo.cli.main import KINDS
 from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, Registry, bind
 from ssl_zoo.core import Encoder, MomentumEncoder
-from ssl_zoo.experiment import build  # noqa: F401
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.memory import MoCoQueue
 from ssl_zoo.methods.byol import BYOL

@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.backbones import Timm, timm_models
 from ssl_zoo.config import ConfigError
 from ssl_zoo.core import Method
 from ssl_zoo.engine import checkpoint, precision
 from ssl_zoo.engine.optimizers import SGD, AdamW
 from ssl_zoo.engine.precision import choose
-from ssl_zoo.experiment import build
 from ssl_zoo.system import hardware
 from ssl_zoo.system.hardware import keep_freed_memory
 
@@ -205,7 +204,7 @@ def test_encoders_compile_in_one_graph_and_train_alike(overrides, tmp_path, monk
         settings = [f"train.compile={compile}", "train.precision=fp32", "knn=null", *overrides]
         settings += ["train.epochs=0.3", "train.log_every=1", "checkpoint.every_epochs=100"]
         cfg = config.load("configs/digits/moco_v2.yaml", settings)
-        trainer = build.trainer(cfg, torch.device("cpu"), folder)
+        trainer = experiment.build_trainer(cfg, torch.device("cpu"), folder)
         trainer.fit()
         losses.append([line["loss"] for line in trainer.recorded() if line["kind"] == "train"])
     assert compiled and trainer.method.encoder in compiled
@@ -245,7 +244,7 @@ def test_a_resume_keeps_the_precision_and_this_machines_kernels(tmp_path, monkey
         monkeypatch.setattr(hardware, "_cpu_flags", lambda: flags)
         settings = ["knn=null", "train.epochs=0.2", "optimizer={type: AdamW, lr: 0.001}"]
         cfg = config.load("configs/digits/moco_v2.yaml", settings)
-        return build.trainer(cfg, torch.device("cpu"), tmp_path)
+        return experiment.build_trainer(cfg, torch.device("cpu"), tmp_path)
 
     begun = make({"avx512_bf16"})
     begun.optimizer.param_groups[0]["fused"] = None  # as another machine might have it

@@ -25,6 +25,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument(
         "--jobs",
         default="auto",
+        type=lambda text: text if text == "auto" else int(text),
         metavar="N",
         help="runs side by side; auto: as a short measurement says, or one a GPU [auto]",
     )
@@ -35,7 +36,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 
 def ablate(arguments: argparse.Namespace) -> int:
-    from ssl_zoo.study import run_study
+    from ssl_zoo.study.launch import run_study
 
     return run_study(
         arguments.grid,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -152,14 +154,15 @@ def parse(config: Config) -> Part:
 
 
 def build_trainer(
-    config: Config, device: torch.device, folder: RunFolder, baselines: bool = True
+    config: Config, device: torch.device, folder: RunFolder | Path, baselines: bool = True
 ) -> Trainer:
-    """Builds a run that starts at its first step.
+    """Builds a run that starts at its first step; `Trainer.resume` goes on from a checkpoint.
 
     Raises:
         ConfigError: as `parse`, and what constructors object to once they have their data.
     """
     whole = parse(config)
+    folder = RunFolder(folder) if isinstance(folder, Path) else folder
     try:
         built = whole(device=device, folder=folder, baselines=baselines)
     except ConfigError as error:

@@ -52,6 +52,7 @@ class RelativeLocation(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """L = -log p(y | patch_center, patch_y), y one of eight."""
+        # The words are part of what is drawn, so they keep their first spelling.
         place = self.random_key("place", batch.index)  # [N]
         patches = cut(batch.views[0], GRID, self.patch_size, place, self.jitter)
         y = rng.integers(NEIGHBORS, self.random_key("neighbour", batch.index))  # [N]

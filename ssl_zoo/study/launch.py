@@ -28,7 +28,7 @@ from ssl_zoo.study.progress import Progress, Screen
 from ssl_zoo.study.report import print_table, write_report
 from ssl_zoo.system import distributed
 
-TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train")
+TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train", "--no-baselines")
 SECONDS_TO_STOP = 60.0  # what runs get to leave a checkpoint behind
 POLL_S = 0.1
 MEMORY_RESERVE = 0.5e9  # bytes
@@ -55,8 +55,7 @@ def run_study(
         report_only: run nothing.
         base: a config in place of the grid's own base.
         jobs: runs side by side; auto: one on each GPU, or what `divide` finds.
-        train: the command that trains; it gets a config, `--out FOLDER`, `--resume` and
-            `--no-baselines`.
+        train: the command that trains; it gets a config, `--out FOLDER` and `--resume`.
 
     Returns:
         0; 1 if a run failed; 130 if the study or a run was stopped.
@@ -271,7 +270,7 @@ class Child:
         visible = {"CUDA_VISIBLE_DEVICES": device} if device else {}
         output = open(self.log, "wb") if self.log else None  # noqa: SIM115  (closed below)
         self.process = subprocess.Popen(
-            [*train, run.folder / "config.yaml", "--out", run.folder, "--resume", "--no-baselines"],
+            [*train, run.folder / "config.yaml", "--out", run.folder, "--resume"],
             env=child_environment(PYTHONUNBUFFERED="1", **visible),
             start_new_session=True,
             stdout=output,

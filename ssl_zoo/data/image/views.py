@@ -31,7 +31,7 @@ class Views:
     is the same in whatever batch, worker or process it is made.
 
     Args:
-        views_needed: what the method asks for.
+        views_needed: how many the method needs.
         ops: operations by a label of the user's choice, applied in order. The label seeds an
             operation's random numbers, so adding one leaves the others' as they are. One whose
             `views` are not made does nothing.
@@ -60,7 +60,7 @@ class Views:
         Raises:
             ValueError: the view's operations do not begin so.
         """
-        first = "no operation"
+        first = "none of these"
         for i, (label, op) in enumerate(self.ops_of(view)):
             if not isinstance(op, GeometricTransform):
                 first = f"ops.{label} ({type(op).__name__}) before that"
@@ -85,7 +85,7 @@ class Views:
         return list(groups.values())
 
     def _keyed(self, views: list[int], samples: Samples) -> Iterator[tuple[Transform, Tensor]]:
-        """(operation, its keys [V x N] int64, view by view), in order, of views with the same."""
+        """(operation, its keys [V x N] int64, view by view), in order, of views that share them."""
         seed, epoch, index = samples.seed, samples.epoch, samples.index.cpu()
         key = torch.cat([rng.hashed(seed, epoch, index, view) for view in views])
         for label, op in self.ops_of(views[0]):
