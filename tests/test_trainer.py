@@ -293,8 +293,8 @@ def test_a_checkpoint_loads_weights_only_and_is_complete(tmp_path):
     state = torch.load(trainer.folder.checkpoints()[-1], weights_only=True)
     assert state["trainer"]["step"] == 15
     assert {
-        "memory.queue",
-        "memory.head",
+        "memory.queue.keys",
+        "memory.queue.pushed",
         "memory.key_encoder.encoder.head.layers.0.weight",
     } <= set(state["method"])
     assert set(state["ranks"][0]["random"]) == {"torch", "cuda", "numpy", "python"}
