@@ -54,7 +54,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             _print(name, result, outcome, results["source"])
             if out is not None:  # now: the next may take long, or be interrupted
                 write_text(out, json.dumps(results, indent=2) + "\n")
-    distributed.stop()
+    distributed.leave()
     return 0
 
 

@@ -39,7 +39,7 @@ def get(name: str, root: str | os.PathLike | None = None, log: Log = print) -> P
     return SOURCES[name](roots(root)[0], log)
 
 
-def fashion_mnist(root: Path, log: Log) -> Path:
+def get_fashion_mnist(root: Path, log: Log) -> Path:
     """An existing copy, Debian's copy, Debian's package, torchvision's mirror."""
     log(f"fashion_mnist: looking in {root}")
     files = idx.find([root])
@@ -142,7 +142,7 @@ def _from_torchvision(source: type) -> Callable[[Path, Log], Path]:
 
 
 SOURCES: dict[str, Callable[[Path, Log], Path]] = {
-    "fashion_mnist": fashion_mnist,
+    "fashion_mnist": get_fashion_mnist,
     "cifar10": _from_torchvision(torchvision.datasets.CIFAR10),
     "cifar100": _from_torchvision(torchvision.datasets.CIFAR100),
     "stl10": _from_torchvision(torchvision.datasets.STL10),

@@ -7,7 +7,7 @@ from typing import Any
 
 from ssl_zoo.backbones import FITS
 from ssl_zoo.config import ConfigError, Part, closest
-from ssl_zoo.config.constraints import SCHEDULED, check, marked, type_hints
+from ssl_zoo.config.constraints import SCHEDULED, check_value, marked, type_hints
 from ssl_zoo.evaluation.monitor import best_of
 
 
@@ -55,7 +55,7 @@ def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
         )
     final = schedule.arguments().get("final")
     if final is not None:
-        check(type_hints(part.target)[number], final, f"{key}.final")
+        check_value(type_hints(part.target)[number], final, f"{key}.final")
 
 
 def _check_views(method: Part, data: Part) -> None:

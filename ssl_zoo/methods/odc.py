@@ -21,7 +21,7 @@ from ssl_zoo.config import (
 from ssl_zoo.core import Batch, Encoder, Method, set_apart
 from ssl_zoo.ops import health
 from ssl_zoo.ops.clusters import cluster_sizes, move_centroids, replace_small_clusters
-from ssl_zoo.ops.kmeans import closest_centroid, embed_everywhere, kmeans
+from ssl_zoo.ops.kmeans import closest_centroid, embed_everywhere, euclidean_kmeans
 from ssl_zoo.system import distributed, rng
 
 
@@ -94,7 +94,9 @@ class ODC(Method):
 
         def on_main() -> tuple[Tensor, Tensor]:
             with distributed.borrowed_threads():
-                return kmeans(self.features.cpu(), len(self.centroids), iterations=20, seed=seed)
+                return euclidean_kmeans(
+                    self.features.cpu(), len(self.centroids), iterations=20, seed=seed
+                )
 
         labels, centroids = distributed.attempt(on_main)
         self.labels.copy_(labels)

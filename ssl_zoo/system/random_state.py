@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-def random_state(device: torch.device) -> dict[str, Any]:
+def get_random_state(device: torch.device) -> dict[str, Any]:
     """As tensors and plain values, which a checkpoint can hold."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     version, words, gauss = random.getstate()
@@ -42,7 +42,7 @@ def seed_all(seed: int) -> None:
 @contextmanager
 def kept_random_state(device: torch.device) -> Iterator[None]:
     """Whatever is seeded or drawn inside, outside the generators are as they were."""
-    state = random_state(device)
+    state = get_random_state(device)
     try:
         yield
     finally:

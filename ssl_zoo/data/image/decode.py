@@ -33,7 +33,7 @@ def _naming(path: str) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
-def decode(path: str, shrink: int = 1) -> Tensor:
+def pixels(path: str, shrink: int = 1) -> Tensor:
     """An image file as RGB, uint8 [3, H, W]; its memory is that of [H, W, 3], which crops fastest.
 
     Orientation tags (EXIF) are not applied.
