@@ -158,6 +158,14 @@ def test_who_does_not_stop_in_time_or_at_the_second_signal_is_killed(
     thread.join()
 
 
+def test_an_error_of_the_report_leaves_no_run_behind(launcher, tmp_path):
+    made = launcher(["ok", "sleep"], after_each=lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made.run()
+    assert (tmp_path / "b" / "saved").exists() or not (tmp_path / "b" / "began").exists()
+    assert all(child.process.poll() is not None for child in made.children)
+
+
 # ---------------------------------------------------------------- memory and GPUs
 
 

@@ -189,18 +189,18 @@ class Launcher:
                 self.screen.say(f"{title}  (finished)")
         self.queue = [(title, run) for title, run in self.queue if not run.files.finished]
         with _signals() as received, self.screen.live:
-            while (self.queue or self.children) and not received:
-                some_ended = self._look()
-                while self.queue and len(self.children) < self.jobs and self._has_room():
-                    self._start(*self.queue.pop(0))
-                if some_ended:
-                    self.after_each()
-                self.screen.show(child.progress for child in self.children)
-                time.sleep(POLL_S)
-            if received:
-                self.ends.add("stopped")
+            try:
+                while (self.queue or self.children) and not received:
+                    some_ended = self._look()
+                    while self.queue and len(self.children) < self.jobs and self._has_room():
+                        self._start(*self.queue.pop(0))
+                    if some_ended:
+                        self.after_each()
+                    self.screen.show(child.progress for child in self.children)
+                    time.sleep(POLL_S)
+            finally:  # also where a report could not be written: no run is left an orphan
                 self._stop(received)
-        return self.ends
+        return self.ends | ({"stopped"} if received else set())
 
     def _look(self) -> bool:
         """Notes progress and memory, and which have ended; whether any has."""
@@ -248,10 +248,10 @@ class Launcher:
         for child in self.children:
             child.process.send_signal(signal.SIGINT)
         asked, deadline = len(received), time.monotonic() + SECONDS_TO_STOP
-        while any(child.process.poll() is None for child in self.children):
+        while running := [c for c in self.children if c.process.poll() is None]:
             if len(received) > asked or time.monotonic() > deadline:
-                for child in self.children:
-                    child.kill()
+                for child in running:  # with the processes that it has started itself
+                    os.killpg(child.process.pid, signal.SIGKILL)
             time.sleep(POLL_S)
 
 
@@ -297,11 +297,6 @@ class Child:
             text = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
             files.write_error("\n".join([_why(code), *text.splitlines()[-20:]]) + "\n")
         return f"failed: {files.error().partition(chr(10))[0]}"
-
-    def kill(self) -> None:
-        """With the processes that it has started itself."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def _why(code: int) -> str:
