@@ -75,7 +75,7 @@ def planes(path: str, boxes) -> None:
 
 
 def pillow(path: str, boxes) -> None:
-    whole(torch.from_numpy(decode._any(Path(path).read_bytes(), 1)).permute(2, 0, 1), boxes)
+    whole(torch.from_numpy(decode._by_pillow(Path(path).read_bytes(), 1)).permute(2, 0, 1), boxes)
 
 
 def pillow_resize(path: str, boxes) -> None:
@@ -163,7 +163,7 @@ def rate(dataset: dict, workers: int, batch: int = 32, steps: int = 6) -> float:
         "batch_size": batch,
         "workers": workers,
     }
-    batches = bind(Data, block, "data")(seed=0).batches(0, steps + 1, "cpu")
+    batches = bind(Data, block, "data")(seed=0, views_needed=2).batches(0, steps + 1, "cpu")
     next(batches)
     return batch * steps / seconds(lambda: [None for _ in batches])
 
@@ -193,7 +193,7 @@ def loaders(rounds: int) -> str:
 
 
 def recipe(size: int, channels: int, per_sample: bool):
-    """MoCo v2's views; of gray images without what changes colours alone."""
+    """MoCo v2's views; of gray images without what changes colors alone."""
     sigma, taps = [0.1, 2.0], 2 * min(6, size - 1) + 1
     strengths = STRENGTHS if channels == 3 else {"brightness": 0.4, "contrast": 0.4}
     if per_sample:

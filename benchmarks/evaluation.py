@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.evaluation import features, knn, linear
+from ssl_zoo.ops.kmeans import faiss_threads
 from ssl_zoo.system.hardware import keep_freed_memory
 
 BANK, QUERIES, WIDTH, K, CLASSES = 60_000, 10_000, 512, 200, 10
@@ -42,7 +44,7 @@ def search(rounds: int) -> str:
     def with_faiss(threads: int, block: int) -> Callable[[], float]:
         def measure() -> float:
             torch.set_num_threads(threads)
-            with knn.faiss_threads():
+            with faiss_threads():
                 taken = seconds(lambda: [index.search(q.numpy(), K) for q in queries.split(block)])
             torch.set_num_threads(every)
             return taken
@@ -59,9 +61,9 @@ def search(rounds: int) -> str:
         )
     }
     contenders[f"torch, {every} threads, blocks of 500"] = lambda: in_torch(500)
-    found = interleaved(contenders, rounds)
+    measured = interleaved(contenders, rounds)
     return table(
-        [[name, f"{statistics.median(times):.2f}"] for name, times in found.items()],
+        [[name, f"{statistics.median(times):.2f}"] for name, times in measured.items()],
         [f"{QUERIES:,} queries, {BANK:,} x {WIDTH}, k {K}", "s"],
     )
 
@@ -78,7 +80,7 @@ def extraction(rounds: int) -> str:
 
     rows = []
     for name, (arguments, shape, count) in NETWORKS.items():
-        contiguous, network = (Timm(name="resnet18", **arguments) for _ in range(2))
+        contiguous, network = (speed_up(Timm(name="resnet18", **arguments)) for _ in range(2))
         network.to(memory_format=torch.channels_last)
         images = torch.randn(count, *shape)
         settings = [(contiguous, "contiguous, fp32", 512, "fp32")] + [
@@ -102,7 +104,7 @@ def probes(rounds: int) -> str:
         trained = linear.Probes(WIDTH, CLASSES, *zip(*pairs, strict=True))
         trained.fit(x, y, epochs=1, batch_size=256, momentum=0.9, seed=0)
 
-    found = interleaved(
+    measured = interleaved(
         {
             f"{len(PROBES)} probes in one pass": lambda: seconds(lambda: epoch(PROBES)),
             f"{len(PROBES)} passes of one probe": lambda: seconds(
@@ -112,7 +114,7 @@ def probes(rounds: int) -> str:
         rounds,
     )
     return table(
-        [[name, f"{statistics.median(times):.2f}"] for name, times in found.items()],
+        [[name, f"{statistics.median(times):.2f}"] for name, times in measured.items()],
         [f"one epoch of {len(x):,} x {WIDTH}, batch 256, {CLASSES} classes", "s"],
     )
 

@@ -46,12 +46,14 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo import config
+from ssl_zoo.backbones import Backbone
 from ssl_zoo.config import BACKBONES
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.precision import DTYPES, autocast
 from ssl_zoo.engine.trainer import Trainer
-from ssl_zoo.experiment import build
+from ssl_zoo.experiment import build_trainer
 from ssl_zoo.memory import MoCoQueue
+from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.hardware import keep_freed_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,7 +64,7 @@ PHASES = [
     "query forward",
     "loss",
     "backward",
-    "optimiser",
+    "optimizer",
     "EMA",
     "memory",
     "hooks",
@@ -166,7 +168,7 @@ class Network(NamedTuple):
 @torch.no_grad()
 def inspect(encoder: nn.Module, images: Tensor, precision: str) -> Network:
     """Counts from the shapes that one forward pass meets."""
-    found = Network([], [])
+    network = Network([], [])
 
     def of_layer(module, inputs, output) -> None:
         shapes = tuple(inputs[0].shape), tuple(module.weight.shape)
@@ -174,10 +176,10 @@ def inspect(encoder: nn.Module, images: Tensor, precision: str) -> Network:
             layer = Layer(*shapes)
         else:
             layer = Layer(*shapes, module.stride, module.padding, module.dilation, module.groups)
-        found.layers.append(layer)
+        network.layers.append(layer)
 
     def of_norm(module, inputs, output) -> None:
-        found.norms.append(inputs[0].nbytes)
+        network.norms.append(inputs[0].nbytes)
 
     kinds = ((nn.Conv2d, of_layer), (nn.Linear, of_layer), (_BatchNorm, of_norm))
     handles = [
@@ -190,7 +192,7 @@ def inspect(encoder: nn.Module, images: Tensor, precision: str) -> Network:
         encoder(images)
     for handle in handles:
         handle.remove()
-    return found
+    return network
 
 
 @lru_cache
@@ -284,13 +286,13 @@ def watched(trainer: Trainer, steps: int) -> list[dict[str, float]]:
     trainer.data.batches = batches
     watch.wrap(trainer, "_tell", "hooks")
     watch.wrap(trainer, "train_step", "backward")  # all of it that is not another phase
-    watch.wrap(method, "forward", "loss")  # likewise: normalising, look-up, loss, accuracy
+    watch.wrap(method, "forward", "loss")  # likewise: normalizing, look-up, loss, accuracy
     watch.wrap(method.encoder, "forward", "query forward")
     watch.wrap(method.memory, "encode", "key forward")
     watch.wrap(method.memory, "update", "memory")
     watch.wrap(method.memory.key_encoder, "follow", "EMA")
-    watch.wrap(trainer.optimizer, "step", "optimiser")
-    watch.wrap(trainer.optimizer, "zero_grad", "optimiser")
+    watch.wrap(trainer.optimizer, "step", "optimizer")
+    watch.wrap(trainer.optimizer, "zero_grad", "optimizer")
     trainer.total_steps = steps
     trainer.fit()
     return watch.laps
@@ -322,8 +324,8 @@ def floors(trainer: Trainer, network: Network, rate: float, repeats: int) -> dic
     n, (k, d) = data.batch_size, method.memory.stored.shape
     # BatchNorm reads for the statistics, reads again and writes; backward, both times with the
     # gradient.
-    normalise = sum(moving(3 * size) for size in network.norms)
-    passes = Floor(network.flops, forward, 0, normalise)
+    normalize = sum(moving(3 * size) for size in network.norms)
+    passes = Floor(network.flops, forward, 0, normalize)
     # q . k for all pairs and the weighted sum of k; an exponential goes through the cache.
     similarities = 4 * n * k * d
     pairs = n * k * 8 / copy_rate(2**20)
@@ -336,7 +338,7 @@ def floors(trainer: Trainer, network: Network, rate: float, repeats: int) -> dic
         "backward": Floor(
             network.backward_flops, backward, 0, sum(moving(5 * size) for size in network.norms)
         ),
-        "optimiser": Floor(moved=moving(5 * weights)),  # weight and momentum twice, gradient
+        "optimizer": Floor(moved=moving(5 * weights)),  # weight and momentum twice, gradient
         "EMA": Floor(moved=moving(3 * weights)),  # the query's weight, the key's twice
         "memory": Floor(moved=moving(2 * n * d * 4)),
     }
@@ -387,10 +389,13 @@ TOY = [
 
 def make(path: str, overrides: list, precision: str, folder: str) -> Trainer:
     """A trainer as a YAML file makes it, without evaluation, that saves after its last step."""
-    quiet = [("knn", None), ("train.precision", precision), ("checkpoint.every_epochs", 1e6)]
-    trainer = build.trainer(
-        config.load(ROOT / "configs" / path, [*overrides, *quiet]), DEVICE, Path(folder)
-    )
+    quiet = [
+        ("evaluations.knn", None),
+        ("train.precision", precision),
+        ("checkpoint.every_epochs", 1e6),
+    ]
+    whole = config.load(ROOT / "configs" / path, [*overrides, *quiet])
+    trainer = build_trainer(whole, DEVICE, RunFolder(folder))
     # A live progress bar, as a person sees it, on a terminal that is not there.
     trainer.console = Console(file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
     if not isinstance(trainer.method.memory, MoCoQueue):
@@ -423,8 +428,8 @@ class Report(NamedTuple):
         }
         whole = Floor(*(sum(column) for column in zip(*self.floors.values(), strict=True)))
         rows = [
-            self._row(name, took[name], took["step"], whole if name == "step" else found)
-            for name, found in ((name, self.floors.get(name)) for name in took)
+            self._row(name, took[name], took["step"], whole if name == "step" else floor)
+            for name, floor in ((name, self.floors.get(name)) for name in took)
         ]
         header = ["phase", "ms", "share", "GFLOP", "floor, ms", "reached", "as layers run, ms"]
         return "\n\n".join(
@@ -475,9 +480,9 @@ def fastest(network: Network, precision: str, repeats: int) -> float:
     return max(layer.flops / min(layer_seconds(layer, precision, repeats)) for layer in layers)
 
 
-def layers_table(found: Report, precision: str, repeats: int) -> str:
+def layers_table(report: Report, precision: str, repeats: int) -> str:
     """Each distinct layer: how often, GFLOP and GFLOP/s of its three passes."""
-    network, rows = found.network, []
+    network, rows = report.network, []
     for layer in dict.fromkeys(network.layers):
         times = layer_seconds(layer, precision, repeats)
         rows.append(
@@ -492,8 +497,10 @@ def layers_table(found: Report, precision: str, repeats: int) -> str:
         )
     header = ["input", "weight", "stride", "times", "GFLOP"]
     header += ["forward, GFLOP/s", "data gradient", "weight gradient"]
-    rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in found.rates.items())
-    note = f"{precision}, GFLOP/s of large matrices: {rates}; the floor has {found.rate / 1e9:.0f}."
+    rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in report.rates.items())
+    note = (
+        f"{precision}, GFLOP/s of large matrices: {rates}; the floor has {report.rate / 1e9:.0f}."
+    )
     return f"{table(rows, header)}\n\n{note}"
 
 
@@ -501,7 +508,7 @@ def layers_table(found: Report, precision: str, repeats: int) -> str:
 
 
 @BACKBONES.register_module()
-class Plain(nn.Module):
+class Plain(Backbone):
     """Three convolutions: a network whose step is short."""
 
     def __init__(self, *, in_chans: int = 1, width: int = 16, bn_groups: int = 1):
@@ -648,8 +655,8 @@ def main(argv: list[str] | None = None) -> None:
             steps = arguments.steps or NETS[name].steps[precision]
             if not arguments.steps and (arguments.short or arguments.toy):
                 steps = 3 if arguments.toy else SHORT[name]
-            found = report(name, precision, steps, arguments.toy, repeats)
-            parts += [str(found), layers_table(found, precision, repeats)]
+            measured = report(name, precision, steps, arguments.toy, repeats)
+            parts += [str(measured), layers_table(measured, precision, repeats)]
             print(f"{parts[-2]}\n\n{parts[-1]}\n", flush=True)
     parts.append("### Overhead of the loop and its hooks")
     if arguments.toy:

@@ -43,9 +43,10 @@ from ssl_zoo.config import DATASETS, Part
 from ssl_zoo.data.datasets import InMemory
 from ssl_zoo.evaluation import knn
 from ssl_zoo.evaluation.features import extract
-from ssl_zoo.experiment import build
+from ssl_zoo.experiment import build_trainer
 from ssl_zoo.losses import NCE, InfoNCE
 from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
+from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.hardware import PeakMemory
 
 MOMENTUM = 0.999
@@ -112,19 +113,19 @@ Round = tuple[float, float]  # images/s, peak GB
 def layers(size: Size) -> list[tuple[nn.Module, tuple[int, ...], float]]:
     """Convolutions and linear layers of the encoder: module, input's shape, FLOPs an image."""
     net = timm.create_model(size.model, num_classes=D, **size.options)
-    found = []
+    measured = []
 
     def note(module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
         # Each number that comes out is a sum over the weights of one output channel.
         each = 2 * module.weight[0].numel()
-        found.append((module, tuple(inputs[0].shape[1:]), each * out.numel()))
+        measured.append((module, tuple(inputs[0].shape[1:]), each * out.numel()))
 
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(note)
     with torch.no_grad():
         net.eval()(torch.zeros(1, 3, size.side, size.side))
-    return found
+    return measured
 
 
 def flops(size: Size, mechanism: str) -> float:
@@ -133,9 +134,9 @@ def flops(size: Size, mechanism: str) -> float:
     MoCo: queries forward and backward, keys forward. End-to-end: both forward and backward. A
     memory bank: queries alone. What is not a convolution or a linear layer is not counted.
     """
-    found = layers(size)
-    forward = sum(of for *_, of in found)
-    both = 3 * forward - found[0][2]
+    measured = layers(size)
+    forward = sum(of for *_, of in measured)
+    both = 3 * forward - measured[0][2]
     return {"moco": both + forward, "end_to_end": 2 * both, "bank": both}[mechanism]
 
 
@@ -337,10 +338,10 @@ def with_data(size: Size, dataset: dict[str, Any]):
         f"method.memory.size={size.queue}",
         "train.precision=bf16",
         "train.epochs=1000000",
-        "knn=null",
+        "evaluations.knn=null",
     ]
     cfg = config.load(ROOT / "configs/imagenet/moco_v2.yaml", overrides)
-    trainer = build.trainer(cfg, size.on, Path(tempfile.mkdtemp()))
+    trainer = build_trainer(cfg, size.on, RunFolder(tempfile.mkdtemp()))
     trainer.method.train()
     batches = trainer.data.batches(0, trainer.total_steps, size.on)
     return counted(size, lambda: trainer.train_step(next(batches)))

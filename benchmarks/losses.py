@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.losses import NCE, InfoNCE, Margin
 from ssl_zoo.memory import Lookup
 
@@ -53,7 +54,7 @@ def main() -> None:
     torch.manual_seed(0)
     queue, index = F.normalize(torch.randn(K, D), dim=1), torch.arange(K)
     query, key = (
-        Timm(name="resnet18", small_images=True).to(memory_format=torch.channels_last)
+        speed_up(Timm(name="resnet18", small_images=True)).to(memory_format=torch.channels_last)
         for _ in range(2)
     )
     images = torch.randn(N, 3, 32, 32)

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,19 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import Part
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.optimizers import SGD
+from ssl_zoo.engine.precision import choose
+from ssl_zoo.engine.settings import TrainSettings, prepare
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.heads import MLP
 from ssl_zoo.losses import InfoNCE, accuracy
 from ssl_zoo.memory import EndToEnd, Lookup, MoCoQueue
 from ssl_zoo.methods.contrastive import Contrastive
+from ssl_zoo.runs import RunFolder
 
 D, TEMPERATURE = 128, 0.2
 # What takes seconds to import is imported once, in a process without threads or CUDA.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["torch", "ssl_zoo.experiment.build"])
+_processes.set_forkserver_preload(["torch", "ssl_zoo.experiment"])
 
 
 class Held:
@@ -111,9 +114,7 @@ def _hold(pipe: Connection, group: tuple | None, build: Callable, arguments: tup
 
 def stub_data(batch_size: int) -> SimpleNamespace:
     """What a trainer asks of its data, where the batches come from elsewhere."""
-    return SimpleNamespace(
-        labels=torch.full((1,), -1), batch_size=batch_size, steps_per_epoch=10**6
-    )
+    return SimpleNamespace(batch_size=batch_size, steps_per_epoch=10**6)
 
 
 def moco_trainer(
@@ -134,23 +135,24 @@ def moco_trainer(
         backbone: of `Timm`.
         memory, loss: in place of MoCo v2's, whose queue holds `queue` keys.
     """
+    network = Timm(**backbone)
     method = Contrastive(
-        Timm(**backbone),
+        speed_up(network) if device.type == "cpu" else network,
         num_samples,
         head=Part(MLP, out_features=D),
         memory=memory or Part(MoCoQueue, size=queue),
         loss=loss or Part(InfoNCE, temperature=TEMPERATURE),
     ).to(device, memory_format=torch.channels_last)
+    settings = TrainSettings(epochs=1.0, compile=compile)
     trainer = Trainer(
-        method,
+        prepare(method, settings, choose(device, precision)[0], device),
         stub_data(batch_size),
-        SGD(method, lr=1e-3),  # images are noise, and nothing is to be learnt
-        [],
+        SGD(method, lr=1e-3),  # images are noise, and nothing is to be learned
+        {},
         device,
-        Path(tempfile.gettempdir()),
-        epochs=1.0,
+        RunFolder(tempfile.gettempdir()),
+        epochs=settings.epochs,
         precision=precision,
-        compile=compile,
     )
     method.train()
     return trainer

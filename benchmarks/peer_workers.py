@@ -2,7 +2,7 @@
 
 python benchmarks/peer_workers.py '{"contender": "plain", ...}'
 
-A contender is a function `train(task, tick)` that trains for ever, the way its own documentation
+A contender is a function `train(task, tick)` that trains forever, the way its own documentation
 says, and calls `tick(images)` after each step. `Clock.tick` does the rest: it holds the loop until
 the parent writes a line, times a round, and answers with a line of JSON. So a training loop that
 belongs to somebody's framework is measured like one written out here.
@@ -37,7 +37,7 @@ from torchvision.datasets import ImageFolder
 ROOT = Path(__file__).parents[1]
 DIM, MOMENTUM, TEMPERATURE = 128, 0.999, 0.2
 GRAY = ([0.286], [0.353])
-COLOUR = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+COLOR = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 Tick = Callable[[int], None]
 
 
@@ -115,7 +115,7 @@ class Conv4(nn.Module):
 class Clock:
     """Rounds of a loop that does not know of them.
 
-    A round begins with a lead, a quarter of its length and at least one step, that is not counted:
+    A round begins with a quarter of its length and at least one step that are not counted:
     memory that lay idle comes back, caches fill.
 
     Workers of a data loader go on while the loop is held, until their queues are full, so counting
@@ -137,7 +137,7 @@ class Clock:
 
     def begin(self, length: float) -> None:
         self.length, self.images, self.steps = length, 0, 0
-        self.machine, self.own = machine_seconds(), cpu_seconds()
+        self.machine, self.process = machine_seconds(), cpu_seconds()
         self.started = time.perf_counter()
 
     def tick(self, images: int) -> None:
@@ -148,7 +148,7 @@ class Clock:
         if now - self.started < self.length:
             return
         rested = self.rest(now)
-        if not self.counts:  # the lead is over
+        if not self.counts:  # warmed up
             self.counts = True
             return self.begin(self.length / self.LEAD)
         length = self.answer(now, rested)
@@ -158,7 +158,7 @@ class Clock:
     def answer(self, now: float, rested: float) -> float:
         """Tells the parent of this round; returns the length of the next."""
         seconds = rested - self.started
-        others = machine_seconds() - self.machine - (cpu_seconds() - self.own)
+        others = machine_seconds() - self.machine - (cpu_seconds() - self.process)
         values = {
             "images": self.images,
             "steps": self.steps,
@@ -269,7 +269,7 @@ class Two:
 
 
 def view(task: Task) -> transforms.Compose:
-    """MoCo v2's (arXiv:2003.04297), without operations on colour where there is none."""
+    """MoCo v2's (arXiv:2003.04297), without operations on color where there is none."""
     gray = task.channels == 1
     jitter = (
         transforms.ColorJitter(0.4, 0.4) if gray else transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)
@@ -282,7 +282,7 @@ def view(task: Task) -> transforms.Compose:
             transforms.RandomApply([Blur()], p=0.5),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(*(GRAY if gray else COLOUR)),
+            transforms.Normalize(*(GRAY if gray else COLOR)),
         ]
     )
 
@@ -298,20 +298,18 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
     """`ssl-zoo train CONFIG key=value ...`, with one hook more."""
     sys.path.insert(0, str(ROOT))
     from ssl_zoo import config
-    from ssl_zoo.backbones.cpu.layers import speed_up
+    from ssl_zoo.backbones import Backbone
     from ssl_zoo.config import BACKBONES, DATASETS
     from ssl_zoo.data import InMemory
     from ssl_zoo.engine.hooks.base import Hook
-    from ssl_zoo.experiment import build
+    from ssl_zoo.experiment import build_trainer
+    from ssl_zoo.runs import RunFolder
     from ssl_zoo.system import distributed
 
     @BACKBONES.register_module(name="conv4")
-    class Network(Conv4):
-        bn_groups = 1
-
+    class Network(Conv4, Backbone):
         def __init__(self, *, in_chans: int):
             super().__init__(in_chans)
-            speed_up(self)
 
     @DATASETS.register_module()
     class NumPy(InMemory):
@@ -321,8 +319,8 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
             super().__init__(pixels, torch.full((len(pixels),), -1), 1, split)
 
     class Tell(Hook):
-        def after_step(self, trainer, out) -> None:
-            tick(len(out["q"]))
+        def after_step(self, trainer, batch, out) -> None:
+            tick(len(batch.index))
 
     in_memory = task.data.endswith(".npy")
     dataset = (
@@ -347,14 +345,14 @@ def ssl_zoo(task: Task, tick: Tick) -> None:
         f"train.precision={task.precision}",
         "train.epochs=100000",
         "checkpoint.every_epochs=100000",  # no peer writes any
-        "knn=null",
+        "evaluations.knn=null",
     ]
     if in_memory and task.channels == 3:
         overrides += ["data.clean.ops.resize=null", "data.clean.ops.crop=null"]
     file = "fashion_mnist/moco_v2.yaml" if task.channels == 1 else "imagenet/moco_v2.yaml"
     cfg = config.load(ROOT / "configs" / file, overrides)
-    trainer = build.trainer(cfg, distributed.start("cpu"), Path(task.folder))
-    trainer.hooks.append(Tell())
+    trainer = build_trainer(cfg, distributed.start("cpu"), RunFolder(task.folder))
+    trainer.hooks["tell"] = Tell()
     trainer.fit()
 
 
@@ -414,9 +412,9 @@ def lightly(task: Task, tick: Tick) -> None:
             return self.projection_head_momentum(key).detach()
 
     model = MoCo()
-    # MoCoV2Transform works on colours; gray images take torchvision's views.
-    colour = task.channels == 3
-    transform = MoCoV2Transform(input_size=task.side) if colour else Two(view(task))
+    # MoCoV2Transform works on colors; gray images take torchvision's views.
+    color = task.channels == 3
+    transform = MoCoV2Transform(input_size=task.side) if color else Two(view(task))
     criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(task.queue, DIM))
     optimizer = sgd(model.parameters())
     for (x_q, x_k), _ in endless(loader(task, transform)):

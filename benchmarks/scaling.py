@@ -3,7 +3,7 @@
 python benchmarks/scaling.py [--short] [--out FILE] [--figure FILE]
 
 queue      the parts of a step of MoCo v2 (ResNet-18, 3x3 stem, 32x32): the network's passes, the
-           optimiser, and all that a queue of K keys adds, each timed alone; whole steps beside
+           optimizer, and all that a queue of K keys adds, each timed alone; whole steps beside
            their sum
 batch      images/s and peak memory of whole steps over the batch
 losses     NCE over K; InfoNCE end-to-end, where the batch is the dictionary and keys take gradients
@@ -276,9 +276,9 @@ def rank_measure(backbone: dict[str, Any], global_batch: int, side: int, queue: 
 
     def alone() -> None:
         # The ranks' weights part ways, which costs nothing.
-        model, trainer.model = trainer.model, trainer.method
+        model, trainer.parallel.model = trainer.parallel.model, trainer.method
         trainer.train_step(batch)
-        trainer.model = model
+        trainer.parallel.model = model
 
     def all_reduce() -> None:
         if distributed.world() > 1:

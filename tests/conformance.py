@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, reduce
 from pathlib import Path
 from typing import get_args
 
@@ -19,15 +20,15 @@ from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.backbones import FITS, Timm
-from ssl_zoo.config import METHODS, ConfigError
+from ssl_zoo.config import METHODS, ConfigError, Part, bind
+from ssl_zoo.config.constraints import SCHEDULED, marked
 from ssl_zoo.core import Batch, Encoder, Family, MomentumEncoder
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.precision import autocast
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.features import extract
-from ssl_zoo.experiment import build
 from ssl_zoo.memory import Ring
 from ssl_zoo.system import distributed
 
@@ -44,6 +45,8 @@ SMALLER: dict[str, list[str]] = {
     "SwAV": ["method.queue_size=8", "method.queue_from_step=0", "method.frozen_steps=0"],
     "WMSE": ["method.part=4", "method.head.out_features=2"],
 }
+# Arguments without which a scheduled number would have nothing to do.
+IN_USE: dict[str, list[str]] = {"DINOv2": ["method.centering=mean"]}
 
 
 @cache
@@ -77,6 +80,7 @@ def make(
     groups: int = 1,
     seed: int = 0,
     compile: bool = False,
+    changed: list[str] = (),
 ) -> Trainer:
     data = recipes()[recipe]
     gray = recipe.startswith("fashion_mnist")
@@ -92,10 +96,11 @@ def make(
         ("train.epochs", 1),
         ("train.compile", compile),
         *SMALLER.get(data["method"]["type"], []),
+        *changed,
     ]
     folder.mkdir(exist_ok=True)
     cfg = config.load(CONFIGS / f"{recipe}.yaml", overrides)
-    trainer = build.trainer(cfg, CPU, folder)
+    trainer = experiment.build_trainer(cfg, CPU, folder)
     trainer.method.train()
     trainer.method.before_epoch(trainer.data.clean_share(CPU))
     return trainer
@@ -246,6 +251,39 @@ def test_a_batch_that_divides_nothing_trains(recipe, tmp_path):
     trainer = make(recipe, tmp_path, batch_size=7)
     for number in range(3):
         assert step(trainer, number)["loss"].isfinite()
+
+
+def scheduled(part: Part, key: str = "method") -> Iterator[tuple[str, float]]:
+    """Dotted names and values of all numbers that schedules may move in a method and its parts."""
+    for name, value in part.arguments().items():
+        if isinstance(value, Part):
+            yield from scheduled(value, f"{key}.{name}")
+        elif name in marked(part.target, SCHEDULED) and value is not None:
+            yield f"{key}.{name}", value
+
+
+@every_recipe
+def test_every_scheduled_value_is_an_attribute_that_training_reads(recipe, tmp_path):
+    block = recipes()[recipe]["method"]
+
+    def after_a_step(name: str = "", changed_to: float = 0.0) -> dict[str, Tensor]:
+        trainer = make(recipe, tmp_path, changed=IN_USE.get(block["type"], []))
+        if name:
+            *path, attribute = name.split(".")
+            vars(reduce(getattr, path, trainer))[attribute] = changed_to
+        torch.manual_seed(0)
+        loss = step(trainer)["loss"]
+        return state(trainer.method) | {"loss": loss}
+
+    method, plain = make(recipe, tmp_path).method, after_a_step()
+    for name, value in scheduled(bind(METHODS, block)):
+        *path, attribute = name.split(".")
+        kept = vars(reduce(getattr, path[1:], method)).get(attribute)
+        assert type(kept) is float and kept == value, f"{name} is no attribute of that name"
+        other = after_a_step(name, value / 2 or 0.5)
+        assert any(not torch.equal(other[n].nan_to_num(), plain[n].nan_to_num()) for n in plain), (
+            f"{name} is not read in a step"
+        )
 
 
 @every_recipe

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["torch", "ssl_zoo.experiment.build"])
+_processes.set_forkserver_preload(["torch", "ssl_zoo.experiment"])
 
 
 def on_ranks(world: int, function: Callable, *args: Any) -> list[Any]:

@@ -11,13 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from ssl_zoo import config
-from ssl_zoo.config import ConfigError
-from ssl_zoo.experiment import build
-from ssl_zoo.study import ablation, report
+from ssl_zoo import config, experiment
+from ssl_zoo.config import Config, ConfigError
+from ssl_zoo.study import division, grid, launch, report
+from ssl_zoo.system import distributed
 
 BASE = """
 seed: 7
@@ -37,7 +35,8 @@ method:
   loss: {type: InfoNCE, temperature: 0.1}
 optimizer: {type: SGD, lr: 0.1}
 train: {epochs: 2}
-knn: {k: 20}
+evaluations:
+  knn: {type: KNN, k: 20}
 """
 
 GRID = """
@@ -61,7 +60,7 @@ arms:
 # Stands in for `ssl-zoo train`: same arguments, same files, no training. `fake` in its own folder
 # says how a run should go wrong.
 TRAIN = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, re, signal, sys, time
 written, _, folder, resume = sys.argv[1:]
 folder, here = pathlib.Path(folder), pathlib.Path(__file__).parent
 assert resume == "--resume" and pathlib.Path(written) == folder / "config.yaml"
@@ -81,34 +80,27 @@ for line in (here / "fake").read_text().splitlines():
     sys.exit(1)
 seed = int(folder.name[-1])
 level = {"moco": 80, "memory-bank": 70}.get(folder.parts[-3], 60) + (folder.parts[-2] == "256")
-protocol = {"k": 20, "temperature": 0.07, "index": "flat", "classes": 10, "precision": "fp32",
-            "bank": "train split, clean views, 60 images", "normalized": True,
-            "queries": "test split, clean views, 60 images"}
-with open(folder / "metrics.jsonl", "w") as file:
-    for epoch in range(1, 4):
-        top1 = level + 2 * seed - 3 + epoch
-        line = {"kind": "knn", "step": epoch, "epoch": epoch, "top1": top1, "top5": 99.0,
-                "protocol": protocol}
-        file.write(json.dumps(line) + chr(10))
+block = re.search(r"k: (\\d+)", pathlib.Path(written).read_text())
+k = block[1] if block else 0
+lines = []
+for epoch in range(1, 4):
+    metrics = {"top1": level + 2 * seed - 3 + epoch, "top5": 99.0}
+    lines.append({"kind": "train", "step": epoch, "epoch": epoch, "seconds": 1.0, "loss": 1.0})
+    lines.append(lines[-1] | {"kind": "evaluation", "name": "knn", "hash": f"k{k}"} | metrics)
+(folder / "metrics.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
 environment = {"versions": {"torch": "2.6"}, "device": "a <fake>"}
 (folder / "environment.json").write_text(json.dumps(environment))
-result = {"knn": {"top1": top1, "top5": 99.0, "protocol": protocol}, "pretext_top1": 12.5,
+knn = {"type": "KNN", "metrics": metrics, "main": "top1", "higher_is_better": True, "unit": "%",
+       "protocol": {"k": k, "temperature": 0.07, "index": "flat"}, "hash": f"k{k}"}
+evaluations = {"knn": knn} if block else {}
+if (here / "loss").exists():
+    evaluations["probe"] = knn | {"metrics": {"error": 100 - level}, "main": "error",
+                                  "higher_is_better": False, "unit": ""}
+result = {"evaluations": evaluations, "pretext_top1": 12.5,
           "loss": 1.0, "images_per_s": 1000.0, "peak_memory_gb": 0.5, "seconds": 90.0,
           "steps": 3, "epochs": 3.0}
 (folder / "result.json").write_text(json.dumps(result))
 """
-
-
-class Images:
-    """Data's interface, for the baselines."""
-
-    def split(self, name):
-        return range(60)
-
-    def clean_batches(self, split, device, batch_size=512, limit=None, share=(0, 1)):
-        g = torch.Generator().manual_seed(len(split))
-        labels = torch.arange(60) % 10
-        yield torch.randn(60, 1, 8, 8, generator=g) + labels.view(-1, 1, 1, 1), labels
 
 
 class Study:
@@ -128,12 +120,12 @@ class Study:
         (self.folder / "fake").write_text(how)
 
     def ablate(self, **kwargs):
-        kwargs = {"out": self.out, **kwargs}
+        kwargs = {"out": self.out, "jobs": 1, **kwargs}
         train = [sys.executable, str(self.folder / "train.py")]
-        return ablation.ablate(self.grid, train=train, **kwargs)
+        return launch.run_study(self.grid, train=train, **kwargs)
 
     def expand(self, **kwargs):
-        return ablation.expand(self.grid, self.out, **kwargs)
+        return grid.expand(self.grid, self.out, **kwargs)
 
     def calls(self):
         """Folders that the trainer was called for since the last look."""
@@ -150,18 +142,48 @@ class Study:
             return {(row["arm"], row["K"]): row for row in csv.DictReader(file)}
 
 
+def baselines_of(cfg):
+    """experiment.baselines_of: pixels of the images, the backbone by its seed."""
+    of_each = {}
+    for name, block in (cfg["evaluations"] or {}).items():
+        pixels = {"dataset": cfg["data"]["dataset"], "clean": cfg["data"]["clean"], name: block}
+        random = {**pixels, "backbone": cfg["backbone"], "seed": cfg["seed"]}
+        of_each[name] = {"raw pixels": pixels, "random backbone": random}
+    return of_each
+
+
+def resolve_without_evaluations(loaded):
+    """TO GO once the config has `evaluations`: stands in for `grid.resolve` until then."""
+    data = {k: v for k, v in loaded.data.items() if k not in ("evaluations", "best")}
+    threads = data.get("train", {}).pop("threads", "auto")
+    evaluations = {k: {"k": 200, **v} for k, v in (loaded.data.get("evaluations") or {}).items()}
+    resolved = grid.experiment.parse(Config(data, loaded.origins)).spelled_out()
+    resolved["train"]["threads"] = threads
+    return resolved | {"evaluations": evaluations, "best": loaded.data.get("best")}
+
+
 @pytest.fixture(scope="module")
 def measured():
-    """Seeds for which a network was built to measure the baselines."""
+    """Seeds of the runs for which baselines were measured; nothing is really measured."""
     seeds = []
 
-    def data_and_backbone(cfg):
-        seeds.append(cfg.data["seed"])
-        torch.manual_seed(cfg.data["seed"])
-        return Images(), nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
+    def measure_baselines(cfg, name, wanted):
+        seeds.append(cfg["seed"])
+        k = cfg["evaluations"][name]["k"]
+        if k > 60:
+            raise ConfigError(f"evaluations.{name}", f"k = {k} of a bank of 60 images")
+        start = 20.0 + 3 * cfg["seed"] + (cfg["backbone"]["name"] == "resnet34")
+        top1 = {"raw pixels": 50.0, "random backbone": start}
+        result = {"type": "KNN", "main": "top1", "higher_is_better": True, "unit": "%"}
+        result |= {"protocol": {"k": k}, "hash": f"k{k}"}
+        return {n: result | {"metrics": {"top1": top1[n], "top5": 99.0}} for n in wanted}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablation.build, "data_and_backbone", data_and_backbone)
+        patch.setattr(experiment, "baselines_of", baselines_of, raising=False)
+        patch.setattr(experiment, "measure_baselines", measure_baselines, raising=False)
+        if not hasattr(experiment, "changes"):
+            patch.setattr(experiment, "changes", config.differences, raising=False)
+            patch.setattr(grid, "resolve", resolve_without_evaluations)
         yield seeds
 
 
@@ -169,7 +191,7 @@ def measured():
 def study(tmp_path, measured, monkeypatch):
     """A study that has not begun; its figure is empty, because drawing one takes a while."""
     measured.clear()
-    monkeypatch.setattr(report.figure, "draw", lambda study, table, path: path.touch())
+    monkeypatch.setattr(report.figure, "draw", lambda table, path: path.touch())
     return Study(tmp_path)
 
 
@@ -199,8 +221,8 @@ def test_a_grid_expands_to_arms_times_points_times_seeds_seed_by_seed(study):
 
 def test_arms_differ_from_the_base_in_what_the_grid_sets_and_nothing_else(study):
     runs = {str(run.folder.relative_to(study.out)): run.config for run in study.expand().runs}
-    base = build.parse(config.load(study.folder / "base.yaml")).spelled_out()
-    always = ["seed: 7 -> 1", "train.epochs: 2.0 -> 3.0", "knn.baselines: True -> False"]
+    base = grid.resolve(config.load(study.folder / "base.yaml"))
+    always = ["seed: 7 -> 1", "train.epochs: 2.0 -> 3.0"]
     moco, end = runs["moco/256/seed1"], runs["b-end-to-end-b/64/seed1"]
     memory = ["method.memory.size: 128 -> 256", "method.memory.momentum: 0.99 -> 0.9"]
     assert sorted(config.differences(base, moco)) == sorted(always + memory)
@@ -209,13 +231,14 @@ def test_arms_differ_from_the_base_in_what_the_grid_sets_and_nothing_else(study)
 
 
 def test_overrides_hold_for_every_arm_and_win_over_the_grid(study):
-    runs = study.expand(overrides=["train.epochs=1", "knn.k=5"]).runs
-    assert {(run.config["train"]["epochs"], run.config["knn"]["k"]) for run in runs} == {(1, 5)}
+    runs = study.expand(overrides=["train.epochs=1", "evaluations.knn.k=5"]).runs
+    settings = {(r.config["train"]["epochs"], r.config["evaluations"]["knn"]["k"]) for r in runs}
+    assert settings == {(1, 5)}
 
 
 def test_another_base_takes_the_grids_place(study):
     study.write(other=BASE.replace("lr: 0.1", "lr: 0.7"))
-    other = ablation.expand(study.grid, base=study.folder / "other.yaml")
+    other = grid.expand(study.grid, base=study.folder / "other.yaml")
     assert other.runs[0].config["optimizer"]["lr"] == 0.7
     assert other.out == Path("runs/ablation/grid-other") and "--base" in other.command
 
@@ -333,30 +356,32 @@ def test_a_run_without_result_or_message_has_failed(study):
     assert "the run ended without a result" in study.text("report.html")
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_study_stops_its_run_reports_and_goes_on_there(study, number, capfd):
+def test_a_stopped_study_stops_its_runs_reports_and_goes_on_there(study, number, jobs, capfd):
     study.fake("moco/256/seed0: sleep")
     asleep = study.folder / "asleep"
 
     def stop():
         while not (asleep.exists() and asleep.read_text()):
             time.sleep(0.02)
-        if number == signal.SIGINT:  # as a terminal does
-            os.kill(int(asleep.read_text()), number)
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=stop)
     thread.start()
-    assert study.ablate() == 130
+    assert study.ablate(only=["MoCo"], jobs=jobs) == 130
     thread.join()
-    assert study.calls() == ALL[:2]
+    assert "moco/256/seed0" in study.calls()
     with pytest.raises(ProcessLookupError):
         os.kill(int(asleep.read_text()), 0)
-    assert "1 of 10 runs finished" in study.text("report.html")
+    assert not (study.out / "moco/256/seed0/result.json").exists()
+    assert re.search(r"\d of 10 runs finished", study.text("report.html"))
     assert "the same command goes on from here" in capfd.readouterr().out
     study.fake("")
     assert study.ablate(only=["MoCo"]) == 0
-    assert study.calls() == ["moco/256/seed0", "moco/64/seed1", "moco/256/seed1"]
+    calls = study.calls()
+    assert calls[0] == "moco/256/seed0" and "moco/64/seed0" not in calls
+    assert len(list(study.out.glob("moco/*/seed?/result.json"))) == 4
 
 
 def test_a_folder_of_another_config_is_an_error_that_names_the_keys(study):
@@ -376,6 +401,69 @@ def test_a_run_that_trained_nothing_takes_a_new_config(study):
     assert study.ablate(only=["MoCo"], overrides=["method.loss.temperature=0.3"]) == 0
 
 
+# ---------------------------------------------------------------- side by side
+
+
+def threads(study):
+    written = study.out.glob("*/*/seed?/config.yaml")
+    return {config.load(path).data["train"]["threads"] for path in written}
+
+
+def test_runs_side_by_side_leave_what_one_after_the_other_leaves(study, finished):
+    study.fake("moco/256/seed0: sorry")
+    assert study.ablate(jobs=3) == 1
+    assert sorted(study.calls()) == sorted(ALL)
+    study.fake("")
+    assert study.ablate(jobs=3) == 0 and study.calls() == ["moco/256/seed0"]
+    assert study.text("table.csv") == finished.text("table.csv")
+
+
+def test_threads_are_settled_once_and_hold_whatever_jobs_is(study, monkeypatch, capfd):
+    monkeypatch.setattr(distributed, "cores", lambda: 6)
+    monkeypatch.setattr(launch.machine, "gpus", lambda: [])
+    monkeypatch.setattr(division, "seconds_per_step", lambda cfg, threads: 0.1)
+    study.fake("moco/256: sorry")
+    study.ablate(only=["MoCo"], jobs="auto")
+    assert json.loads(study.text("study.json"))["threads"] == 1 and threads(study) == {1}
+    assert "runs side by side: 4; threads: 1 (a step takes 100 ms with 6" in capfd.readouterr().out
+    study.fake("")
+    monkeypatch.setattr(division, "seconds_per_step", None)
+    assert study.ablate(jobs=2) == 0 and threads(study) == {1}
+    assert len(study.expand().runs) == 10 and study.expand().runs[0].config["train"]["threads"] == 1
+    with pytest.raises(ConfigError, match=r"train.threads: 1 -> 2"):
+        study.ablate(overrides=["train.threads=2"])
+
+
+def test_threads_are_settled_anew_while_nothing_is_trained(study, monkeypatch):
+    monkeypatch.setattr(distributed, "cores", lambda: 6)
+    study.fake("seed: sorry")
+    study.ablate(only=["MoCo"], jobs=2)
+    assert threads(study) == {3}
+    study.fake("")
+    study.ablate(only=["MoCo"], jobs=1)
+    assert threads(study) == {6}
+
+
+def test_threads_that_the_config_asks_for_hold(study):
+    study.ablate(overrides=["train.threads=3"], only=["MoCo"], jobs=2)
+    assert threads(study) == {3}
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_fewer_jobs_than_one_are_an_error(study, jobs):
+    with pytest.raises(ConfigError, match="--jobs: too small"):
+        study.ablate(jobs=jobs)
+
+
+def test_a_study_that_is_under_way_is_not_started_twice(study):
+    study.out.mkdir()
+    with launch.Lock(study.out / "study.lock"):
+        with pytest.raises(FileExistsError, match="process"):
+            study.ablate()
+        assert study.ablate(report_only=True) == 0
+    assert study.calls() == [] and study.ablate(only=["MoCo"]) == 0
+
+
 # ---------------------------------------------------------------- baselines
 
 
@@ -384,7 +472,7 @@ def test_baselines_are_measured_once_for_the_study_and_each_seed(study, measured
     assert measured == [0, 1]
     pixels, *random = json.loads(study.text("baselines.json"))
     assert [result["of"]["seed"] for result in random] == [0, 1]
-    assert random[0]["top1"] != random[1]["top1"]
+    assert random[0]["metrics"] != random[1]["metrics"]
     assert "seed" not in pixels["of"] and pixels["protocol"]["k"] == 20
     study.ablate(only=["MoCo"])
     assert measured == [0, 1]
@@ -393,11 +481,11 @@ def test_baselines_are_measured_once_for_the_study_and_each_seed(study, measured
 def test_baselines_are_measured_again_for_another_protocol(study, measured):
     study.fake("seed: no")
     study.ablate(only=["MoCo"])
-    study.ablate(only=["MoCo"], overrides=["knn.k=5"])
+    study.ablate(only=["MoCo"], overrides=["evaluations.knn.k=5"])
     assert measured == [0, 1, 0, 1]
     known = json.loads(study.text("baselines.json"))
     assert [result["protocol"]["k"] for result in known] == [20, 20, 20, 5, 5, 5]
-    assert study.table()["raw pixels", ""]["protocol"].endswith("similarity")
+    assert study.table()["raw pixels", ""]["knn_protocol"] == "KNN: k 5 (hash k5)"
 
 
 def test_baselines_of_an_earlier_form_are_measured_again(study, measured):
@@ -416,16 +504,19 @@ def test_each_backbone_among_the_arms_is_measured_and_the_same_one_once(study, m
     assert names == [None, "resnet18", "resnet34"]
 
 
-def test_a_vote_that_cannot_be_taken_is_an_error_before_anything_runs(study):
-    with pytest.raises(ConfigError, match=r"knn: .* k = 99 .* bank of 60 images"):
-        study.ablate(overrides=["knn.k=99"])
+def test_an_evaluation_that_is_impossible_is_an_error_before_anything_runs(study):
+    with pytest.raises(ConfigError, match=r"evaluations.knn: k = 99 of a bank of 60 images"):
+        study.ablate(overrides=["evaluations.knn.k=99"])
     assert study.calls() == []
 
 
-def test_a_study_without_knn_has_no_baselines(study, measured):
-    study.write(base=BASE.replace("knn: {k: 20}", "knn: null"))
+def test_a_study_without_evaluations_has_no_baselines_and_a_report(study, measured):
+    study.write(base=BASE.replace("evaluations:\n  knn: {type: KNN, k: 20}", "evaluations: {}"))
     assert study.ablate(only=["MoCo"]) == 0
     assert measured == [] and not (study.out / "baselines.json").exists()
+    header = study.text("table.md").splitlines()[2]
+    assert header.startswith("| arm | K | seeds | pretext top-1, % |")
+    assert "| MoCo | 256 | 2 | 12.5 |" in study.text("table.md")
 
 
 # ---------------------------------------------------------------- the report
@@ -444,7 +535,8 @@ def test_table_has_mean_and_spread_over_seeds_and_paired_differences(finished):
     assert (
         "| memory bank | 64 | 2 | 71.00 ± 1.41 | -10.00 ± 0.00 | 12.5 | 1000 | 0.50 | 1.5 |" in text
     )
-    assert "k 20; temperature 0.07; index flat" in text
+    assert "k 20; temperature 0.07; index flat (hash k20)" in text
+    assert "| arm | K | seeds | knn top1, % | against MoCo |" in text
 
 
 def test_page_stands_alone_and_escapes_what_it_quotes(finished):
@@ -471,16 +563,16 @@ def test_arms_with_different_starts_are_compared_each_with_its_own(study):
     with open(study.out / "table.csv", newline="") as file:
         first, *table = csv.DictReader(file)
     known = [r for r in json.loads(study.text("baselines.json")) if "seed" in r["of"]]
-    known = {(r["of"]["backbone"]["name"], r["of"]["seed"]): r["top1"] for r in known}
+    known = {(r["of"]["backbone"]["name"], r["of"]["seed"]): r["metrics"]["top1"] for r in known}
     assert first["arm"] == "raw pixels" and "random backbone" not in [r["arm"] for r in table]
     for row, name in zip(table, ("resnet18", "resnet18", "resnet34"), strict=True):
         start = [known[name, seed] for seed in (0, 1)]
-        assert float(row["random"]) == pytest.approx(sum(start) / 2)
+        assert float(row["random_backbone"]) == pytest.approx(sum(start) / 2)
         gain = float(row["knn_top1_mean"]) - sum(start) / 2
-        assert float(row["against_random_mean"]) == pytest.approx(gain)
+        assert float(row["against_random_backbone_mean"]) == pytest.approx(gain)
     text = study.text("table.md")
-    assert "| against MoCo | random | against random | pretext" in text
-    assert "random: kNN of the arm's own backbone before training" in text
+    assert "| against MoCo | random backbone | against random backbone | pretext" in text
+    assert "random backbone: knn top1 of the arm's own before training" in text
     assert "arms of one base see the same images" in study.text("report.html")
 
 
@@ -489,7 +581,7 @@ def test_arms_on_different_images_have_their_own_pixels(study):
     study.write(grid=ZOO, wide=other)
     study.ablate()
     header = study.text("table.md").splitlines()[2]
-    assert "| pixels | against pixels | random | against random |" in header
+    assert "| raw pixels | against raw pixels | random backbone |" in header
     assert "raw pixels" not in study.text("table.csv")
 
 
@@ -529,24 +621,49 @@ def test_sizes_stand_on_a_logarithmic_axis_and_the_rest_side_by_side():
     assert report.figure._positions(["on", "off"]) == ({"on": 0, "off": 1}, False)
 
 
+def test_every_evaluation_has_a_column_and_the_main_ones_direction_says_which_row_is_best(study):
+    probe = "evaluations:\n  probe: {type: KNN, k: 5}\n"
+    study.write(base=BASE.replace("evaluations:\n", probe))
+    (study.folder / "loss").touch()
+    study.ablate(only=["MoCo", "memory bank"])
+    lines = study.text("table.md").splitlines()
+    assert lines[2].startswith("| arm | K | seeds | probe error | against MoCo | knn top1, % |")
+    (best,) = (line for line in lines if line.startswith("| **"))
+    assert best.startswith("| **MoCo** | **256** | **2** | **19.00 ± 0.00** |")
+    row = study.table()["memory bank", "64"]
+    assert (row["probe_error_mean"], row["knn_top1_mean"]) == ("30.0", "71.0")
+    study.ablate(only=["MoCo"], report_only=True, overrides=["best=knn.top1"])
+    assert "| knn top1, % | against MoCo |" in study.text("table.md")
+
+
+def test_two_protocols_in_one_column_are_a_warning(study):
+    study.ablate(only=["MoCo"])
+    written = study.out / "moco/64/seed0/result.json"
+    written.write_text(written.read_text().replace('"k20"', '"other"'))
+    study.ablate(report_only=True)
+    text = study.text("table.md")
+    assert "warning: knn was made in 2 ways" in text
+    assert "(hash k20)" in text and "(hash other)" in text
+
+
 # ---------------------------------------------------------------- the grids that come along
 
 GRIDS = sorted((Path(__file__).parents[1] / "configs" / "ablation").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda path: path.stem)
-def test_grids_that_come_along_are_valid_also_with_the_papers_recipe(grid):
-    own = ablation.expand(grid)
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_grids_that_come_along_are_valid_also_with_the_papers_recipe(path):
+    own = grid.expand(path)
     if any("base" in block for block in own.blocks.values()):
         return  # another base is refused, see above
-    paper = ablation.expand(grid, base=grid.parents[1] / "imagenet" / "moco_v1.yaml")
+    paper = grid.expand(path, base=path.parents[1] / "imagenet" / "moco_v1.yaml")
     assert [str(run) for run in own.runs] == [str(run) for run in paper.runs]
     assert len(own.blocks) == len(paper.blocks) >= 1
 
 
 def test_figure_3_compares_with_as_many_keys_in_every_arm():
-    (grid,) = (path for path in GRIDS if path.stem == "fig3")
-    for run in ablation.expand(grid).runs:
+    (path,) = (path for path in GRIDS if path.stem == "fig3")
+    for run in grid.expand(path).runs:
         memory = run.config["method"]["memory"]
         keys = memory.get("size") or memory.get("num_negatives") or run.config["data"]["batch_size"]
         assert keys == int(run.x)

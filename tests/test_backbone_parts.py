@@ -9,7 +9,7 @@ from ssl_zoo import config
 from ssl_zoo.backbones import Timm
 from ssl_zoo.config import BACKBONES, METHODS, ConfigError, bind
 from ssl_zoo.core import Method
-from ssl_zoo.experiment.build import parse
+from ssl_zoo.experiment import parse
 from ssl_zoo.ops.masking import mask_of, random_order
 
 RESNET = {"name": "resnet18", "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
@@ -38,7 +38,7 @@ def images(n: int = 3, size: int = 32) -> torch.Tensor:
 
 
 @every_vit
-def test_tokens_of_everything_are_the_models_own(kind):
+def test_tokens_of_all_patches_are_the_models(kind):
     backbone, x = build(kind), images()
     tokens = backbone.tokens(x)
     assert tokens.shape == (3, backbone.num_prefix_tokens + 16, 24)
@@ -231,7 +231,7 @@ def test_a_backbone_without_what_its_method_needs_is_refused(root, monkeypatch):
 )
 def test_the_option_that_timm_refuses_is_named(name, options, key, said, nearest):
     with pytest.raises(ConfigError, match=said) as caught:
-        bind(BACKBONES, {"type": "Timm", "name": name, "options": options})()
+        bind(BACKBONES, {"type": "Timm", "name": name, "options": options}, "backbone")()
     assert caught.value.key == f"backbone.options.{key}" and caught.value.nearest == nearest
     assert caught.value.found == repr(options[key])
 
@@ -245,13 +245,13 @@ def test_the_option_that_timm_refuses_is_named(name, options, key, said, nearest
         ({"name": "vgg11", "grad_checkpointing": True}, "grad_checkpointing"),
     ],
 )
-def test_a_rehearsal_objects_to_what_would_not_be_built_or_not_run(arguments, key):
+def test_a_dry_run_objects_to_what_would_not_be_built_or_not_run(arguments, key):
     with pytest.raises(ConfigError) as caught:
         Timm.dry_run(**arguments)
     assert caught.value.key == key
 
 
-def test_a_rehearsal_reads_no_weights_and_draws_no_random_numbers(tmp_path):
+def test_a_dry_run_reads_no_weights_and_draws_no_random_numbers(tmp_path):
     state = torch.get_rng_state()
     Timm.dry_run(**RESNET, bn_groups=4, weights=str(tmp_path / "not_there_yet.pth"))
     assert torch.equal(torch.get_rng_state(), state)
@@ -272,7 +272,7 @@ def test_an_option_that_timm_refuses_is_told_with_the_rest_of_the_config(name, k
 
 
 @pytest.mark.parametrize("name", ["mixer_s16_224", "levit_128s", "coatnet_nano_rw_224"])
-def test_a_model_of_another_size_is_dry_rund_at_that_size(name):
+def test_the_dry_run_of_a_model_of_another_size_is_at_that_size(name):
     Timm.dry_run(name=name, options={"img_size": 64})
 
 
@@ -320,6 +320,37 @@ def test_gradient_checkpointing_gives_the_same_numbers(kind, part):
         found.append((out, grads, state))
     assert len(found[0][1]) == len(found[1][1]) > 0
     torch.testing.assert_close(*found)
+
+
+# The arguments.
+
+
+def test_options_may_be_null():
+    part = bind(BACKBONES, {"type": "Timm", "name": "resnet18", "options": None, "bn_groups": 1})
+    part.replaced(Timm.dry_run)()
+    assert part.spelled_out()["options"] is None
+    with torch.device("meta"):
+        assert part().num_features == 512
+
+
+@pytest.mark.parametrize("key", ["in_chans", "bn_groups"])
+def test_counts_below_one_are_refused_in_yaml_and_in_python(key):
+    with pytest.raises(ConfigError, match="too small"):
+        bind(BACKBONES, {"type": "Timm", "name": "resnet18", key: 0})
+    with pytest.raises(ConfigError, match="too small") as caught:
+        Timm(name="resnet18", **{key: 0})
+    assert caught.value.key == key
+
+
+def test_weights_may_lie_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved = build(RESNET)
+    torch.save(saved.model.state_dict(), tmp_path / "resnet.pth")
+    part = bind(BACKBONES, {"type": "Timm", "weights": "~/resnet.pth", **RESNET})
+    torch.testing.assert_close(part().state_dict(), saved.state_dict())
+    with pytest.raises(ConfigError, match="no such file") as caught:
+        Timm(weights="~/resnett.pth", **RESNET)
+    assert caught.value.nearest == str(tmp_path / "resnet.pth")
 
 
 def test_a_cnn_given_a_vits_options_is_told_that_it_is_the_wrong_kind(root):

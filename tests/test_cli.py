@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_zoo import cli, config
+from ssl_zoo import cli, config, experiment
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.evaluation import features, linear
-from ssl_zoo.experiment import build
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs" / "digits" / "moco_v2.yaml")
@@ -85,7 +84,7 @@ def test_train_then_evaluate_agree_on_knn(name, tmp_path, capsys):
     assert kinds == {"baseline", "train", "knn"}
     # The resolved config trains the same run again.
     again = config.load(folder / "config.yaml")
-    assert build.parse(again).spelled_out() == again.data
+    assert experiment.parse(again).spelled_out() == again.data
 
 
 def test_evaluate_refuses_before_it_extracts(tmp_path, capsys, monkeypatch):
@@ -158,7 +157,7 @@ def test_weights_of_another_config_are_refused_by_their_files_name(tmp_path):
 
 
 def test_a_backbone_of_another_config_is_refused_by_its_files_name(tmp_path, capsys):
-    path, part = tmp_path / "step_00000001.pt", build.parse(config.load(DIGITS))
+    path, part = tmp_path / "step_00000001.pt", experiment.parse(config.load(DIGITS))
     state = {"format": checkpoint.FORMAT, "step": 1, "config": config.dump(part.spelled_out())}
     checkpoint.write_atomically(state | {"method": {}}, path)
     assert cli.main(["evaluate", "knn", str(path)]) == 2

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ssl_zoo.config import bind
 from ssl_zoo.data import Data, ImageFolder, Views
-from ssl_zoo.data.image import decode
+from ssl_zoo.data.image import Samples, decode
 from ssl_zoo.system import rng
 
 pytest.importorskip("simplejpeg")
@@ -50,7 +50,7 @@ def test_simplejpeg_and_pillow_give_the_same_bytes(kind, shrink, tmp_path, monke
     image = decode.decode(path, shrink)
     _, height, width = decode.shape(path)
     assert image.shape == (3, -(-height // shrink), -(-width // shrink))
-    assert decode._jpeg((tmp_path / "a.jpg").read_bytes(), shrink) is not None
+    assert decode._by_simplejpeg((tmp_path / "a.jpg").read_bytes(), shrink) is not None
     monkeypatch.setattr(decode, "simplejpeg", None)
     assert torch.equal(image, decode.decode(path, shrink))
     if shrink == 1:
@@ -70,7 +70,7 @@ def test_simplejpeg_and_pillow_give_the_same_bytes(kind, shrink, tmp_path, monke
 )
 def test_what_simplejpeg_does_not_take_is_pillows(name, options, shrink, tmp_path):
     path = write(tmp_path / name, **options)
-    assert decode._jpeg((tmp_path / name).read_bytes(), 1) is None
+    assert decode._by_simplejpeg((tmp_path / name).read_bytes(), 1) is None
     image, whole = decode.decode(path, shrink), by_pillow(path)
     if shrink == 1:
         assert torch.equal(image, whole)
@@ -78,7 +78,7 @@ def test_what_simplejpeg_does_not_take_is_pillows(name, options, shrink, tmp_pat
         blocks = F.pad(whole, [0, 0, 1, 1], padding_mode="edge").float().unfold(1, 2, 2)
         expected = blocks.unfold(2, 2, 2).mean((3, 4))
         assert image.shape == expected.shape == (3, 38, 51)
-        # A CMYK JPEG is averaged before its colours are converted.
+        # A CMYK JPEG is averaged before its colors are converted.
         assert (image - expected).abs().mean() < (3 if name == "cmyk.jpg" else 0.6)
 
 
@@ -89,11 +89,11 @@ def test_orientation_tags_are_left_alone(tmp_path):
     assert torch.equal(decode.decode(turned), decode.decode(write(tmp_path / "plain.jpg")))
 
 
-def test_a_jpeg_under_another_name_is_a_jpeg(tmp_path):
+def test_a_jpeg_under_another_name_is_a_by_simplejpeg(tmp_path):
     data = io.BytesIO()
     Image.fromarray(photograph()).save(data, "jpeg")
     (tmp_path / "a.png").write_bytes(data.getvalue())
-    assert decode._jpeg(data.getvalue(), 1) is not None
+    assert decode._by_simplejpeg(data.getvalue(), 1) is not None
     assert torch.equal(decode.decode(str(tmp_path / "a.png")), by_pillow(tmp_path / "a.png"))
 
 
@@ -123,16 +123,15 @@ def test_no_view_gets_fewer_pixels_than_it_makes(sizes):
     views, n = views_of(*sizes), 400
     index = torch.arange(n)
     shapes = torch.stack([torch.full((n,), 3), 40 + index, 500 - index], dim=1)
-    views_numbers = range(len(sizes))
-    shrink = views.shrink(views_numbers, shapes, 0, 3, index)
+    shrink = views.shrink_factors(shapes, Samples(0, 3, index))
     assert len(shrink.unique()) >= 3
     room = torch.full((n,), torch.inf)
-    for view in views_numbers:
+    for view in range(len(sizes)):
         op = views.ops[f"v{view}"]
         key = rng.hashed(rng.hashed(0, 3, index, view), f"v{view}")
         box = op.draw(key, (3, shapes[:, 1], shapes[:, 2]))["box"]
         room = torch.minimum(room, (box[:, 2:] / torch.tensor(op.size)).amin(1))
-        scaled = op.shrunk({"box": box}, shrink)["box"]
+        scaled = op.scale_params({"box": box}, shrink)["box"]
         large = shrink > 1
         assert (scaled[large, 2:] >= torch.tensor(op.size)).all()
         # Inside what is decoded, and where the box is, to one decoded pixel.
@@ -157,7 +156,7 @@ def test_no_view_gets_fewer_pixels_than_it_makes(sizes):
 def test_how_far_evaluation_may_shrink(op, height, width, expected):
     views = bind(Views, {"ops": {"op": op, "crop": {"type": "CenterCrop", "size": 8}}})()
     shapes = torch.tensor([[3, height, width]])
-    assert views.shrink(range(1), shapes, 0, 0, torch.tensor([0])).tolist() == [expected]
+    assert views.shrink_factors(shapes, Samples(0, 0, torch.tensor([0]))).tolist() == [expected]
 
 
 def smooth(height, width):
@@ -187,7 +186,7 @@ def data_of(root, **arguments):
         "batch_size": 5,
         "workers": 0,
     }
-    return bind(Data, block, "data")(seed=0)
+    return bind(Data, block, "data")(seed=0, views_needed=2)
 
 
 def decibels(a, b):
@@ -219,13 +218,14 @@ def test_scaled_views_are_those_of_the_moved_box(large):
     data = data_of(large, scaled=True)
     index = torch.tensor([0])
     shapes = data.dataset.shapes(index)
-    shrink = data.views.shrink(range(2), shapes, 0, 0, index)
+    samples = Samples(0, 0, index)
+    shrink = data.views.shrink_factors(shapes, samples)
     (image,) = data.dataset.fetch(index, shrink)
-    out = data.views.begin(1, [image], 0, 0, index, shapes, shrink)
+    out = data.views.bring_to_one_size(1, [image], samples, shapes, shrink)
     op = data.views.ops["crop"]
     key = rng.hashed(rng.hashed(0, 0, index, 1), "crop")
     box = op.draw(key, (3, shapes[:, 1], shapes[:, 2]))
-    box = op.shrunk(box, shrink)["box"][0].tolist()
+    box = op.scale_params(box, shrink)["box"][0].tolist()
     assert torch.equal(out[0], F.resized_crop(image, *box, [24, 24], antialias=True))
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
+from ssl_zoo import config, experiment
 from ssl_zoo.config import ConfigError, bind
-from ssl_zoo.data import Data, InMemory, Sampler, loader, view_grid
+from ssl_zoo.data import Data, InMemory, Sampler, Splits, loader, view_grid
+from ssl_zoo.data.image import Samples
 from ssl_zoo.system import distributed, rng
 
 SYNTHETIC = {"type": "Synthetic", "num_samples": 50, "size": 12}
@@ -29,7 +32,7 @@ CLEAN = {"ops": {"resize": {"type": "Resize", "size": [8, 8]}, "normalize": NORM
 
 def data_of(seed=0, **arguments):
     block = {"dataset": SYNTHETIC, "views": VIEWS, "clean": CLEAN, "batch_size": 16, **arguments}
-    return bind(Data, block, "data")(seed=seed)
+    return bind(Data, block, "data")(seed=seed, views_needed=2)
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +136,11 @@ def test_boxes_are_those_of_the_views_if_asked_for(workers, scaled, folder):
     block = {"dataset": folder | {"scaled": scaled}, "views": VIEWS, "clean": CLEAN}
     part = bind(Data, block | {"batch_size": 6, "workers": workers}, "data")
     assert next(part(seed=2).batches(0, 1, "cpu")).boxes == []
-    data = part(seed=2, boxes=True)
+    data = part(seed=2, boxes=True, views_needed=2)
     for step, batch in enumerate(data.batches(0, 3, "cpu")):
         shapes = torch.tensor([image.shape for image in data.dataset.fetch(batch.index)])
         epoch = step // data.steps_per_epoch
-        expected = [data.views.boxes(v, shapes, 2, epoch, batch.index) for v in range(2)]
+        expected = [data.views.boxes(v, shapes, Samples(2, epoch, batch.index)) for v in range(2)]
         assert all(map(torch.equal, batch.boxes, expected)) and len(batch.boxes) == 2
         for part in batch.split(3):
             rows = torch.isin(batch.index, part.index)
@@ -153,7 +156,9 @@ def test_workers_and_resume_change_nothing(kind, folder):
     assert_same(batches, helped.batches(0, 8, "cpu"))
     assert_same(batches[5:], helped.batches(5, 8, torch.device("cpu")))
     for (images, label), (other, same) in zip(
-        alone.clean_batches("test", "cpu", 4), helped.clean_batches("test", "cpu", 4), strict=True
+        alone.splits.clean_batches("test", "cpu", 4),
+        helped.splits.clean_batches("test", "cpu", 4),
+        strict=True,
     ):
         assert torch.equal(images, other) and torch.equal(label, same)
 
@@ -181,7 +186,7 @@ def test_torchs_random_numbers_are_left_alone(kind, workers, folder):
     before = torch.get_rng_state()
     data = data_of(dataset=dataset, batch_size=6, workers=workers)
     assert len(list(data.batches(1, 4, "cpu"))) == 3
-    assert len(list(data.clean_batches("train", "cpu", 5))) > 1
+    assert len(list(data.splits.clean_batches("train", "cpu", 5))) > 1
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -210,32 +215,65 @@ def test_a_file_that_cannot_be_decoded_is_named(workers, tmp_path):
 @pytest.mark.parametrize(("split", "count"), [("train", 12), ("test", 6)])
 def test_clean_batches_are_the_split_in_order(split, count, folder):
     data = data_of(dataset=folder, batch_size=4)
-    images, labels = zip(*data.clean_batches(split, "cpu", 4), strict=True)
+    images, labels = zip(*data.splits.clean_batches(split, "cpu", 4), strict=True)
     assert (
-        torch.equal(torch.cat(labels), data.split(split).labels) and sum(map(len, labels)) == count
+        torch.equal(torch.cat(labels), data.splits.split(split).labels)
+        and sum(map(len, labels)) == count
     )
-    expected = data.clean(data.split(split).fetch(torch.arange(count)), 0, 0, torch.arange(count))[
-        0
-    ]
+    expected = data.splits.clean(
+        data.splits.split(split).fetch(torch.arange(count)), 0, 0, torch.arange(count)
+    )[0]
     assert torch.equal(torch.cat(images), expected)
     dark, bright = (torch.cat(images)[torch.cat(labels) == k].mean() for k in (0, 1))
     assert bright - dark > 1  # labels belong to their images
-    _, labels = next(data.clean_batches(split, "cpu", limit=4))
+    _, labels = next(data.splits.clean_batches(split, "cpu", limit=4))
     assert labels.tolist() == [0, 0, 1, 1]  # spread over files that are sorted by class
 
 
 def test_the_training_split_is_held_once():
     data = data_of()
-    assert data.split("train") is data.split("pretrain") is data.dataset
-    assert data.split("test") is data.split("test") is not data.dataset
+    assert data.splits.split("train") is data.splits.split("pretrain") is data.dataset
+    assert data.splits.split("test") is data.splits.split("test") is not data.dataset
+
+
+def test_a_memory_that_needs_one_view_is_one_block(tmp_path):
+    base = Path(__file__).parents[1] / "configs" / "digits" / "moco_v2.yaml"
+    for memory, views in (("EndToEnd", 2), ("MemoryBank", 1)):
+        overrides = ["data.workers=0", f"method.memory={{type: {memory}}}"]
+        trainer = experiment.build_trainer(
+            config.load(base, overrides), torch.device("cpu"), tmp_path
+        )
+        assert len(next(trainer.data.batches(0, 1, "cpu")).views) == views
+
+
+def test_splits_say_which_images_they_are_and_not_where(folder):
+    def splits(root=folder["root"], **arguments):
+        block = {"dataset": folder | {"root": root}, "clean": CLEAN, **arguments}
+        return bind(Splits, block)().identity()
+
+    identity = splits()
+    assert identity == splits(folder["root"] + "/.", workers=2)
+    assert identity == data_of(dataset=folder, batch_size=4, workers=1).splits.identity()
+    assert "root" not in identity["dataset"] and identity["dataset"]["type"] == "ImageFolder"
+    counts = [identity[name] for name in ("train_images", "test_images", "classes")]
+    assert counts == [12, 6, 2]
+    assert identity != splits(clean={"ops": {"crop": {"type": "CenterCrop", "size": 8}}})
+
+
+def test_splits_of_other_images_may_take_a_runs_clean_operations():
+    data = data_of()
+    part = bind(Splits, {"dataset": {"type": "Synthetic", "num_samples": 7}})
+    splits = part(default_clean=data.splits.blocks["clean"])
+    images, labels = next(splits.clean_batches("test", "cpu"))
+    assert images.shape == (7, 3, 8, 8) and torch.equal(labels, splits.split("test").labels)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "data: batch_size is at least 1, found 0"),
-        ({"workers": -1}, "data: workers is a number of processes, at least 0, or auto; found -1"),
-        ({"workers": "many"}, r"data\.workers: .*\n.*'many'.*\n.*an integer or auto"),
+        ({"batch_size": 0}, r"data\.batch_size: too small\n.*0\n.*at least 1"),
+        ({"workers": -1}, r"data\.workers: too small\n.*-1\n.*at least 0"),
+        ({"workers": "many"}, r"data\.workers: .*\n.*'many'.*\n.*an integer, at least 0 or auto"),
         ({"workers": 1.5}, r"data\.workers: value of the wrong type\n.*1\.5"),
         (
             {"clean": {"ops": {"f": {"type": "HorizontalFlip"}}}},
@@ -374,7 +412,7 @@ def test_batches_made_ahead_equal_those_made_in_turn(kind, workers, folder, monk
         made_ahead.append([view.clone() for view in batch.views] + [batch.index.clone()])
         for view in batch.views:
             view.fill_(torch.nan)
-    monkeypatch.setattr(loader, "ahead", lambda items, device: items)
+    monkeypatch.setattr(loader, "one_ahead", lambda items, device: items)
     in_turn = list(data.batches(0, 12, "cuda"))
     assert len(made_ahead) == len(in_turn) == 12
     for parts, batch in zip(made_ahead, in_turn, strict=True):
@@ -393,7 +431,7 @@ def test_making_batches_never_waits_for_the_gpu(kind, workers, folder):
     torch.cuda.set_sync_debug_mode("error")
     try:
         batches = list(data.batches(0, 5, "cuda"))
-        clean = list(data.clean_batches("train", "cuda", 5))
+        clean = list(data.splits.clean_batches("train", "cuda", 5))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(batches) == 5 and all(images.is_cuda for images, _ in clean)
@@ -403,16 +441,16 @@ def test_making_batches_never_waits_for_the_gpu(kind, workers, folder):
 @needs_gpu
 def test_small_sets_in_ram_are_held_on_the_gpu(monkeypatch):
     data, device = data_of(), torch.device("cuda")
-    held = data.dataset.near(device)
+    held = data.dataset.held_close_to(device)
     assert held.images.is_cuda and not data.dataset.images.is_cuda
-    assert data.dataset.near(device) is held
+    assert data.dataset.held_close_to(device) is held
     index = torch.tensor([3, 1, 3])
     assert torch.equal(held.fetch(index).cpu(), data.dataset.fetch(index))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (data.dataset.images.nbytes, 0))
-    near = data_of().dataset.near(device)
+    near = data_of().dataset.held_close_to(device)
     assert not near.images.is_cuda and near.fetch(index).is_pinned()
 
 
 def test_on_the_cpu_a_set_is_where_it_is():
     data = data_of()
-    assert data.dataset.near(torch.device("cpu")) is data.dataset
+    assert data.dataset.held_close_to(torch.device("cpu")) is data.dataset

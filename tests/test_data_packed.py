@@ -61,8 +61,8 @@ def test_round_trip(root, pack):
 
 def test_evaluation_sees_the_very_images(root, pack):
     """Resize to what was packed is the step that packing took."""
-    folder = data_of({"type": "ImageFolder", "root": str(root / "images")}, workers=0)
-    copy = data_of({"type": "Packed", "path": str(pack)}, workers=0)
+    folder = data_of({"type": "ImageFolder", "root": str(root / "images")}, workers=0).splits
+    copy = data_of({"type": "Packed", "path": str(pack)}, workers=0).splits
     for split in ("train", "test"):
         (a, labels), (b, same) = (next(d.clean_batches(split, "cpu")) for d in (folder, copy))
         assert torch.equal(a, b) and torch.equal(labels, same)
@@ -92,9 +92,9 @@ def test_pixels_do_not_travel_to_other_processes(pack):
         (lambda data: data[:-1], "damaged: [0-9]+ bytes, expected [0-9]+"),
         (lambda data: data[:2000], "damaged: 2000 bytes"),
         (lambda data: data + b"x", "damaged: "),
-        (lambda data: b"", "not a file of `ssl-zoo data pack`; it begins b''"),
-        (lambda data: b"\xff\xd8" + data[2:], "not a file of `ssl-zoo data pack`"),
-        (lambda data: bytes(packed.HEADER.size) + data[packed.HEADER.size :], "not a file of"),
+        (lambda data: b"", "not written by `ssl-zoo data pack`; begins b''"),
+        (lambda data: b"\xff\xd8" + data[2:], "not written by `ssl-zoo data pack`"),
+        (lambda data: bytes(packed.HEADER.size) + data[packed.HEADER.size :], "not written by"),
         (lambda data: data[:16] + b"\2" + data[17:], "version 2, expected 1; pack it again"),
         (lambda data: data[:-400] + bytes(400), "damaged: its index cannot be read"),
     ],

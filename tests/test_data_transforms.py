@@ -9,7 +9,11 @@ from torchvision.transforms.v2 import functional as F
 
 from ssl_zoo.config import TRANSFORMS, ConfigError, bind
 from ssl_zoo.data import Views
-from ssl_zoo.data.image import transforms
+from ssl_zoo.data.image import Samples
+from ssl_zoo.data.image.blur import GaussianBlur
+from ssl_zoo.data.image.color import ColorJitter, Normalize, RandomGrayscale, Solarize
+from ssl_zoo.data.image.geometry import CenterCrop, HorizontalFlip, RandomResizedCrop, Resize
+from ssl_zoo.data.image.transform import GeometricTransform
 from ssl_zoo.ops import patches
 from ssl_zoo.system import rng
 
@@ -61,36 +65,36 @@ def crop(size, mode="bilinear"):
 STRENGTHS = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
 CASES = {
-    "crop-shrink": (transforms.RandomResizedCrop(size=7), crop((7, 7))),
-    "crop-enlarge": (transforms.RandomResizedCrop(size=(32, 24)), crop((32, 24))),
+    "crop-shrink": (RandomResizedCrop(size=7), crop((7, 7))),
+    "crop-enlarge": (RandomResizedCrop(size=(32, 24)), crop((32, 24))),
     "crop-same": (
-        transforms.RandomResizedCrop(size=(20, 17), scale=(0.9, 1.0)),
+        RandomResizedCrop(size=(20, 17), scale=(0.9, 1.0)),
         crop((20, 17)),
     ),
     "crop-bicubic": (
-        transforms.RandomResizedCrop(size=(9, 30), interpolation="bicubic"),
+        RandomResizedCrop(size=(9, 30), interpolation="bicubic"),
         crop((9, 30), "bicubic"),
     ),
-    "resize": (transforms.Resize(size=9), lambda x, _: F.resize(x, [9], antialias=True)),
+    "resize": (Resize(size=9), lambda x, _: F.resize(x, [9], antialias=True)),
     "resize-both": (
-        transforms.Resize(size=(9, 40)),
+        Resize(size=(9, 40)),
         lambda x, _: F.resize(x, [9, 40], antialias=True),
     ),
-    "center": (transforms.CenterCrop(size=(8, 30)), lambda x, _: F.center_crop(x, [8, 30])),
-    "flip": (transforms.HorizontalFlip(p=1.0), lambda x, _: F.horizontal_flip(x)),
-    "jitter": (transforms.ColorJitter(**STRENGTHS), jitter),
+    "center": (CenterCrop(size=(8, 30)), lambda x, _: F.center_crop(x, [8, 30])),
+    "flip": (HorizontalFlip(p=1.0), lambda x, _: F.horizontal_flip(x)),
+    "jitter": (ColorJitter(**STRENGTHS), jitter),
     "jitter-strong": (
-        transforms.ColorJitter(brightness=1.5, contrast=1.5, saturation=1.5, hue=0.5),
+        ColorJitter(brightness=1.5, contrast=1.5, saturation=1.5, hue=0.5),
         jitter,
     ),
-    "hue": (transforms.ColorJitter(hue=0.5), jitter),
+    "hue": (ColorJitter(hue=0.5), jitter),
     "gray": (
-        transforms.RandomGrayscale(p=1.0),
+        RandomGrayscale(p=1.0),
         lambda x, _: F.rgb_to_grayscale(x, num_output_channels=len(x)),
     ),
-    "solarize": (transforms.Solarize(threshold=0.3, p=1.0), lambda x, _: F.solarize(x, 0.3)),
-    "blur": (transforms.GaussianBlur(p=1.0), blur(None)),
-    "blur-taps": (transforms.GaussianBlur(p=1.0, kernel_size=9, sigma=(0.5, 4.0)), blur(9)),
+    "solarize": (Solarize(threshold=0.3, p=1.0), lambda x, _: F.solarize(x, 0.3)),
+    "blur": (GaussianBlur(p=1.0), blur(None)),
+    "blur-taps": (GaussianBlur(p=1.0, kernel_size=9, sigma=(0.5, 4.0)), blur(9)),
 }
 
 
@@ -108,7 +112,7 @@ def test_matches_torchvision_sample_by_sample(name, channels):
 
 
 def test_normalize_matches_torchvision_and_is_undone():
-    images, op = pictures(), transforms.Normalize(mean=MEAN, std=STD)
+    images, op = pictures(), Normalize(mean=MEAN, std=STD)
     out = op.apply(images.clone(), {})
     torch.testing.assert_close(out, F.normalize(images, MEAN, STD))
     torch.testing.assert_close(op.undo(out), images, atol=1e-6, rtol=0)
@@ -117,7 +121,7 @@ def test_normalize_matches_torchvision_and_is_undone():
 
 
 def test_every_registered_operation_is_covered():
-    assert {type(op) for op, _ in CASES.values()} | {transforms.Normalize} == set(
+    assert {type(op) for op, _ in CASES.values()} | {Normalize} == set(
         TRANSFORMS.module_dict.values()
     )
 
@@ -135,7 +139,7 @@ def test_every_registered_operation_is_covered():
 def test_crop_boxes_follow_torchvisions_rule(scale, ratio, shape):
     """torchvision's loop of ten tries, written out for one sample at a time."""
     height, width = shape
-    op = transforms.RandomResizedCrop(size=8, scale=scale, ratio=ratio)
+    op = RandomResizedCrop(size=8, scale=scale, ratio=ratio)
     boxes = op.draw(keys(200), (3, height, width))["box"].tolist()
     numbers = rng.uniform(keys(200)[:, None], torch.arange(22)).double().tolist()
     for box, u in zip(boxes, numbers, strict=True):
@@ -158,7 +162,7 @@ def test_crop_boxes_follow_torchvisions_rule(scale, ratio, shape):
 
 
 def test_jitter_draws_every_order_and_the_whole_range():
-    op = transforms.ColorJitter(brightness=0.4, contrast=2.0, saturation=0.4, hue=0.1)
+    op = ColorJitter(brightness=0.4, contrast=2.0, saturation=0.4, hue=0.1)
     params = op.draw(keys(4000), (3, 8, 8))
     orders, counts = params["order"].unique(dim=0, return_counts=True)
     assert len(orders) == 24 and counts.min() > 100  # 167 expected
@@ -171,7 +175,7 @@ def test_jitter_draws_every_order_and_the_whole_range():
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_p_is_the_share_of_changed_samples(p):
-    op, images = transforms.HorizontalFlip(p=p), torch.arange(12000.0).view(2000, 1, 2, 3)
+    op, images = HorizontalFlip(p=p), torch.arange(12000.0).view(2000, 1, 2, 3)
     out = op(images.clone(), keys(len(images)))
     flipped = (out == images.flip(-1)).flatten(1).all(1)
     untouched = (out == images).flatten(1).all(1)
@@ -179,9 +183,9 @@ def test_p_is_the_share_of_changed_samples(p):
     assert abs((~untouched).float().mean() - p) < 0.03
 
 
-def test_colour_operations_leave_one_channel_alone():
+def test_color_operations_leave_one_channel_alone():
     images = pictures(channels=1)
-    for op in (transforms.RandomGrayscale(p=1.0), transforms.ColorJitter(saturation=1.0, hue=0.5)):
+    for op in (RandomGrayscale(p=1.0), ColorJitter(saturation=1.0, hue=0.5)):
         torch.testing.assert_close(op(images.clone(), keys(12)), images)
 
 
@@ -202,7 +206,7 @@ SIZES = ((20, 17), (9, 40), (33, 33))
 
 
 def views_of(ops=OPS, **arguments):
-    return bind(Views, {"ops": ops, **arguments})()
+    return bind(Views, {"ops": ops, **arguments})(views_needed=2)
 
 
 def key_of(seed, epoch, index, view, label):
@@ -298,6 +302,19 @@ def test_operations_of_some_views_make_multi_crop_and_asymmetry():
     torch.testing.assert_close(means, torch.tensor([0.2, 0.8, 0.2]))
 
 
+def test_without_a_count_there_are_as_many_views_as_the_method_needs():
+    views = bind(Views, {"ops": OPS})
+    assert [views(views_needed=n).count for n in (1, 3)] == [1, 3]
+    assert views_of(count=5).count == 5
+
+
+@pytest.mark.parametrize("count", [None, 1])
+def test_operations_of_views_that_are_not_made_are_skipped(count):
+    ops = {"invert": {"type": "Solarize", "threshold": 0.0, "p": 1.0, "views": [1, 2]}}
+    (view,) = bind(Views, {"ops": ops, "count": count})(views_needed=1)(raw(), 0, 0, keys(24))
+    assert torch.equal(view, raw() / 255)
+
+
 def test_images_of_varying_size_are_cropped_one_by_one():
     """To the byte what torchvision makes of a decoded image; the rest is as for a batch."""
     images = [raw(5, 3, h, w)[4] for h, w in SIZES]
@@ -325,31 +342,40 @@ def test_evaluation_of_images_of_varying_size():
     ("ops", "message"),
     [
         ({"blur": {"type": "GaussianBlur"}, "crop": OPS["crop"]}, r"ops\.blur \(GaussianBlur\)"),
-        ({"resize": {"type": "Resize", "size": 8}}, "no operation of view 0"),
-        ({}, "no operation of view 0"),
+        ({"resize": {"type": "Resize", "size": 8}}, "it has none of these"),
+        ({}, "it has none of these"),
     ],
 )
 def test_images_of_varying_size_must_be_brought_to_one(ops, message):
     with pytest.raises(ValueError, match=message):
-        views_of(ops).lead(0)
+        views_of(ops).ops_until_one_size(0)
 
 
 @pytest.mark.parametrize(
     ("op", "message"),
     [
-        ({"type": "RandomResizedCrop", "size": 0}, "at least 1, found 0"),
-        ({"type": "RandomResizedCrop", "size": 8, "scale": [0.5, 1.5]}, "at most 1"),
-        ({"type": "RandomResizedCrop", "size": 8, "scale": [0.9, 0.5]}, "low <= high"),
-        ({"type": "RandomResizedCrop", "size": 8, "ratio": [0.0, 1.0]}, "0 < low"),
-        ({"type": "HorizontalFlip", "p": 1.5}, "probability, found 1.5"),
-        ({"type": "ColorJitter", "hue": 0.6}, "hue at most 0.5"),
-        ({"type": "ColorJitter", "brightness": -0.1}, "at least 0"),
-        ({"type": "GaussianBlur", "kernel_size": 4}, "odd number of taps, found 4"),
-        ({"type": "GaussianBlur", "sigma": [0.0, 1.0]}, "sigma is"),
-        ({"type": "Solarize", "threshold": 128.0}, r"within \[0, 1\]"),
-        ({"type": "Normalize", "mean": [0.5], "std": [0.0]}, "positive std"),
-        ({"type": "Normalize", "mean": [0.5], "std": [0.1, 0.1]}, "a channel"),
-        ({"type": "HorizontalFlip", "views": [2]}, "count is 2"),
+        ({"type": "RandomResizedCrop", "size": 0}, r"op\.size: too small"),
+        (
+            {"type": "RandomResizedCrop", "size": 8, "scale": [0.5, 1.5]},
+            r"scale\[1\]: out of range",
+        ),
+        (
+            {"type": "RandomResizedCrop", "size": 8, "scale": [0.9, 0.5]},
+            "scale: bounds in the wrong order",
+        ),
+        (
+            {"type": "RandomResizedCrop", "size": 8, "ratio": [0.0, 1.0]},
+            r"ratio\[0\]: too small",
+        ),
+        ({"type": "HorizontalFlip", "p": 1.5}, r"op\.p: out of range"),
+        ({"type": "ColorJitter", "hue": 0.6}, r"op\.hue: out of range"),
+        ({"type": "ColorJitter", "brightness": -0.1}, r"op\.brightness: too small"),
+        ({"type": "GaussianBlur", "kernel_size": 4}, "expected: an odd number"),
+        ({"type": "GaussianBlur", "sigma": [0.0, 1.0]}, r"op\.sigma\[0\]: too small"),
+        ({"type": "Solarize", "threshold": 128.0}, r"op\.threshold: out of range"),
+        ({"type": "Normalize", "mean": [0.5], "std": [0.0]}, r"op\.std\[0\]: too small"),
+        ({"type": "Normalize", "mean": [0.5], "std": [0.1, 0.1]}, "1 means and 2 stds"),
+        ({"type": "HorizontalFlip", "views": [-1]}, r"op\.views\[0\]: too small"),
     ],
 )
 def test_bad_values_are_refused_when_the_configuration_is_checked(op, message):
@@ -360,12 +386,12 @@ def test_bad_values_are_refused_when_the_configuration_is_checked(op, message):
 
 
 def test_count_is_positive():
-    with pytest.raises(ConfigError, match="at least 1, found 0"):
+    with pytest.raises(ConfigError, match="count: too small"):
         bind(Views, {"ops": {}, "count": 0})
 
 
 def test_blur_says_when_the_kernel_is_too_wide_for_the_image():
-    op = transforms.GaussianBlur(kernel_size=23, p=1.0)
+    op = GaussianBlur(kernel_size=23, p=1.0)
     with pytest.raises(ValueError, match=r"kernel_size 23 .* 8 pixels; at most 15"):
         op(pictures(2, 1, 8, 8), keys(2))
 
@@ -403,15 +429,15 @@ MOVES = {
 @pytest.mark.parametrize("name", MOVES)
 def test_a_views_box_says_where_its_pixels_come_from(name, varied):
     views = views_of(MOVES[name])
-    if varied and not isinstance(views.ops_of(0)[0][1], transforms.GeometricTransform):
+    if varied and not isinstance(views.ops_of(0)[0][1], GeometricTransform):
         pytest.skip("images of varying size are brought to one size first")
     sizes = [(90 + 5 * i * varied, 120 - 7 * i * varied) for i in range(8)]
     images = [ramp(*size) for size in sizes]
     shapes = torch.tensor([image.shape for image in images])
     index = torch.arange(20, 28)
     seen = views(images if varied else torch.stack(images), 3, 1, index)[0] * 255 + 0.5
-    box = views.boxes(0, shapes, 3, 1, index)
-    expected = patches.centres(box, seen.shape[2:]).mT.view(seen.shape)
+    box = views.boxes(0, shapes, Samples(3, 1, index))
+    expected = patches.cell_centers(box, seen.shape[2:]).mT.view(seen.shape)
     inner = (..., slice(2, -2), slice(2, -2))  # at its border a ramp is no longer straight
     # Filters and bytes blur by fractions of a pixel; half a pixel off would be wrong.
     torch.testing.assert_close(seen[inner], expected[inner], atol=1.2 if varied else 0.3, rtol=0)
@@ -421,18 +447,16 @@ def test_a_views_box_says_where_its_pixels_come_from(name, varied):
 
 def test_a_middle_begins_where_torchvisions_does_padding_included():
     for side in range(4, 24):
-        made = transforms.CenterCrop(size=13).apply_one(
-            1 + torch.arange(side).expand(1, side, side), {}
-        )
+        made = CenterCrop(size=13).apply_one(1 + torch.arange(side).expand(1, side, side), {})
         rows, values = made[0, 6].nonzero()[:, 0], made[0, 6].unique()
         start = values[values > 0][0].item() - 1 - rows[0].item()
-        part = transforms.CenterCrop(size=13).part(torch.tensor([[1, side, side]]), {})
-        assert part.tolist() == [[start, start, start + 13, start + 13]]
+        box = CenterCrop(size=13).source_box(torch.tensor([[1, side, side]]), {})
+        assert box.tolist() == [[start, start, start + 13, start + 13]]
 
 
-def test_resized_says_what_torchvision_makes():
+def test_output_shapes_are_what_torchvision_makes():
     for height, width in ((90, 121), (121, 90), (64, 64), (31, 97)):
         shapes = torch.tensor([[3, height, width]])
         for size in (45, [20, 30]):
             made = F.resize(torch.zeros(3, height, width), size).shape
-            assert transforms.Resize(size=size).resized(shapes).tolist() == [list(made)]
+            assert Resize(size=size).output_shapes(shapes).tolist() == [list(made)]

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.config import bind
 from ssl_zoo.data import Views
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.hooks import Hook
 from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
-from ssl_zoo.experiment import build
 from ssl_zoo.memory import reductions
 from ssl_zoo.memory.reductions import LogSumExp, SoftplusSum
 from ssl_zoo.system import distributed
@@ -73,7 +72,7 @@ def make(folder: Path, device: torch.device, *overrides) -> Trainer:
         *overrides,
     ]
     cfg = config.load(ROOT / "configs/digits/moco_v2.yaml", settings)
-    return build.trainer(cfg, device, folder)
+    return experiment.build_trainer(cfg, device, folder)
 
 
 # Nothing waits.

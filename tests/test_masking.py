@@ -5,32 +5,40 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssl_zoo.ops.masking import block_mask, block_order, mask_of, masked_patches, random_order, take
+from ssl_zoo.ops.masking import (
+    block_order,
+    count_of,
+    mask_of,
+    masked_blocks,
+    masked_patches,
+    random_order,
+    take,
+)
 
 KEYS = torch.arange(2000)
 MANY = pytest.mark.parametrize(
-    "draw",
+    "drawn",
     [
         lambda key: random_order(key, 12),
         lambda key: block_order(key, (3, 4)),
-        lambda key: block_mask(key, (3, 4), 5),
+        lambda key: masked_blocks(key, (3, 4), 0.4)[1],
         lambda key: torch.cat(masked_patches(key, (3, 4), 0.5, (0.1, 0.5)), dim=1),
     ],
-    ids=["random_order", "block_order", "block_mask", "masked_patches"],
+    ids=["random_order", "block_order", "masked_blocks", "masked_patches"],
 )
 
 
 @MANY
-def test_what_is_drawn_belongs_to_the_sample_and_not_to_its_place_in_the_batch(draw):
+def test_what_is_drawn_belongs_to_the_sample_and_not_to_its_place_in_the_batch(drawn):
     key = torch.tensor([7, -3, 2**40, 0, 12])
-    found, order = draw(key), torch.tensor([4, 2, 0, 1, 3])
-    assert torch.equal(draw(key[order]), found[order])
-    assert torch.equal(draw(key[1:3]), found[1:3])
+    whole, order = drawn(key), torch.tensor([4, 2, 0, 1, 3])
+    assert torch.equal(drawn(key[order]), whole[order])
+    assert torch.equal(drawn(key[1:3]), whole[1:3])
 
 
 @MANY
-def test_samples_differ(draw):
-    assert len({tuple(row.tolist()) for row in draw(KEYS[:50])}) > 40
+def test_samples_differ(drawn):
+    assert len({tuple(row.tolist()) for row in drawn(KEYS[:50])}) > 40
 
 
 def test_a_random_order_holds_each_patch_once_and_each_place_is_as_likely():
@@ -55,31 +63,26 @@ def test_rows_are_taken_in_the_order_asked_for():
     assert torch.equal(take(x, patches), expected)
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 19, 20])
-def test_a_block_mask_has_the_exact_count(count):
-    mask = block_mask(KEYS[:300], (4, 5), count)
+@pytest.mark.parametrize("share, count", [(0.0, 1), (0.25, 5), (0.93, 19), (1.0, 20)])
+def test_masked_blocks_have_the_exact_count(share, count):
+    chosen, mask = masked_blocks(KEYS[:300], (4, 5), share)
     assert mask.shape == (300, 20) and mask.dtype == torch.bool
-    assert (mask.sum(dim=1) == count).all()
+    assert chosen.shape == (300, count) and count_of(share, (4, 5)) == count
+    assert torch.equal(mask, mask_of(chosen, 20)) and (mask.sum(dim=1) == count).all()
 
 
-@pytest.mark.parametrize("count", [-1, 21])
-def test_a_count_beyond_the_grid_is_refused(count):
-    with pytest.raises(ValueError, match="of the 20 patches"):
-        block_mask(KEYS[:2], (4, 5), count)
-
-
-def neighbours_alike(mask: torch.Tensor, grid: tuple[int, int]) -> float:
-    """Share of masked patches whose right neighbour is masked too."""
+def neighbors_alike(mask: torch.Tensor, grid: tuple[int, int]) -> float:
+    """Share of masked patches whose right neighbor is masked too."""
     mask = mask.unflatten(1, grid).float()
     return ((mask[:, :, 1:] * mask[:, :, :-1]).sum() / mask[:, :, :-1].sum()).item()
 
 
 def test_blocks_are_contiguous_where_random_patches_are_not():
     grid, count = (14, 14), 78  # BEiT's 40 %
-    blocks = block_mask(KEYS[:200], grid, count)
+    _, blocks = masked_blocks(KEYS[:200], grid, 0.4)
     scattered = mask_of(random_order(KEYS[:200], 196)[:, :count], 196)
-    assert neighbours_alike(scattered, grid) == pytest.approx(0.4, abs=0.03)
-    assert neighbours_alike(blocks, grid) > 0.75
+    assert neighbors_alike(scattered, grid) == pytest.approx(0.4, abs=0.03)
+    assert neighbors_alike(blocks, grid) > 0.75
 
 
 def test_the_first_patches_of_a_block_order_are_one_rectangle():
@@ -91,8 +94,8 @@ def test_the_first_patches_of_a_block_order_are_one_rectangle():
     assert tops.unique().tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_block_mask_covers_every_patch_of_the_grid():
-    share = block_mask(KEYS, (4, 4), 6).float().mean(dim=0)
+def test_masked_blocks_cover_every_patch_of_the_grid():
+    share = masked_blocks(KEYS, (4, 4), 6 / 16)[1].float().mean(dim=0)
     assert share.mean().item() == pytest.approx(6 / 16)
     assert share.min() > 0.2
     # A grid that looks the same from all sides is masked so.

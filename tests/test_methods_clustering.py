@@ -14,17 +14,17 @@ from ranks import on_ranks
 from sklearn.metrics import normalized_mutual_info_score
 from torch.nn import functional as F
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.trainer import Trainer
-from ssl_zoo.experiment import build
 from ssl_zoo.heads import MLP, Prototypes
+from ssl_zoo.losses import swapped_prediction
 from ssl_zoo.methods.deepcluster import DeepCluster
 from ssl_zoo.methods.deepcluster_v2 import DeepClusterV2
-from ssl_zoo.methods.odc import ODC, halve
+from ssl_zoo.methods.odc import ODC
 from ssl_zoo.methods.swav import SwAV
-from ssl_zoo.ops import health, kmeans
+from ssl_zoo.ops import clusters, health, kmeans
 from ssl_zoo.ops.sinkhorn import sinkhorn
 from ssl_zoo.system import distributed
 
@@ -160,6 +160,15 @@ def test_swav_is_its_equation_gradients_included():
     same_gradients(method, method(batch)["loss"], reference)
 
 
+def test_swapped_prediction_by_hand_is_cross_entropy_between_the_views():
+    z, c = torch.randn(3, N, 6), torch.randn(5, 6)
+    q = [sinkhorn(z[s] @ c.T) for s in range(2)]
+    log_p = [(z_v @ c.T / 0.1).log_softmax(dim=1) for z_v in z]
+    of = {(s, v): F.cross_entropy(z[v] @ c.T / 0.1, q[s]) for s in range(2) for v in range(3)}
+    expected = (of[0, 1] + of[0, 2] + of[1, 0] + of[1, 2]) / 4
+    torch.testing.assert_close(swapped_prediction(q, log_p), expected)
+
+
 def test_swav_agrees_with_lightly():
     method, batch = swav(), crops()
     scores = [method.prototypes(z) for z in embeddings(method, batch)]
@@ -228,7 +237,7 @@ def trained(folder: Path, *overrides) -> Trainer:
         "train.precision=fp32",
         *overrides,
     ]
-    trainer = build.trainer(config.load(DIGITS, overrides), torch.device("cpu"), folder)
+    trainer = experiment.build_trainer(config.load(DIGITS, overrides), torch.device("cpu"), folder)
     trainer.fit()
     return trainer
 
@@ -335,7 +344,7 @@ def test_a_centroid_that_nothing_is_nearest_to_stays():
     assert kmeans.spherical_kmeans(x, 3, 4, "x").norm(dim=1).tolist() == [1.0, 1.0, 1.0]
 
 
-def normalised() -> tiny.TinyNet:
+def normalized() -> tiny.TinyNet:
     """A network that has seen images, on each rank its own."""
     torch.manual_seed(0)
     net = tiny.TinyNet(norm=True)
@@ -346,7 +355,7 @@ def normalised() -> tiny.TinyNet:
 
 def embedded_by_rank() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Outputs, positions, and the statistics of rank's own, which stay."""
-    net, share = normalised(), images()[distributed.rank() :: distributed.world()]
+    net, share = normalized(), images()[distributed.rank() :: distributed.world()]
     return *kmeans.embed(net, share), net.net[1].running_var
 
 
@@ -480,6 +489,9 @@ def test_more_clusters_than_images_are_refused():
     [
         (lambda **a: deepcluster(**a), {"clusters": 1}),
         (lambda **a: v2(**a), {"temperature": 0.0}),
+        (lambda **a: v2(**a), {"clusters": []}),
+        (lambda **a: v2(**a), {"clusters": [4, 1]}),
+        (lambda **a: odc(**a), {"momentum": 1.5}),
         (lambda **a: odc(**a), {"centroid_interval": 0}),
         (lambda **a: swav(**a), {"prototypes": 1}),
     ],
@@ -649,8 +661,8 @@ def test_odc_merges_a_small_cluster_and_gives_it_half_of_the_largest():
     x[:, 0], x[:, 1] = angle[which].cos(), angle[which].sin()
     method.features.copy_(x)
     method.labels.copy_(torch.tensor([0, 0, 1, 1, 2])[which])  # 23, 23, 2, and nothing
-    method._move_centroids()
-    method._replace_small_clusters()
+    clusters.move_centroids(method.features, method.labels, method.centroids)
+    clusters.replace_small_clusters(method.features, method.labels, method.centroids, 3)
     sizes = torch.bincount(method.labels, minlength=4)
     assert sorted(sizes.tolist()) == [11, 12, 12, 13]
     # The two images of the small cluster went to the nearest other, and in its split to its half.
@@ -664,16 +676,16 @@ def test_odc_collapsed_features_still_leave_no_cluster_empty():
     method = odc()
     method.features.copy_(F.normalize(torch.ones(SAMPLES, 6), dim=1))
     method.labels.zero_()
-    method._move_centroids()
-    method._replace_small_clusters()
+    clusters.move_centroids(method.features, method.labels, method.centroids)
+    clusters.replace_small_clusters(method.features, method.labels, method.centroids, 3)
     assert torch.bincount(method.labels, minlength=4).min() >= 3
 
 
 def test_halving_finds_two_clusters_and_deals_out_equal_rows():
     x, label = blobs(20, 2)
-    second = halve(x)
+    second = clusters.halve(x)
     assert kmeans.mutual_information(second.long(), label) == pytest.approx(1.0)
-    assert halve(torch.ones(7, 3)).sum() == 3
+    assert clusters.halve(torch.ones(7, 3)).sum() == 3
 
 
 # Prototypes.

@@ -11,11 +11,10 @@ from lightly.loss import DCLLoss, DCLWLoss
 from tiny import TinyNet, batch
 from torch import Tensor, nn
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.backbones import Timm
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch, Method
-from ssl_zoo.experiment import build
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import DCL, InfoNCE
 from ssl_zoo.memory import EndToEnd, KeyDrift, MemoryBank, MoCHi, MoCoQueue
@@ -284,7 +283,7 @@ CLASSICAL = ["moco_v1", "moco_v2", "simclr", "instdisc"]
 
 
 def classical(root: Path, recipe: str, override: str) -> Contrastive:
-    whole = build.parse(config.load(root / f"configs/fashion_mnist/{recipe}.yaml", [override]))
+    whole = experiment.parse(config.load(root / f"configs/fashion_mnist/{recipe}.yaml", [override]))
     return whole.kwargs["method"](backbone=TinyNet(), num_samples=SAMPLES)
 
 

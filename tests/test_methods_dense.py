@@ -1,4 +1,4 @@
-"""PIRL, CMC, CPC and DenseCL against their equations written out; colour."""
+"""PIRL, CMC, CPC and DenseCL against their equations written out; color."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.backbones import LabPair, Timm
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
-from ssl_zoo.experiment import build
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import NCE
 from ssl_zoo.memory import MemoryBank, MoCoQueue
@@ -59,7 +58,7 @@ def info_nce(q: Tensor, positive: Tensor, negatives: Tensor, t: float) -> Tensor
     return -torch.log(e / (e + sum(torch.exp(q @ k / t) for k in negatives)))
 
 
-# Colour
+# Color
 
 
 def lab_of(rgb: list[float]) -> list[float]:
@@ -97,7 +96,7 @@ def test_lab_is_cies_formula_pixel_by_pixel():
         ((0, 0, 1), (32.297, 79.188, -107.860)),
     ],
 )
-def test_lab_of_the_colours_that_tables_give(rgb, lab):
+def test_lab_of_the_colors_that_tables_give(rgb, lab):
     found = rgb_to_lab(torch.tensor(rgb).float().view(1, 3, 1, 1)).flatten()
     torch.testing.assert_close(found, torch.tensor(lab).float(), rtol=0, atol=0.01)
 
@@ -113,7 +112,7 @@ def pair() -> LabPair:
     return LabPair(of=Part(tiny.TinyNet, width=5))
 
 
-def test_one_half_of_the_pair_sees_lightness_and_the_other_colour():
+def test_one_half_of_the_pair_sees_lightness_and_the_other_color():
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)[:, :, None, None]
     x_l, x_ab = LabPair.views(corners)
     assert x_l.shape == (8, 1, 1, 1) and x_ab.shape == (8, 2, 1, 1)
@@ -174,12 +173,12 @@ def test_each_cmc_bank_keeps_its_own_view():
 
 def test_cmc_refuses_a_network_without_two_halves(root):
     cfg = config.load(root / "configs/cifar10/cmc.yaml")
-    build.parse(cfg)
+    experiment.parse(cfg)
     plain = config.load(
         root / "configs/cifar10/cmc.yaml", [("backbone", {"type": "Timm", "name": "resnet18"})]
     )
     with pytest.raises(ConfigError, match="LabPair"):
-        build.parse(plain)
+        experiment.parse(plain)
 
 
 # PIRL
@@ -301,12 +300,12 @@ def test_pirl_turns_square_views_alone():
 # CPC
 
 
-def cpc(directions: int = 1) -> tuple[CPC, Batch]:
+def cpc(directions: int = 1, rows_down: tuple[int, ...] = (1, 3)) -> tuple[CPC, Batch]:
     method = CPC(
         tiny.TinyNet(),
         patch_size=6,
         stride=3,
-        rows_down=[1, 3],
+        rows_down=list(rows_down),
         directions=directions,
         out_features=D,
         hidden_features=6,
@@ -379,6 +378,16 @@ def test_cpc_in_four_directions_refuses_views_too_narrow_for_a_prediction_sidewa
     assert cpc(directions=1)[0](narrow)["loss"].isfinite()
 
 
+def test_cpcs_temperature_may_be_scheduled():
+    (method, batch), (hot, _) = cpc(), cpc()
+    hot.load_state_dict(method.state_dict())
+    before = method(batch)["loss"]
+    vars(hot)["temperature"] = 2.0  # as a schedule does
+    assert not torch.isclose(hot(batch)["loss"], before)
+    vars(hot)["temperature"] = method.temperature
+    assert torch.equal(hot(batch)["loss"], before)
+
+
 def test_cpc_refuses_views_smaller_than_a_patch():
     method, _ = cpc()
     with pytest.raises(ValueError, match="views make 0 x 0 patches"):
@@ -388,7 +397,7 @@ def test_cpc_refuses_views_smaller_than_a_patch():
 @pytest.mark.parametrize("rows_down", [[], [0], [2, 2]])
 def test_cpc_refuses_rows_that_are_not_below(rows_down):
     with pytest.raises(ConfigError, match="rows_down"):
-        CPC.validate(rows_down=rows_down)
+        cpc(rows_down=rows_down)
 
 
 # DenseCL

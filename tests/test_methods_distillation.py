@@ -16,10 +16,11 @@ from ssl_zoo.backbones import Timm
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.schedules import Linear
-from ssl_zoo.heads import MLP, Centre, DINOHead, SinkhornCentre
-from ssl_zoo.methods.dino import DINO, distillation
-from ssl_zoo.methods.dinov2 import DINOv2, koleo
-from ssl_zoo.methods.ibot import IBOT, patch_loss
+from ssl_zoo.heads import MLP, DINOHead
+from ssl_zoo.losses import Center, SinkhornCenter, dino_loss, ibot_loss, koleo_loss
+from ssl_zoo.methods.dino import DINO
+from ssl_zoo.methods.dinov2 import DINOv2
+from ssl_zoo.methods.ibot import IBOT
 from ssl_zoo.methods.msn import MSN, msn_losses
 from ssl_zoo.ops import health
 from ssl_zoo.ops.masking import block_order, masked_patches
@@ -107,21 +108,21 @@ def test_learned_lengths_scale_the_cosines():
     assert len(list(head.last.parameters())) == 2
 
 
-def test_the_centre_is_the_running_mean_of_scores():
-    centre = Centre(K, momentum=0.9)
+def test_the_center_is_the_running_mean_of_scores():
+    center = Center(K)
     scores = torch.randn(3, N, K)
     expected = torch.zeros(K)
     for step in range(3):
-        centre.update(scores[step])
+        center.update(scores[step], momentum=0.9)
         expected = 0.9 * expected + 0.1 * scores[step].mean(dim=0)
-    torch.testing.assert_close(centre.c, expected)
-    p = centre(scores, 0.04)
+    torch.testing.assert_close(center.c, expected)
+    p = center(scores, 0.04)
     torch.testing.assert_close(p[1, 2], softmax(scores[1, 2] - expected, 0.04))
 
 
-def test_the_sinkhorn_centre_balances_all_views_rows_together():
+def test_the_sinkhorn_center_balances_all_views_rows_together():
     scores = torch.randn(2, N, 4)
-    p = SinkhornCentre()(scores, 0.5)
+    p = SinkhornCenter()(scores, 0.5)
     q = torch.exp(scores.view(2 * N, 4) / 0.5).T
     for _ in range(3):
         q = q / q.sum(dim=1, keepdim=True) / 4
@@ -131,20 +132,20 @@ def test_the_sinkhorn_centre_balances_all_views_rows_together():
 
 def test_rows_that_do_not_count_have_no_say_in_sinkhorns_balance():
     scores, counted = 20 * torch.randn(2, N, 4), torch.rand(2, N) < 0.4
-    p = SinkhornCentre()(scores, 0.5, counted)
-    torch.testing.assert_close(p[counted], SinkhornCentre()(scores[counted], 0.5))
-    none = SinkhornCentre()(scores, 0.5, torch.zeros(2, N, dtype=torch.bool))
-    torch.testing.assert_close(none, SinkhornCentre()(scores, 0.5))
+    p = SinkhornCenter()(scores, 0.5, counted)
+    torch.testing.assert_close(p[counted], SinkhornCenter()(scores[counted], 0.5))
+    none = SinkhornCenter()(scores, 0.5, torch.zeros(2, N, dtype=torch.bool))
+    torch.testing.assert_close(none, SinkhornCenter()(scores, 0.5))
 
 
-def test_distillation_equals_lightlys_dino_loss():
+def test_dinos_loss_equals_lightlys():
     g_t, g_s = torch.randn(2, N, K), torch.randn(5, N, K)
     reference = lightly.DINOLoss(output_dim=K, teacher_temp=0.05, student_temp=0.1)
     expected = reference(list(g_t), list(g_s), teacher_temp=0.05)
-    p_t = Centre(K, 0.9)(g_t, 0.05)
-    torch.testing.assert_close(distillation(p_t, list(g_s), 0.1), expected)
-    ours = Centre(K, 0.9)
-    ours.update(g_t.mean(dim=0))
+    p_t = Center(K)(g_t, 0.05)
+    torch.testing.assert_close(dino_loss(p_t, list(g_s), 0.1), expected)
+    ours = Center(K)
+    ours.update(g_t.mean(dim=0), 0.9)
     torch.testing.assert_close(ours.c, reference.center.flatten())
 
 
@@ -233,14 +234,14 @@ def test_a_linear_schedule_arrives_and_stays():
 
 def test_dino_equals_its_equation():
     method, views = MAKE["DINO"](teacher_temperature=0.05), batch(local=1)
-    method.centre.c.copy_(0.1 * torch.randn(K))
+    method.center.c.copy_(0.1 * torch.randn(K))
     student = [method.encoder(x) for x in views.views]
     teacher = [method.teacher(x) for x in views.views[:2]]
     expected = 0
     for t in range(2):
         for s in range(3):
             for n in range(N) if s != t else ():
-                p = softmax(teacher[t][n] - method.centre.c, 0.05)
+                p = softmax(teacher[t][n] - method.center.c, 0.05)
                 expected = expected + cross_entropy(p, student[s][n], 0.1)
     assert_same_gradients(method(views)["loss"], expected / (4 * N), method)
 
@@ -257,8 +258,8 @@ def train_on_blots(**kwargs) -> dict[str, float]:
     return {name: value.item() for name, value in out.items() if value.dim() == 0}
 
 
-def test_without_a_centre_all_images_go_to_one_output_and_the_health_says_so():
-    found = train_on_blots(centre_momentum=1.0)
+def test_without_a_center_all_images_go_to_one_output_and_the_health_says_so():
+    found = train_on_blots(center_momentum=1.0)
     assert found["loss"] < 0.01
     assert found["assignment_entropy"] < 0.01 and found["assignment_sharpness"] > 0.99
     assert "assignment_entropy" in health.verdict(found)
@@ -301,7 +302,7 @@ def test_the_patch_loss_equals_lightlys():
     flat = mask.flatten(1)
     reference = lightly.IBOTPatchLoss(output_dim=K, teacher_temp=0.05, student_temp=0.1)
     expected = reference(g_t[flat], g_s[flat], mask)
-    torch.testing.assert_close(patch_loss(Centre(K, 0.9)(g_t, 0.05), g_s, flat, 0.1), expected)
+    torch.testing.assert_close(ibot_loss(Center(K)(g_t, 0.05), g_s, flat, 0.1), expected)
 
 
 def masks(method, views):
@@ -349,16 +350,16 @@ def reference_ibot(method, views, class_targets, patch_targets):
 def test_ibot_equals_its_equations():
     method, views = MAKE["IBOT"](patch_temperature=0.07), batch(local=1)
     with torch.no_grad():
-        method.centre.c.normal_(std=0.1)
-        method.patch_centre.c.normal_(std=0.1)
+        method.center.c.normal_(std=0.1)
+        method.patch_center.c.normal_(std=0.1)
         method.encoder.mask_token.normal_()
     assert any(masked.any() for _, masked in masks(method, views))
 
     def of_class(scores):
-        return [[softmax(row - method.centre.c, 0.04) for row in view] for view in scores]
+        return [[softmax(row - method.center.c, 0.04) for row in view] for view in scores]
 
     def of_patch(scores):
-        return softmax(scores - method.patch_centre.c, 0.07)
+        return softmax(scores - method.patch_center.c, 0.07)
 
     dino, ibot = reference_ibot(method, views, of_class, of_patch)
     out = method(views)
@@ -375,8 +376,8 @@ def test_the_student_does_not_see_what_is_masked_and_the_teacher_does(name):
     other = x.clone()
     other[:, :, :2, :2] += 1  # patch 0
     other[:, :, 2:4, 2:4] -= 1  # patch 5
-    student = [encoder.scores(images, patches, masked) for images in (x, other)]
-    teacher = [encoder.scores(images, patches) for images in (x, other)]
+    student = [encoder.scores(*encoder.features(images, patches, masked)) for images in (x, other)]
+    teacher = [encoder.scores(*encoder.features(images, patches)) for images in (x, other)]
     for head in range(2):
         assert torch.equal(student[0][head], student[1][head])
         assert not torch.allclose(teacher[0][head], teacher[1][head])
@@ -389,7 +390,7 @@ def test_ibots_head_is_shared_unless_there_are_two():
     assert apart.encoder.patch_head is not apart.encoder.head
 
 
-def test_class_tokens_and_patches_have_centres_of_their_own():
+def test_class_tokens_and_patches_have_centers_of_their_own():
     method, views = MAKE["IBOT"](), batch()
     teacher = method.teacher.encoder
     expected, expected_patch = [], []
@@ -400,8 +401,8 @@ def test_class_tokens_and_patches_have_centres_of_their_own():
         expected_patch.append(torch.stack(rows).mean(dim=0))
     expected, expected_patch = torch.stack(expected).mean(0), torch.stack(expected_patch).mean(0)
     train(method, [views])
-    torch.testing.assert_close(method.centre.c, 0.1 * expected)
-    torch.testing.assert_close(method.patch_centre.c, 0.1 * expected_patch)
+    torch.testing.assert_close(method.center.c, 0.1 * expected)
+    torch.testing.assert_close(method.patch_center.c, 0.1 * expected_patch)
 
 
 # DINOv2.
@@ -410,7 +411,7 @@ def test_class_tokens_and_patches_have_centres_of_their_own():
 def test_koleo_equals_lightlys():
     x = torch.randn(N, 7, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    loss, expected = koleo(x), lightly.KoLeoLoss()(y)
+    loss, expected = koleo_loss(x), lightly.KoLeoLoss()(y)
     torch.testing.assert_close(loss, expected)
     loss.backward()
     expected.backward()
@@ -418,7 +419,7 @@ def test_koleo_equals_lightlys():
 
 
 def test_dinov2_is_dino_ibot_and_koleo():
-    method, views = MAKE["DINOv2"](koleo_weight=0.3, centring="mean"), batch(local=1)
+    method, views = MAKE["DINOv2"](koleo_weight=0.3, centering="mean"), batch(local=1)
 
     def of_class(scores):
         return [[softmax(row, 0.04) for row in view] for view in scores]
@@ -438,21 +439,24 @@ def test_dinov2s_sinkhorn_balances_class_tokens_and_patches():
     method, views = MAKE["DINOv2"](), batch()
     teacher = method.teacher.encoder
     drawn = masks(method, views)
-    found = [teacher.scores(x, drawn[view][0]) for view, x in enumerate(views.views[:2])]
-    p_t = SinkhornCentre()(torch.stack([g for g, _ in found]), 0.04)
+    found = [
+        teacher.scores(*teacher.features(x, drawn[view][0]))
+        for view, x in enumerate(views.views[:2])
+    ]
+    p_t = SinkhornCenter()(torch.stack([g for g, _ in found]), 0.04)
     masked = torch.stack([hidden for _, hidden in drawn])
-    p_v = SinkhornCentre()(torch.stack([v for _, v in found]), 0.04, masked)
+    p_v = SinkhornCenter()(torch.stack([v for _, v in found]), 0.04, masked)
     assert masked.any() and not masked.all()
     student, g_s, expected = method.encoder, [], 0
     for view, (patches, masked) in enumerate(drawn):
-        g, v = student.scores(views.views[view], patches, masked)
+        g, v = student.scores(*student.features(views.views[view], patches, masked))
         g_s.append(g)
-        expected = expected + patch_loss(p_v[view], v, masked, 0.1) / 2
+        expected = expected + ibot_loss(p_v[view], v, masked, 0.1) / 2
     g_s += [student(x) for x in views.views[2:]]
     out = method(views)
     torch.testing.assert_close(out["patch_loss"], expected)
-    torch.testing.assert_close(out["class_loss"], distillation(p_t, g_s, 0.1))
-    assert not dict(method.centre.named_buffers())
+    torch.testing.assert_close(out["class_loss"], dino_loss(p_t, g_s, 0.1))
+    assert not dict(method.center.named_buffers())
 
 
 # MSN.

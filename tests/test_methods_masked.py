@@ -120,7 +120,7 @@ def test_decoder_tells_places_apart_and_cares_for_no_order_of_what_was_seen():
 @pytest.mark.parametrize("width, num_heads", [(6, 2), (16, 3), (0, 1)])
 def test_decoder_refuses_widths_that_do_not_divide(width, num_heads):
     with pytest.raises(ConfigError, match="width"):
-        ViTDecoder.validate(width=width, num_heads=num_heads)
+        ViTDecoder(5, 3, (GRID, GRID), width=width, num_heads=num_heads)
 
 
 MAKE = {
@@ -190,9 +190,9 @@ def test_masks_are_of_the_sample_and_the_step_alone(name):
 # MAE
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_mae_is_the_squared_error_of_what_the_encoder_did_not_see(normalise, monkeypatch):
-    method = MAE(vit(), decoder=DECODER, normalise_pixels=normalise)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_mae_is_the_squared_error_of_what_the_encoder_did_not_see(normalize, monkeypatch):
+    method = MAE(vit(), decoder=DECODER, normalize_pixels=normalize)
     calls = spy(monkeypatch, method.encoder.backbone, "tokens")
     loss, images = method(batch())["loss"], batch().views[0]
     kept = calls[0][1]["kept"]
@@ -205,7 +205,7 @@ def test_mae_is_the_squared_error_of_what_the_encoder_did_not_see(normalise, mon
         y = method.encoder.head(z[n : n + 1], kept[n : n + 1], torch.tensor([hidden]))[0]
         for row, number in enumerate(hidden):
             x = patch(images, n, number).flatten()
-            if normalise:
+            if normalize:
                 x = (x - x.mean()) / (x.var() + 1e-6) ** 0.5
             total = total + ((y[row] - x) ** 2).mean()
             count += 1

@@ -14,10 +14,11 @@ from ssl_zoo.core import MomentumEncoder, merge_outputs
 from ssl_zoo.engine.optimizers import SGD
 from ssl_zoo.engine.schedules import Cosine, Schedules
 from ssl_zoo.heads import MLP
+from ssl_zoo.losses import sigreg, vicreg_terms
 from ssl_zoo.methods import w_mse
 from ssl_zoo.methods.barlow_twins import BarlowTwins, cross_correlation
 from ssl_zoo.methods.byol import BYOL
-from ssl_zoo.methods.lejepa import LeJEPA, sigreg
+from ssl_zoo.methods.lejepa import LeJEPA
 from ssl_zoo.methods.mmcr import MMCR
 from ssl_zoo.methods.simsiam import SimSiam
 from ssl_zoo.methods.tico import TiCo
@@ -88,7 +89,7 @@ def barlow_twins(method, views):
     return 0.5 * total
 
 
-def vicreg_terms(z_1, z_2):
+def equation_of_vicreg(z_1, z_2):
     s = mean_of([(a - b) ** 2 for a, b in zip(z_1.flatten(), z_2.flatten(), strict=True)])
     v = [
         mean_of([(1 - (var(z[:, j]) + 1e-4).sqrt()).clamp(min=0) for j in range(D)])
@@ -101,7 +102,7 @@ def vicreg_terms(z_1, z_2):
 
 
 def vicreg(method, views):
-    s, v, c = vicreg_terms(*(method.encoder(x) for x in views))
+    s, v, c = equation_of_vicreg(*(method.encoder(x) for x in views))
     return 3 * s + 5 * v + 7 * c
 
 
@@ -116,7 +117,7 @@ def matches(here, there, gamma):
 
 def vicregl(method, views):
     def criterion(z_1, z_2):
-        s, v, c = vicreg_terms(z_1, z_2)
+        s, v, c = equation_of_vicreg(z_1, z_2)
         return 3 * s + 5 * v + 7 * c / 2
 
     backbone, maps, places = method.encoder.backbone, [], []
@@ -204,8 +205,8 @@ def epps_pulley(x):
 
 def lejepa(method, views):
     z = method.encoder(torch.cat(views)).split(N)
-    centre = (z[0] + z[1]) / 2
-    prediction = mean_of([((each - centre) ** 2).mean() for each in z])
+    center = (z[0] + z[1]) / 2
+    prediction = mean_of([((each - center) ** 2).mean() for each in z])
     directions = method.directions(z[0])
     statistic = mean_of([epps_pulley(each @ a) for each in z for a in directions.T])
     return 0.8 * prediction + 0.2 * statistic
@@ -384,7 +385,13 @@ def test_w_mse_whitens_each_row_once_an_iteration_in_an_order_of_the_step(monkey
 # ----------------------------------------------------------------------------------- the rest
 
 
-def test_matches_are_each_images_own_and_may_share_a_partner():
+def test_vicregs_terms_by_hand_are_its_equations():
+    z_1, z_2 = torch.randn(N, D), 0.5 * torch.randn(N, D)
+    for ours, theirs in zip(vicreg_terms(z_1, z_2), equation_of_vicreg(z_1, z_2), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_matches_stay_within_an_image_and_may_share_a_partner():
     z = torch.tensor([[[0.0], [5.0], [1.0]], [[9.0], [1.0], [2.0]]])  # [2, 3, 1]
     other = torch.tensor([[[0.9], [7.0]], [[0.0], [3.0]]])  # [2, 2, 1]
     kept, partner = match(torch.cdist(z, other), gamma=2)

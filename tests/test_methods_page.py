@@ -23,10 +23,10 @@ PROTOCOL = {"k": 200, "temperature": 0.07, "normalized": True}
 @pytest.fixture(scope="module", autouse=True)
 def entries():
     """Reading every config once is enough."""
-    found, in_colour = methods_page.entries(), methods_page.arms(methods_page.COLOUR)
+    found, in_color = methods_page.entries(), methods_page.arms(methods_page.COLOR)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods_page, "entries", lambda: found)
-        patch.setattr(methods_page, "arms", lambda grid: in_colour)
+        patch.setattr(methods_page, "arms", lambda grid: in_color)
         yield found
 
 
@@ -55,13 +55,13 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_colour(tmp_path_factory):
-    return finished(methods_page.COLOUR, tmp_path_factory.mktemp("colour"), ("CMC",))
+def in_color(tmp_path_factory):
+    return finished(methods_page.COLOR, tmp_path_factory.mktemp("color"), ("CMC",))
 
 
 def line(page: str, name: str) -> str:
     """Of the first table."""
-    page = page.partition("## In colour")[0]
+    page = page.partition("## In color")[0]
     (found,) = (text for text in page.splitlines() if text.startswith(f"| [{name}]"))
     return found
 
@@ -119,21 +119,21 @@ def test_figures_come_from_a_study_against_each_arms_own_start(study):
     assert said in page and "seeds 0, on 2 cores, a <fake>, torch 2.15.0" in page
 
 
-def test_the_study_in_colour_has_a_table_of_its_own(in_colour):
-    results = methods_page.study_results(in_colour.out)
+def test_the_study_in_color_has_a_table_of_its_own(in_color):
+    results = methods_page.study_results(in_color.out)
     assert set(results["arms"]) == {"CMC"}
-    above, below = methods_page.render({"zoo_colour": results}).split("## In colour")
-    assert line(above, "CMC").endswith("| [in colour](#in-colour) |  |  |  |")
+    above, below = methods_page.render({"zoo_color": results}).split("## In color")
+    assert line(above, "CMC").endswith("| [in color](#in-color) |  |  |  |")
     assert "(../configs/photographs/cmc.yaml)" in line(above, "CMC")
     assert "| not run |" in line(above, "Colorization") and "80.2" not in above
     assert line(below, "CMC").endswith("| 80.2 | +10.2 | +0.8 | – |")
     assert line(below, "MoCo v2").endswith("| not run |  |  |  |")
-    assert "`ssl-zoo ablate configs/ablation/zoo_colour.yaml`, seeds 0" in below
+    assert "`ssl-zoo ablate configs/ablation/zoo_color.yaml`, seeds 0" in below
     # An arm of one name in both studies: each table has its own study's figures.
-    assert line(methods_page.render({"zoo_colour": results}), "MoCo v2").count("not run") == 1
+    assert line(methods_page.render({"zoo_color": results}), "MoCo v2").count("not run") == 1
     of = results["arms"]["CMC"]
     arms = {"MoCo v2": of | {"knn": [12.34]}, "Supervised": of | {"knn": [20.0]}}
-    above, below = methods_page.render({"zoo": {**results, "arms": arms}}).split("## In colour")
+    above, below = methods_page.render({"zoo": {**results, "arms": arms}}).split("## In color")
     assert line(above, "MoCo v2").endswith("| 12.3 | +10.2 | +0.8 | -7.7 |")
     assert line(above, "Supervised").endswith("| 20.0 | +10.2 | +0.8 | – |")
     assert line(below, "MoCo v2").endswith("| not run |  |  |  |")
@@ -149,18 +149,18 @@ def test_a_study_of_one_arm_leaves_the_others_figures(study):
     assert "at commit 0123456 and fedcba9 with" in methods_page.said(results)
 
 
-def test_a_study_leaves_the_figures_of_the_other(study, in_colour, tmp_path, monkeypatch):
+def test_a_study_leaves_the_figures_of_the_other(study, in_color, tmp_path, monkeypatch):
     monkeypatch.setattr(methods_page, "RESULTS", tmp_path / "results.json")
     monkeypatch.setattr(methods_page, "write", lambda: methods_page.PAGE)
-    for folder in (study.out, in_colour.out, study.out):
+    for folder in (study.out, in_color.out, study.out):
         assert methods_page.main(["--study", str(folder)]) == 0
     arms = {name: set(of["arms"]) for name, of in methods_page.known_results().items()}
-    assert arms == {"zoo": {"BYOL", "MAE"}, "zoo_colour": {"CMC"}}
+    assert arms == {"zoo": {"BYOL", "MAE"}, "zoo_color": {"CMC"}}
 
 
 def test_a_folder_names_its_study(study, capsys):
     assert methods_page.main(["--study", str(study.out.parent), "--check"]) == 2
-    assert "expected a folder named zoo or zoo_colour" in capsys.readouterr().err
+    assert "expected a folder named zoo or zoo_color" in capsys.readouterr().err
 
 
 def test_figures_of_another_config_are_left_out(study, capsys):

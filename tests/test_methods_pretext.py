@@ -15,7 +15,7 @@ from ssl_zoo.backbones import Timm
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
 from ssl_zoo.heads import Linear
-from ssl_zoo.methods.colorization import Colorization, colour_bins
+from ssl_zoo.methods.colorization import Colorization, color_bins
 from ssl_zoo.methods.jigsaw import Jigsaw, distant_permutations
 from ssl_zoo.methods.relative_location import RelativeLocation, keep_one_channel
 from ssl_zoo.methods.rotation import Rotation
@@ -111,7 +111,7 @@ def jigsaw(**kwargs) -> Jigsaw:
     return Jigsaw(TinyNet(width=4), head=HEAD, **kwargs)
 
 
-def test_jigsaw_asks_for_the_order_of_tiles_that_are_each_normalised():
+def test_jigsaw_asks_for_the_order_of_tiles_that_are_each_normalized():
     method, data = jigsaw(), batch()
     k = rng.integers(7, method.random_key("permutation", data.index))
     assert len(set(k.tolist())) > 1
@@ -168,6 +168,8 @@ def test_the_next_permutation_is_the_farthest_from_those_before():
 def test_jigsaw_refuses_nonsense():
     with pytest.raises(ConfigError, match="num_permutations: out of range"):
         jigsaw(num_permutations=1)
+    with pytest.raises(ConfigError, match="hidden_features: too small"):
+        jigsaw(hidden_features=0)
     with pytest.raises(ValueError, match="do not fit"):
         jigsaw(patch_size=5)(batch())
 
@@ -177,7 +179,7 @@ def test_jigsaw_refuses_nonsense():
 
 def relative(drop: bool = True, **kwargs) -> RelativeLocation:
     kwargs = {"patch_size": CELL, "jitter": 0, "hidden_features": 6} | kwargs
-    return RelativeLocation(TinyNet(width=4), head=HEAD, drop_colours=drop, **kwargs)
+    return RelativeLocation(TinyNet(width=4), head=HEAD, drop_colors=drop, **kwargs)
 
 
 def test_relative_location_asks_for_the_side_of_the_second_patch():
@@ -223,12 +225,12 @@ def share(x: torch.Tensor, index: torch.Tensor | None = None):
 
 
 def frequencies(method: Colorization, images: torch.Tensor) -> torch.Tensor:
-    """Of colours in `images`, smoothed: p [Q], pixel by pixel and bin by bin."""
+    """Of colors in `images`, smoothed: p [Q], pixel by pixel and bin by bin."""
     bins = method.bins.double()
     p = torch.zeros(len(bins), dtype=torch.float64)
     for image in rgb_to_lab(images)[:, 1:, ::4, ::4].double():
-        for colour in image.flatten(1).T:
-            distance = (bins - colour).norm(dim=1)
+        for color in image.flatten(1).T:
+            distance = (bins - color).norm(dim=1)
             five = distance.argsort()[:5]
             z = torch.exp(-(distance[five] ** 2) / (2 * 5.0**2))
             p[five] += z / z.sum()
@@ -241,7 +243,7 @@ def frequencies(method: Colorization, images: torch.Tensor) -> torch.Tensor:
 
 
 def test_bins_cover_what_srgb_reaches():
-    bins = colour_bins(10)
+    bins = color_bins(10)
     assert bins.shape == (261, 2) and (bins % 10 == 0).all()
     assert [0, 0] in bins.tolist() and [110, 0] not in bins.tolist()
     ab = rgb_to_lab(torch.rand(4, 3, 16, 16))[:, 1:].movedim(1, 3).flatten(0, 2)
@@ -249,19 +251,19 @@ def test_bins_cover_what_srgb_reaches():
     assert distance.amin(dim=1).max() <= 5
 
 
-def test_a_colour_is_spread_over_its_five_nearest_bins():
+def test_a_color_is_spread_over_its_five_closest_bins():
     method = colorization()
     ab = 100 * torch.rand(2, 2, 3, 3) - 50
-    nearest, z = method.encode(ab)  # [2, 5, 3, 3]
+    closest, z = method.encode(ab)  # [2, 5, 3, 3]
     for n, row, column in [(0, 0, 0), (1, 2, 1), (0, 1, 2)]:
         distance = (method.bins - ab[n, :, row, column]).norm(dim=1)
         five = distance.argsort()[:5]
         weight = torch.exp(-(distance[five] ** 2) / (2 * 5.0**2))
-        assert nearest[n, :, row, column].tolist() == five.tolist()
+        assert closest[n, :, row, column].tolist() == five.tolist()
         torch.testing.assert_close(z[n, :, row, column], weight / weight.sum())
 
 
-def test_rare_colours_weigh_more_and_the_mean_weight_is_one():
+def test_rare_colors_weigh_more_and_the_mean_weight_is_one():
     method, images = colorization(), torch.rand(4, 3, 8, 8)
     method.before_epoch(share(images))
     p = frequencies(method, images)
@@ -272,13 +274,13 @@ def test_rare_colours_weigh_more_and_the_mean_weight_is_one():
     assert method.weight[p.argmin()] == method.weight.max() > method.weight[p.argmax()]
 
 
-def test_with_lambda_one_every_colour_weighs_the_same():
+def test_with_lambda_one_every_color_weighs_the_same():
     method = colorization(uniform=1.0)
     method.before_epoch(share(torch.rand(4, 3, 8, 8)))
     torch.testing.assert_close(method.weight, torch.ones_like(method.weight))
 
 
-def test_colours_are_counted_before_the_first_step_alone():
+def test_colors_are_counted_before_the_first_step_alone():
     method = colorization()
     method.before_epoch(share(torch.rand(4, 3, 8, 8)))
     weight = method.weight.clone()
@@ -301,7 +303,7 @@ def weight_of_my_share() -> torch.Tensor:
     return method.weight
 
 
-def test_colours_are_counted_over_all_ranks():
+def test_colors_are_counted_over_all_ranks():
     (one,) = on_ranks(1, weight_of_my_share)
     for rank in on_ranks(2, weight_of_my_share):
         torch.testing.assert_close(rank, one)

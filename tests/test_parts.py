@@ -11,11 +11,11 @@ from tiny import TinyNet
 from torch import nn
 from torch.nn import functional as F
 
+from ssl_zoo import experiment  # noqa: F401
 from ssl_zoo.backbones import Timm
 from ssl_zoo.cli.main import KINDS
 from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, Registry, bind
 from ssl_zoo.core import Encoder, MomentumEncoder
-from ssl_zoo.experiment import build  # noqa: F401
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.memory import MoCoQueue
 from ssl_zoo.methods.byol import BYOL
@@ -89,7 +89,7 @@ def test_weights_come_from_a_local_file(tmp_path):
             Timm(name="resnet18", weights=str(tmp_path / name))
         assert caught.value.key == "weights" and caught.value.found == str(tmp_path / name)
     with pytest.raises(ConfigError, match="no such file") as caught:
-        Timm.validate(name="resnet18", weights=str(tmp_path / "weight.pth"))
+        Timm(name="resnet18", weights=str(tmp_path / "weight.pth"))
     assert caught.value.nearest == str(tmp_path / "weights.pth")
 
 

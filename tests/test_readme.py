@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_zoo import cli, config
+from ssl_zoo import cli, config, experiment
 from ssl_zoo.config import MEMORY, bind
-from ssl_zoo.experiment import build
 from ssl_zoo.study import ablation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +56,7 @@ def test_every_command_in_the_docs_is_accepted(file, command, monkeypatch):
     arguments, rest = cli._parser().parse_known_args(words)
     assert not rest
     if words[0] == "train":
-        build.parse(config.load(arguments.config, arguments.overrides))
+        experiment.parse(config.load(arguments.config, arguments.overrides))
     elif words[0] == "ablate":
         study = ablation.expand(arguments.grid, arguments.out, arguments.overrides, arguments.base)
         assert study.runs

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_zoo import backbones, config
-from ssl_zoo.backbones import Timm
+from ssl_zoo import config, experiment
+from ssl_zoo.backbones import Timm, timm_models
 from ssl_zoo.config import ConfigError
 from ssl_zoo.core import Method
 from ssl_zoo.engine import checkpoint, precision
 from ssl_zoo.engine.optimizers import SGD, AdamW
 from ssl_zoo.engine.precision import choose
-from ssl_zoo.experiment import build
+from ssl_zoo.system import hardware
 from ssl_zoo.system.hardware import keep_freed_memory
 
 
@@ -103,7 +103,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing(model, bn_groups)
 
 def test_gradient_checkpointing_is_refused_where_timm_has_none():
     with pytest.raises(ConfigError, match="timm has none for test_x"):
-        backbones.timm._checkpoint_gradients(nn.Linear(1, 1), "test_x")
+        timm_models.checkpoint_gradients(nn.Linear(1, 1), "test_x")
 
 
 def test_auto_is_bf16_where_the_cpu_multiplies_in_it_and_says_so(monkeypatch):
@@ -114,14 +114,14 @@ def test_auto_is_bf16_where_the_cpu_multiplies_in_it_and_says_so(monkeypatch):
         ({"avx512f"}, ("fp32", "auto: no bf16 units here")),
         (set(), ("fp32", "auto: no bf16 units here")),
     ):
-        monkeypatch.setattr(precision, "_cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(hardware, "_cpu_flags", lambda flags=flags: flags)
         assert choose(cpu, "auto") == expected
     assert choose(cpu, "fp32") == ("fp32", "as configured")
 
 
 MAPPED = """
 import sys, torch
-from ssl_zoo.memory_use import keep_freed_memory
+from ssl_zoo.system.hardware import keep_freed_memory
 
 def resident():
     line = next(x for x in open("/proc/self/status") if x.startswith("VmRSS"))
@@ -149,7 +149,7 @@ def test_freed_memory_is_kept():
 HUGE = """
 import torch
 from pathlib import Path
-from ssl_zoo.memory_use import give_back_freed_memory, keep_freed_memory
+from ssl_zoo.system.hardware import give_back_freed_memory, keep_freed_memory
 
 def huge():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -204,7 +204,7 @@ def test_encoders_compile_in_one_graph_and_train_alike(overrides, tmp_path, monk
         settings = [f"train.compile={compile}", "train.precision=fp32", "knn=null", *overrides]
         settings += ["train.epochs=0.3", "train.log_every=1", "checkpoint.every_epochs=100"]
         cfg = config.load("configs/digits/moco_v2.yaml", settings)
-        trainer = build.trainer(cfg, torch.device("cpu"), folder)
+        trainer = experiment.build_trainer(cfg, torch.device("cpu"), folder)
         trainer.fit()
         losses.append([line["loss"] for line in trainer.recorded() if line["kind"] == "train"])
     assert compiled and trainer.method.encoder in compiled
@@ -214,7 +214,7 @@ def test_encoders_compile_in_one_graph_and_train_alike(overrides, tmp_path, monk
 
 KEPT = """
 import torch
-from ssl_zoo.memory_use import PeakMemory, keep_freed_memory
+from ssl_zoo.system.hardware import PeakMemory, keep_freed_memory
 
 assert keep_freed_memory()
 memory = PeakMemory(torch.device("cpu"))
@@ -241,10 +241,10 @@ def test_a_batch_smaller_than_the_groups_is_refused():
 
 def test_a_resume_keeps_the_precision_and_this_machines_kernels(tmp_path, monkeypatch):
     def make(flags: set[str]):
-        monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+        monkeypatch.setattr(hardware, "_cpu_flags", lambda: flags)
         settings = ["knn=null", "train.epochs=0.2", "optimizer={type: AdamW, lr: 0.001}"]
         cfg = config.load("configs/digits/moco_v2.yaml", settings)
-        return build.trainer(cfg, torch.device("cpu"), tmp_path)
+        return experiment.build_trainer(cfg, torch.device("cpu"), tmp_path)
 
     begun = make({"avx512_bf16"})
     begun.optimizer.param_groups[0]["fused"] = None  # as another machine might have it

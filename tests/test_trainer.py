@@ -19,7 +19,7 @@ from ranks import on_ranks
 from rich.console import Console
 from torch import nn
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.config import ConfigError
 from ssl_zoo.core import merge_outputs
 from ssl_zoo.engine import checkpoint
@@ -27,7 +27,6 @@ from ssl_zoo.engine.hooks import Checkpointing, Hook
 from ssl_zoo.engine.optimizers import start_momentum
 from ssl_zoo.engine.schedules import Constant, Cosine, Exponential, Step
 from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
-from ssl_zoo.experiment import build
 from ssl_zoo.system import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +48,7 @@ TINY = [
 def make(folder: Path, *overrides) -> Trainer:
     folder.mkdir(exist_ok=True)
     cfg = config.load(DIGITS, [*TINY, *overrides])
-    return build.trainer(cfg, torch.device("cpu"), folder)
+    return experiment.build_trainer(cfg, torch.device("cpu"), folder)
 
 
 def everything(trainer: Trainer) -> dict:
@@ -297,7 +296,7 @@ def test_a_checkpoint_loads_weights_only_and_is_complete(tmp_path):
         "memory.key_encoder.encoder.head.layers.0.weight",
     } <= set(state["method"])
     assert set(state["ranks"][0]["random"]) == {"torch", "cuda", "numpy", "python"}
-    assert build.parse(config.loads(state["config"], "saved")).spelled_out()["seed"] == 0
+    assert experiment.parse(config.loads(state["config"], "saved")).spelled_out()["seed"] == 0
 
 
 def test_a_run_on_the_cpu_leaves_a_gpu_alone(tmp_path, monkeypatch):

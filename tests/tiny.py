@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ssl_zoo.backbones import Backbone
 from ssl_zoo.config import BACKBONES
 from ssl_zoo.core import Batch
 from ssl_zoo.ops.batchnorm import split_batchnorm
 
 
 @BACKBONES.register_module()
-class TinyNet(nn.Module):
+class TinyNet(Backbone):
     """Two convolutions and a mean; for tests."""
 
     def __init__(

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without ins
 from ssl_zoo import config
 from ssl_zoo.config import METHODS, Part, signature
 from ssl_zoo.core import Family
-from ssl_zoo.experiment import build
+from ssl_zoo.experiment import parse, views_needed
 from ssl_zoo.study import ablation
 from ssl_zoo.study.baselines import PIXELS, RANDOM
 from ssl_zoo.study.report.results import Outcome, protocols, rows
@@ -33,7 +33,7 @@ from ssl_zoo.study.report.tables import spread
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, DOCS = ROOT / "configs", ROOT / "docs"
-ZOO, COLOUR = (CONFIGS / "ablation" / f"{name}.yaml" for name in ("zoo", "zoo_colour"))
+ZOO, COLOR = (CONFIGS / "ablation" / f"{name}.yaml" for name in ("zoo", "zoo_color"))
 PAGE, RESULTS = DOCS / "methods.md", DOCS / "zoo_results.json"
 CITED = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
@@ -64,22 +64,22 @@ sets the rest; losses, memories, heads and backbones that a method uses have fil
 
 Of those that MoCo's paper compares with, Exemplar, LocalAgg, AMDIM and BigBiGAN are not here."""
 
-IN_COLOUR = """\
-## In colour
+IN_COLOR = """\
+## In color
 
-CMC and Colorization need colour, and Fashion-MNIST is gray. Their study is `zoo_colour`, on
-`Photographs`: patches of the two photographs that scikit-learn bundles, which are real colours
+CMC and Colorization need color, and Fashion-MNIST is gray. Their study is `zoo_color`, on
+`Photographs`: patches of the two photographs that scikit-learn bundles, which are real colors
 and no download. A class is which picture and which of its six horizontal bands a patch shows;
 training and test patches share no pixel. This is no benchmark, and its figures are not to be
-compared with those above. They show that both methods learn from real colours, beside MoCo v2 and
+compared with those above. They show that both methods learn from real colors, beside MoCo v2 and
 training on labels.
 
 ```
-ssl-zoo ablate configs/ablation/zoo_colour.yaml
-python benchmarks/colour.py runs/ablation/zoo_colour/c*/seed0  # their own tasks, on test patches
+ssl-zoo ablate configs/ablation/zoo_color.yaml
+python benchmarks/color.py runs/ablation/zoo_color/c*/seed0  # their own tasks, on test patches
 ```
 
-Their own tasks, on test patches, at the same commit: CMC finds the colours that go with a
+Their own tasks, on test patches, at the same commit: CMC finds the colors that go with a
 lightness, and the reverse, among 1,024 in 2.9% (26.9% among its first ten; untrained 0.1% and
 1.0%). Colorization's loss is 1.96 (untrained 4.01, the best single answer for all pixels 2.82)."""
 
@@ -124,13 +124,12 @@ class Entry:
     def paper(self) -> str:
         """arXiv number in a config's first line, or else in the class's docstring."""
         lines = [first_line(path) for path in (self.base, self.recipe) if path is not None]
-        found = CITED.search(" ".join([*lines, inspect.getdoc(self.method.target) or ""]))
-        return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else "–"
+        cited = CITED.search(" ".join([*lines, inspect.getdoc(self.method.target) or ""]))
+        return f"[{cited[1]}](https://arxiv.org/abs/{cited[1]})" if cited else "–"
 
     @property
     def needs(self) -> str:
-        views = self.method.target.views_needed
-        views = views(**self.method.kwargs) if callable(views) else views
+        views = views_needed(self.method)
         said = [self.method.target.needs, f"{views} views" if views > 1 else "1 view"]
         return ", ".join([*said, "labels"] if self.labels else said)
 
@@ -147,34 +146,34 @@ def first_line(path: Path) -> str:
 
 def entries() -> list[Entry]:
     """The arms of the zoo's study, then a config of each method that none of them runs."""
-    found = arms(ZOO)
-    shown = {entry.method.target for entry in found}
-    found += [entry for entry in arms(COLOUR) if entry.method.target not in shown]
-    shown = {entry.method.target for entry in found}
+    listed = arms(ZOO)
+    shown = {entry.method.target for entry in listed}
+    listed += [entry for entry in arms(COLOR) if entry.method.target not in shown]
+    shown = {entry.method.target for entry in listed}
     for path in (p for f in ("fashion_mnist", "cifar10") for p in sorted((CONFIGS / f).glob("*"))):
-        method = build.parse(config.load(path)).kwargs["method"]
+        method = parse(config.load(path)).kwargs["method"]
         if method.target not in shown:
             shown.add(method.target)
             name = re.split(r"[(,:]| on ", first_line(path).lstrip("# "))[0].strip()
-            found.append(Entry(name, path, method))
+            listed.append(Entry(name, path, method))
     missing = {m for m in METHODS.module_dict.values() if m.__module__.startswith("ssl_zoo.")}
     if missing - shown:
         names = ", ".join(sorted(target.__name__ for target in missing - shown))
         raise ValueError(f"no config in configs/fashion_mnist or configs/cifar10 runs {names}")
     families = get_args(Family)
-    return sorted(found, key=lambda entry: families.index(entry.method.target.family))
+    return sorted(listed, key=lambda entry: families.index(entry.method.target.family))
 
 
 def arms(grid: Path) -> list[Entry]:
     """The arms of a grid, each once, in its order."""
     study = ablation.expand(grid)
-    found = {}
+    by_arm = {}
     for run in study.runs:
-        if run.arm not in found:
+        if run.arm not in by_arm:
             base = study.blocks[run.arm].get("base", study.common.get("base"))
-            method = build.parse(config.Config(run.config)).kwargs["method"]
-            found[run.arm] = Entry(run.arm, (grid.parent / base).resolve(), method)
-    return list(found.values())
+            method = parse(config.Config(run.config)).kwargs["method"]
+            by_arm[run.arm] = Entry(run.arm, (grid.parent / base).resolve(), method)
+    return list(by_arm.values())
 
 
 def render(results: dict[str, Any]) -> str:
@@ -184,15 +183,15 @@ def render(results: dict[str, Any]) -> str:
         results: of `study_results`, by the study's name.
     """
     table = entries()
-    gray, colour = (results.get(grid.stem, {}) for grid in (ZOO, COLOUR))
-    coloured = arms(COLOUR)
+    gray, color = (results.get(grid.stem, {}) for grid in (ZOO, COLOR))
+    colored = arms(COLOR)
     lines = []
     for entry in table:
         measured = figures(gray, entry)
         if measured is None:
-            alone = entry.base in (other.base for other in coloured)
-            elsewhere = alone and figures(colour, entry) is not None
-            measured = ["[in colour](#in-colour)", *NOT_RUN[1:]] if elsewhere else NOT_RUN
+            alone = entry.base in (other.base for other in colored)
+            elsewhere = alone and figures(color, entry) is not None
+            measured = ["[in color](#in-color)", *NOT_RUN[1:]] if elsewhere else NOT_RUN
         cells = [
             link(entry.name, entry.base),
             entry.paper,
@@ -204,8 +203,8 @@ def render(results: dict[str, Any]) -> str:
             *measured,
         ]
         lines.append(cells)
-    in_colour = [
-        [link(entry.name, entry.base), *(figures(colour, entry) or NOT_RUN)] for entry in coloured
+    in_color = [
+        [link(entry.name, entry.base), *(figures(color, entry) or NOT_RUN)] for entry in colored
     ]
     lengths = [length(file) for file in {entry.file for entry in table}]
     below = BELOW.format(
@@ -216,7 +215,7 @@ def render(results: dict[str, Any]) -> str:
         yaml=min(length(entry.base) for entry in table),
     )
     parts = [ABOVE, said(gray), as_table(HEADER, lines)]
-    parts += [IN_COLOUR, said(colour), as_table(("method", *FIGURES), in_colour), below]
+    parts += [IN_COLOR, said(color), as_table(("method", *FIGURES), in_color), below]
     return "\n\n".join(parts) + "\n"
 
 
@@ -276,7 +275,7 @@ def study_results(
     Raises:
         ValueError: no study of this name, or no run of it is finished.
     """
-    grids = {grid.stem: grid for grid in (ZOO, COLOUR)}
+    grids = {grid.stem: grid for grid in (ZOO, COLOR)}
     grid = grids.get(folder.resolve().name)
     if grid is None:
         raise ValueError(f"{folder}: expected a folder named {' or '.join(grids)}, as the study is")

@@ -1,6 +1,7 @@
 """Backbones: timm's, and two networks for Lab."""
 
+from ssl_zoo.backbones.base import FITS, Backbone
 from ssl_zoo.backbones.lab import LabPair
-from ssl_zoo.backbones.timm import FITS, Timm
+from ssl_zoo.backbones.timm import Timm
 
-__all__ = ["FITS", "LabPair", "Timm"]
+__all__ = ["FITS", "Backbone", "LabPair", "Timm"]

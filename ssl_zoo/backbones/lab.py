@@ -1,15 +1,13 @@
-"""Two networks, one for lightness and one for colour."""
+"""Two networks, one for lightness and one for color."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_zoo.backbones.timm import FITS
+from ssl_zoo.backbones.base import Backbone
 from ssl_zoo.config import BACKBONES, Part
 from ssl_zoo.ops.color import rgb_to_lab
-
-FITS["lab"] = "two networks, {type: LabPair, of: {type: Timm, name: resnet18}}"
 
 # Of each channel of Lab over sRGB the middle and half of the range: views are in [-1, 1].
 _MIDDLE = [50.0, 6.0, -6.7]
@@ -17,8 +15,8 @@ _HALF_RANGE = [50.0, 92.3, 101.2]
 
 
 @BACKBONES.register_module()
-class LabPair(nn.Module):
-    """Lightness through one network, colour through another, for CMC (arXiv:1906.05849).
+class LabPair(Backbone):
+    """Lightness through one network, color through another, for CMC (arXiv:1906.05849).
 
     Images [N, 3, H, W] are in [0, 1], so its configs leave out `Normalize`. Features [N, 2F]: of L
     the first half, of ab the second.
@@ -48,8 +46,7 @@ class LabPair(nn.Module):
 
     @staticmethod
     def dry_run(of: Part[BACKBONES]) -> None:
-        if hasattr(of.target, "dry_run"):
-            of.replaced(of.target.dry_run, in_chans=1)()
+        of.replaced(of.target.dry_run, in_chans=1)()
 
     @staticmethod
     def provides(**_) -> set[str]:

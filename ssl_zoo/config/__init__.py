@@ -2,6 +2,7 @@
 
 from ssl_zoo.config.constraints import (
     AtLeastTwo,
+    Bounds,
     HalfOpenUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
@@ -28,7 +29,7 @@ from ssl_zoo.config.registry import (
     TRANSFORMS,
     Registry,
 )
-from ssl_zoo.config.yaml import Config, differences, dump, load, loads
+from ssl_zoo.config.yaml import Config, differences, dump, load, loads, override
 
 __all__ = [
     "BACKBONES",
@@ -43,6 +44,7 @@ __all__ = [
     "SCHEDULES",
     "TRANSFORMS",
     "AtLeastTwo",
+    "Bounds",
     "Config",
     "ConfigError",
     "HalfOpenUnitInterval",
@@ -65,6 +67,7 @@ __all__ = [
     "join",
     "load",
     "loads",
+    "override",
     "signature",
     "within",
 ]

@@ -57,12 +57,14 @@ UnitInterval = Annotated[float, Range(0, 1)]
 HalfOpenUnitInterval = Annotated[float, Range(0, 1, open_high=True)]
 
 _T = TypeVar("_T")
-SCHEDULED, MACHINE = "scheduled", "of the machine"
+SCHEDULED, MACHINE, ASCENDING = "scheduled", "of the machine", "low <= high"
 # A schedule may move this number: the part keeps it as an attribute (an optimizer: in its groups)
 # and reads it anew at each step.
 Scheduled = Annotated[_T, SCHEDULED]
 # Where and how a run is computed, not what: another value is still the same run.
 OfMachine = Annotated[_T, MACHINE]
+# What is drawn lies between the two.
+Bounds = Annotated[tuple[_T, _T], ASCENDING]
 
 
 def type_hints(target: Callable) -> dict[str, Any]:
@@ -95,6 +97,8 @@ def check(hint: Any, value: Any, key: str) -> None:
                 raise ConfigError(
                     key, limits.problem(value), found=repr(value), expected=str(limits)
                 )
+            if limits == ASCENDING and value[0] > value[1]:
+                raise ConfigError(key, "not [low, high]", found=str(value), expected=ASCENDING)
         check(args[0], value, key)
     elif origin in (Union, types.UnionType):
         for option in args:

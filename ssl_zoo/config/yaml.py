@@ -29,6 +29,9 @@ _NUMBER_OR_WORD = {  # YAML 1.2's core schema: `1e-3` is a number, `010` is ten,
 }
 
 
+MOST_VALUES = 100_000  # of one file
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012
 
@@ -74,24 +77,30 @@ def load(path: str | Path, overrides: Iterable[str | tuple[str, Any]] = ()) -> C
         ConfigError: missing file, cyclic base, bad YAML, duplicate or non-string key.
     """
     config = _load(Path(path), ())
-    for override in overrides:
-        if isinstance(override, str):
-            dotted, equals, text = override.partition("=")
+    override(config, overrides)
+    return config
+
+
+def override(config: Config, overrides: Iterable[str | tuple[str, Any]], prefix: str = "") -> None:
+    """Sets keys of a config in place, see `load`; `prefix` is the dotted block that they are of."""
+    for setting in overrides:
+        if isinstance(setting, str):
+            dotted, equals, text = setting.partition("=")
             if not equals:
                 raise ConfigError(
-                    override, "not an override", found=repr(override), expected="key=value"
+                    setting, "not an override", found=repr(setting), expected="key=value"
                 )
-            where = f"override {override!r}"
+            where = f"override {setting!r}"
             loader = _Loader(text)
             try:
-                value = _value(loader, loader.get_single_node(), dotted, where, {}, ())
+                node = loader.get_single_node()
+                value = _Reader(loader, where, {}).value(node, dotted, ())
             except yaml.YAMLError as error:
                 raise ConfigError(dotted, f"not YAML: {_one_line(error)}", where=where) from error
         else:
-            dotted, value = override
+            dotted, value = setting
             where = f"override {dotted!r}"
-        _override(config, dotted, value, where)
-    return config
+        _override(config, join(prefix, dotted), value, where)
 
 
 def loads(text: str, name: str) -> Config:
@@ -104,7 +113,7 @@ def loads(text: str, name: str) -> Config:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        data = {} if node is None else _value(loader, node, "", name, origins, ())
+        data = {} if node is None else _Reader(loader, name, origins).value(node, "", ())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -171,8 +180,8 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
         raise ConfigError(
             "", "not text", found=str(error), expected="YAML in UTF-8", where=str(path)
         ) from error
-    own = loads(text, str(path))
-    data, origins = own.data, own.origins
+    read = loads(text, str(path))
+    data, origins = read.data, read.origins
     bases = data.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -188,19 +197,34 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
     return Config(_merge(merged.data, data), {**merged.origins, **origins})
 
 
-def _value(loader: _Loader, node, key: str, file: str, origins: dict, above: tuple) -> Any:
-    """A YAML node as plain data; notes the line of every key on the way."""
-    if node is None:
-        return None
-    if any(node is other for other in above):
-        raise ConfigError(key, "an alias that contains itself", where=file)
-    if isinstance(node, yaml.MappingNode):
-        values = {}
+class _Reader:
+    """YAML nodes as plain data, noting the line of every key on the way."""
+
+    def __init__(self, loader: _Loader, file: str, origins: dict[str, str]):
+        self.loader, self.file, self.origins = loader, file, origins
+        self.read = 0
+
+    def value(self, node, key: str, above: tuple) -> Any:
+        self.read += 1
+        if self.read > MOST_VALUES:  # a few aliases of aliases expand to billions
+            raise ConfigError(key, f"expands to more than {MOST_VALUES:,} values", where=self.file)
+        if node is None:
+            return None
+        if any(node is other for other in above):
+            raise ConfigError(key, "an alias that contains itself", where=self.file)
+        above = (*above, node)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, key, above)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(n, f"{key}[{i}]", above) for i, n in enumerate(node.value)]
+        return self.loader.construct_object(node)
+
+    def _mapping(self, node: yaml.MappingNode, key: str, above: tuple) -> dict[str, Any]:
+        values: dict[str, Any] = {}
         for name_node, value_node in node.value:
-            where = (
-                file if file.startswith("override") else f"{file}:{name_node.start_mark.line + 1}"
-            )
-            name = loader.construct_object(name_node)
+            line = "" if self.file.startswith("override") else f":{name_node.start_mark.line + 1}"
+            where = f"{self.file}{line}"
+            name = self.loader.construct_object(name_node)
             if not isinstance(name, str):
                 raise ConfigError(
                     join(key, name),
@@ -213,15 +237,9 @@ def _value(loader: _Loader, node, key: str, file: str, origins: dict, above: tup
                 raise ConfigError(
                     join(key, name), "duplicate key", found=f"{name!r} twice", where=where
                 )
-            origins[join(key, name)] = where
-            values[name] = _value(
-                loader, value_node, join(key, name), file, origins, (*above, node)
-            )
+            self.origins[join(key, name)] = where
+            values[name] = self.value(value_node, join(key, name), above)
         return values
-    if isinstance(node, yaml.SequenceNode):
-        items = enumerate(node.value)
-        return [_value(loader, n, f"{key}[{i}]", file, origins, (*above, node)) for i, n in items]
-    return loader.construct_object(node)
 
 
 def _merge(base: Any, new: Any) -> Any:

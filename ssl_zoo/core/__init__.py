@@ -2,8 +2,9 @@
 
 from ssl_zoo.core.batch import Batch
 from ssl_zoo.core.encoder import Encoder, MomentumEncoder, encode_views, predictor_for
-from ssl_zoo.core.method import Family, Method, merge_outputs
+from ssl_zoo.core.method import Family, Method, merge_outputs, set_apart
 from ssl_zoo.core.observer import Observer
+from ssl_zoo.core.token_encoder import TokenEncoder
 
 __all__ = [
     "Batch",
@@ -12,7 +13,9 @@ __all__ = [
     "Method",
     "MomentumEncoder",
     "Observer",
+    "TokenEncoder",
     "encode_views",
     "merge_outputs",
     "predictor_for",
+    "set_apart",
 ]

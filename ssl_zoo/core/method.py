@@ -97,6 +97,17 @@ class Method(nn.Module):
         ]
 
 
+def set_apart(groups: list[dict], module: nn.Module, **settings) -> list[dict]:
+    """The optimizer's groups, each divided: those of the module's parameters have `settings`."""
+    inside = {id(p) for p in module.parameters()}
+    divided = []
+    for group in groups:
+        others = [p for p in group["params"] if id(p) not in inside]
+        apart = [p for p in group["params"] if id(p) in inside]
+        divided += [group | {"params": others}, group | {"params": apart, **settings}]
+    return [group for group in divided if group["params"]]
+
+
 def merge_outputs(outputs: list[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:
     """Micro-batches' (share of the rows, outputs) as one step's outputs, detached.
 

@@ -1,9 +1,11 @@
 """Data sets, the stateless sampler, views made a batch at a time, loaders."""
 
-from ssl_zoo.data.datasets import ImageFolder, ImageSet, InMemory, Packed
-from ssl_zoo.data.image.transforms import Transform, Views
-from ssl_zoo.data.loader import Data, cores, view_grid
+from ssl_zoo.data.datasets import ImageFolder, InMemory, Packed
+from ssl_zoo.data.image import Transform, Views
 from ssl_zoo.data.sampler import Sampler
+from ssl_zoo.data.source import ImageSet
+from ssl_zoo.data.splits import Splits
+from ssl_zoo.data.training import Data, view_grid
 
 __all__ = [
     "Data",
@@ -12,8 +14,8 @@ __all__ = [
     "InMemory",
     "Packed",
     "Sampler",
+    "Splits",
     "Transform",
     "Views",
-    "cores",
     "view_grid",
 ]

@@ -31,10 +31,10 @@ def get(name: str, root: str | os.PathLike | None = None, log: Log = print) -> P
         RuntimeError: no source worked; lists them, and how to supply the files by hand.
     """
     if name not in SOURCES:
-        hint = closest(name, SOURCES)
+        nearest = closest(name, SOURCES)
         raise ValueError(
             f"no data set {name!r} to get; there are {', '.join(SOURCES)}"
-            + (f"; nearest: {hint}" if hint else "")
+            + (f"; nearest: {nearest}" if nearest else "")
         )
     return SOURCES[name](roots(root)[0], log)
 
@@ -79,7 +79,7 @@ def fashion_mnist(root: Path, log: Log) -> Path:
     )
 
 
-def _found(folder: Path) -> dict[str, Path]:
+def _four_files(folder: Path) -> dict[str, Path]:
     files = idx.find([folder])
     if files is None:
         raise FileNotFoundError(f"the four files are not in {folder}")
@@ -87,9 +87,9 @@ def _found(folder: Path) -> dict[str, Path]:
 
 
 def _from_system(folder: Path) -> dict[str, Path]:
-    for path in _found(idx.SYSTEM).values():
+    for path in _four_files(idx.SYSTEM).values():
         shutil.copy(path, folder)
-    return _found(folder)
+    return _four_files(folder)
 
 
 def _from_debian(folder: Path) -> dict[str, Path]:
@@ -108,7 +108,7 @@ def _from_debian(folder: Path) -> dict[str, Path]:
         _run(["apt-get", *private, "download", PACKAGE], folder)
     (package,) = folder.glob(f"{PACKAGE}_*.deb")
     _run(["dpkg", "-x", package.name, "unpacked"], folder)
-    return _found(folder / "unpacked" / idx.SYSTEM.relative_to("/"))
+    return _four_files(folder / "unpacked" / idx.SYSTEM.relative_to("/"))
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -119,7 +119,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 def _from_mirror(folder: Path) -> dict[str, Path]:
     torchvision.datasets.FashionMNIST(folder, download=True)
-    return _found(folder)
+    return _four_files(folder)
 
 
 def _from_torchvision(source: type) -> Callable[[Path, Log], Path]:

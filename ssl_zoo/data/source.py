@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Split = Literal["pretrain", "train", "test"]
 
@@ -22,6 +23,8 @@ class ImageSet:
         varies: images vary in size.
         scaled: `shapes` is there, and `fetch` takes `shrink`, see `ImageFolder`.
         in_ram: fetching is no work for a process of its own.
+        baselines: by name, makers of modules that map images [n, C, H, W] to features [n, F]
+            without training: what a network should beat here, beside raw pixels.
     """
 
     labels: Tensor
@@ -30,6 +33,7 @@ class ImageSet:
     varies = False
     scaled = False
     in_ram = False
+    baselines: ClassVar[dict[str, Callable[[], nn.Module]]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,7 +50,7 @@ class ImageSet:
         """[n, 3] int64 of (C, H, W), without decoding."""
         raise NotImplementedError
 
-    def near(self, device: torch.device) -> ImageSet:
+    def held_close_to(self, device: torch.device) -> ImageSet:
         """The same images where `device` reaches them fastest."""
         return self
 

@@ -1,13 +1,17 @@
-"""Optimisers, built from a method so that it can group its parameters."""
+"""Optimizers, built from a method so that it can group its parameters."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from timm.optim import Lars
 
-from ssl_zoo.config import OPTIMIZERS, ConfigError, at_least, within
+from ssl_zoo.config import (
+    OPTIMIZERS,
+    HalfOpenUnitInterval,
+    NonNegativeFloat,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Method
 
 
@@ -15,9 +19,9 @@ from ssl_zoo.core import Method
 def SGD(
     method: Method,
     *,
-    lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
+    lr: Scheduled[NonNegativeFloat],
+    momentum: Scheduled[UnitInterval] = 0.9,
+    weight_decay: Scheduled[NonNegativeFloat] = 1e-4,
     nesterov: bool = False,
     decay_norm_and_bias: bool = True,
 ) -> torch.optim.Optimizer:
@@ -48,9 +52,9 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 def AdamW(
     method: Method,
     *,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.05,
+    lr: Scheduled[NonNegativeFloat],
+    betas: tuple[HalfOpenUnitInterval, HalfOpenUnitInterval] = (0.9, 0.999),
+    weight_decay: Scheduled[NonNegativeFloat] = 0.05,
     decay_norm_and_bias: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (arXiv:1711.05101)."""
@@ -62,10 +66,10 @@ def AdamW(
 def LARS(
     method: Method,
     *,
-    lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-6,
-    trust_coeff: float = 0.001,
+    lr: Scheduled[NonNegativeFloat],
+    momentum: Scheduled[UnitInterval] = 0.9,
+    weight_decay: Scheduled[NonNegativeFloat] = 1e-6,
+    trust_coeff: NonNegativeFloat = 0.001,
     decay_norm_and_bias: bool = False,
 ) -> torch.optim.Optimizer:
     """Layer-wise adaptive rates for large batches (arXiv:1708.03888); timm's.
@@ -74,25 +78,3 @@ def LARS(
     """
     groups = method.param_groups(weight_decay, decay_norm_and_bias)
     return Lars(groups, lr=lr, momentum=momentum, trust_coeff=trust_coeff)
-
-
-def _validate(
-    *,
-    lr: float,
-    momentum: float = 0.0,
-    betas: tuple[float, float] = (0.0, 0.0),
-    weight_decay: float = 0.0,
-    trust_coeff: float = 0.0,
-    **_,
-) -> None:
-    for name, value in {"lr": lr, "weight_decay": weight_decay, "trust_coeff": trust_coeff}.items():
-        at_least(name, value, 0)
-        if math.isinf(value):
-            raise ConfigError(name, "not finite", found=repr(value), expected="a finite number")
-    within("momentum", momentum, 0, 1)
-    for beta in betas:
-        if not 0 <= beta < 1:
-            raise ConfigError("betas", "out of range", found=repr(betas), expected="in [0, 1)")
-
-
-SGD.validate = AdamW.validate = LARS.validate = _validate

@@ -27,8 +27,8 @@ def choose(device: torch.device, precision: Precision) -> tuple[str, str]:
         ValueError: the device lacks it.
     """
     if precision == "auto":
-        found = bf16_unit(device)
-        return ("bf16", f"auto: {found}") if found else ("fp32", "auto: no bf16 units here")
+        unit = bf16_unit(device)
+        return ("bf16", f"auto: {unit}") if unit else ("fp32", "auto: no bf16 units here")
     if precision == "fp16" and device.type != "cuda":
         raise ValueError("precision fp16 is for GPUs; bf16 runs here")
     if precision == "bf16" and device.type == "cuda" and not bf16_unit(device):

@@ -1,11 +1,11 @@
-"""Schedules: any dotted float as a pure function of the step."""
+"""Schedules: any declared number as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
 from functools import reduce
 
-from ssl_zoo.config import SCHEDULES, above, at_least
+from ssl_zoo.config import SCHEDULES, NonNegativeFloat, PositiveFloat
 from ssl_zoo.engine.hooks.base import Hook
 
 
@@ -16,13 +16,8 @@ class Schedule:
         warmup_epochs: a linear rise from 0 first.
     """
 
-    def __init__(self, *, warmup_epochs: float = 0.0):
-        Schedule.validate(warmup_epochs=warmup_epochs)
+    def __init__(self, *, warmup_epochs: NonNegativeFloat = 0.0):
         self.warmup_epochs = warmup_epochs
-
-    @staticmethod
-    def validate(*, warmup_epochs: float = 0.0, **_) -> None:
-        at_least("warmup_epochs", warmup_epochs, 0)
 
     def __call__(self, base: float, epoch: float, epochs: float) -> float:
         """The value at `epoch` (a fraction counts) of `epochs`."""
@@ -43,7 +38,7 @@ class Constant(Schedule):
 class Cosine(Schedule):
     """Half a cosine from the base value to `final`, after the warm-up (arXiv:1608.03983)."""
 
-    def __init__(self, *, final: float = 0.0, warmup_epochs: float = 0.0):
+    def __init__(self, *, final: float = 0.0, warmup_epochs: NonNegativeFloat = 0.0):
         super().__init__(warmup_epochs=warmup_epochs)
         self.final = final
 
@@ -60,14 +55,9 @@ class Linear(Schedule):
         over_epochs: where it arrives.
     """
 
-    def __init__(self, *, final: float, over_epochs: float):
+    def __init__(self, *, final: float, over_epochs: PositiveFloat):
         super().__init__()
-        self.validate(over_epochs=over_epochs)
         self.final, self.over_epochs = final, over_epochs
-
-    @staticmethod
-    def validate(*, over_epochs: float, **_) -> None:
-        above("over_epochs", over_epochs, 0)
 
     def value(self, base: float, epoch: float, epochs: float) -> float:
         return base + (self.final - base) * min(epoch / self.over_epochs, 1.0)
@@ -77,7 +67,13 @@ class Linear(Schedule):
 class Step(Schedule):
     """The base value, times `gamma` at each milestone (in epochs)."""
 
-    def __init__(self, *, milestones: list[float], gamma: float = 0.1, warmup_epochs: float = 0.0):
+    def __init__(
+        self,
+        *,
+        milestones: list[NonNegativeFloat],
+        gamma: NonNegativeFloat = 0.1,
+        warmup_epochs: NonNegativeFloat = 0.0,
+    ):
         super().__init__(warmup_epochs=warmup_epochs)
         self.milestones, self.gamma = milestones, gamma
 
@@ -89,15 +85,15 @@ class Step(Schedule):
 class Exponential(Schedule):
     """The base value, times `gamma` every `every_epochs`, in steps."""
 
-    def __init__(self, *, gamma: float, every_epochs: float, warmup_epochs: float = 0.0):
+    def __init__(
+        self,
+        *,
+        gamma: NonNegativeFloat,
+        every_epochs: PositiveFloat,
+        warmup_epochs: NonNegativeFloat = 0.0,
+    ):
         super().__init__(warmup_epochs=warmup_epochs)
-        self.validate(every_epochs=every_epochs)
         self.gamma, self.every_epochs = gamma, every_epochs
-
-    @staticmethod
-    def validate(*, every_epochs: float, warmup_epochs: float = 0.0, **_) -> None:
-        Schedule.validate(warmup_epochs=warmup_epochs)
-        above("every_epochs", every_epochs, 0)
 
     def value(self, base: float, epoch: float, epochs: float) -> float:
         return base * self.gamma ** int(epoch / self.every_epochs)
@@ -114,35 +110,35 @@ class Schedules(Hook):
     def __init__(self, schedules: dict[str, Schedule]):
         self.schedules = schedules
         self.bases: dict[str, list[float]] = {}
-        self.holders: dict[str, tuple[list[dict], str]] = {}
+        self.owners: dict[str, tuple[list[dict], str]] = {}
 
     def attach(self, trainer) -> None:
         """Notes the config's values; a checkpoint, read later, would bring scheduled ones."""
         for name in self.schedules:
-            holders, attribute = _holders(trainer, name)
-            self.bases[name] = [holder[attribute] for holder in holders]
+            owners, attribute = _owners(trainer, name)
+            self.bases[name] = [owner[attribute] for owner in owners]
 
     def before_train(self, trainer) -> None:
-        # Not before: a checkpoint brings the optimiser groups of its own.
-        self.holders = {name: _holders(trainer, name) for name in self.schedules}
+        # Not before: a checkpoint brings the optimizer groups of its own.
+        self.owners = {name: _owners(trainer, name) for name in self.schedules}
 
     def before_step(self, trainer) -> None:
         epoch, epochs = trainer.epoch, trainer.total_steps / trainer.data.steps_per_epoch
         for name, schedule in self.schedules.items():
-            holders, attribute = self.holders[name]
-            for holder, base in zip(holders, self.bases[name], strict=True):
+            owners, attribute = self.owners[name]
+            for owner, base in zip(owners, self.bases[name], strict=True):
                 # Norms and biases stay without decay; a group may keep its rate (SimSiam).
                 exempt = attribute == "weight_decay" and base == 0
-                exempt |= attribute == "lr" and holder.get("constant_lr", False)
-                holder[attribute] = base if exempt else schedule(base, epoch, epochs)
+                exempt |= attribute == "lr" and owner.get("constant_lr", False)
+                owner[attribute] = base if exempt else schedule(base, epoch, epochs)
 
     def current(self) -> dict[str, float]:
         """The scheduled values in use, by name."""
-        return {name: holders[0][attribute] for name, (holders, attribute) in self.holders.items()}
+        return {name: owners[0][attribute] for name, (owners, attribute) in self.owners.items()}
 
 
-def _holders(trainer, name: str) -> tuple[list[dict], str]:
-    """The dicts that hold a value: the optimiser's groups, or a module's attributes."""
+def _owners(trainer, name: str) -> tuple[list[dict], str]:
+    """The dicts that hold a value: the optimizer's groups, or a module's attributes."""
     *path, attribute = name.split(".")
-    owner = reduce(getattr, path, trainer)
-    return (owner.param_groups if path == ["optimizer"] else [vars(owner)]), attribute
+    part = reduce(getattr, path, trainer)
+    return (part.param_groups if path == ["optimizer"] else [vars(part)]), attribute

@@ -1,1 +1,7 @@
-"""Evaluations of a frozen backbone, one module each; every number carries its protocol."""
+"""Evaluations, one file each. Every module here is imported, so a new file is a registered one."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

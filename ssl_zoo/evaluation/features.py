@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ssl_zoo.data import Splits
 from ssl_zoo.engine.precision import autocast
 from ssl_zoo.ops.modes import frozen
 from ssl_zoo.system import distributed
@@ -17,19 +18,11 @@ from ssl_zoo.system import distributed
 BATCH_SIZE = {"cpu": 256, "cuda": 512}
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """One split's features [n, F] float32 and labels [n] int64, on the CPU."""
 
     features: Tensor
     labels: Tensor
-
-
-class Features(NamedTuple):
-    """What the protocols work on, and what they say of where it comes from."""
-
-    train: Labelled
-    test: Labelled
-    precision: str
 
 
 def check_labels(protocol: str, name: str, labels: Tensor) -> None:
@@ -42,7 +35,7 @@ def check_labels(protocol: str, name: str, labels: Tensor) -> None:
         )
 
 
-def check_labelled(protocol: str, name: str, features: Tensor, labels: Tensor) -> None:
+def check_labeled(protocol: str, name: str, features: Tensor, labels: Tensor) -> None:
     """Raises ValueError unless all labels are known and all features finite."""
     check_labels(protocol, name, labels)
     if not features.isfinite().all():
@@ -55,7 +48,7 @@ def extract(
     device: torch.device | str,
     precision: str = "fp32",
     buffers: dict[str, Tensor] | None = None,
-) -> Labelled:
+) -> Labeled:
     """Features of all images, in order, on this process.
 
     Args:
@@ -78,19 +71,18 @@ def extract(
             labels.append(label.cpu())
     if not features:
         raise ValueError("there are no images to take features of")
-    return Labelled(torch.cat(features), torch.cat(labels))
+    return Labeled(torch.cat(features), torch.cat(labels))
 
 
-def extract_splits(
+def extract_split(
     backbone: nn.Module,
-    data,
+    splits: Splits,
+    split: str,
     device: torch.device | str,
-    *,
-    train_limit: int | None = None,
-    test_limit: int | None = None,
+    limit: int | None = None,
     precision: str = "fp32",
-) -> Features | None:
-    """Features of the clean views of 'train' and 'test', on rank 0; None on the other ranks.
+) -> Labeled | None:
+    """Features of the clean views of a split, on rank 0; None on the other ranks.
 
     All ranks call it and each extracts its share, cut between batches: every image goes through
     the network in the same company whatever the world size, so the features are the same as well.
@@ -98,8 +90,8 @@ def extract_splits(
     Args:
         backbone: on `device`. The running statistics in use are rank 0's: each rank has its own,
             and features of two networks do not compare.
-        data: `ssl_zoo.data.Data`.
-        train_limit, test_limit: use so many images of the split; None takes all.
+        split: 'train' or 'test'.
+        limit: use so many images of the split; None takes all.
 
     Raises:
         ValueError: as `extract`.
@@ -108,22 +100,19 @@ def extract_splits(
     size, rank, world = BATCH_SIZE[device.type], distributed.rank(), distributed.world()
     buffers = None
     if world > 1:
-        own = {name: value.cpu() for name, value in backbone.named_buffers()}
-        buffers = {name: x.to(device) for name, x in distributed.broadcast(own).items()}
-    splits = []
-    for split, limit in (("train", train_limit), ("test", test_limit)):
-        images = len(data.split(split))
-        found = None
-        if rank * size < min(images, limit or images):  # else no batch is left for this rank
-            batches = data.clean_batches(split, device, size, limit, share=(rank, world))
-            found = extract(backbone, batches, device, precision, buffers)
-        splits.append(_on_main(found))
-    return Features(*splits, precision) if distributed.is_main() else None
+        here = {name: value.cpu() for name, value in backbone.named_buffers()}
+        buffers = {name: x.to(device) for name, x in distributed.broadcast(here).items()}
+    images = len(splits.split(split))
+    share = None
+    if rank * size < min(images, limit or images):  # else no batch is left for this rank
+        batches = splits.clean_batches(split, device, size, limit, share=(rank, world))
+        share = extract(backbone, batches, device, precision, buffers)
+    return _on_main(share)
 
 
-def _on_main(found: Labelled | None) -> Labelled | None:
+def _on_main(share: Labeled | None) -> Labeled | None:
     """All ranks' shares as one, on rank 0; a rank that has none gives no rows."""
-    width = distributed.broadcast(None if found is None else found.features.shape[1])
-    found = found or Labelled(torch.empty(0, width), torch.empty(0, dtype=torch.int64))
-    features, labels = (distributed.to_main(x) for x in found)
-    return None if features is None else Labelled(features, labels)
+    width = distributed.broadcast(None if share is None else share.features.shape[1])
+    share = share or Labeled(torch.empty(0, width), torch.empty(0, dtype=torch.int64))
+    features, labels = (distributed.to_main(x) for x in share)
+    return None if features is None else Labeled(features, labels)

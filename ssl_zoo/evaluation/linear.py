@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ssl_zoo.config import ConfigError, above, at_least
-from ssl_zoo.evaluation.features import Features, check_labelled
+from ssl_zoo.config import (
+    EVALUATIONS,
+    ConfigError,
+    HalfOpenUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+)
+from ssl_zoo.data import Splits
+from ssl_zoo.evaluation.base import UNTRAINED, Context, Evaluation, Outcome, Rows
+from ssl_zoo.evaluation.features import check_labeled, check_labels
 from ssl_zoo.system import distributed, rng
+
+Share = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
+
 
 # 0.001 to 100. What lr is right depends on the features' scale: MoCo's needs 30.
 LRS = tuple(round(10 ** (i / 6 - 3), 6) for i in range(31))
@@ -83,8 +97,8 @@ class Probes:
             for rows in order.split(batch_size):
                 inputs, target = x[rows], y[rows]  # [B, F], [B]
                 gradient = self.probabilities(inputs)  # [B, P, C]; less 1 where the label is
-                own = target.view(-1, 1, 1).expand(-1, probes, 1)  # [B, P, 1]
-                gradient.scatter_add_(2, own, minus_one.expand_as(own))
+                label = target.view(-1, 1, 1).expand(-1, probes, 1)  # [B, P, 1]
+                gradient.scatter_add_(2, label, minus_one.expand_as(label))
                 gradient = gradient.flatten(1) / len(rows)  # [B, P C]
                 scale = (1 + math.cos(math.pi * step / total)) / 2
                 for (w, v), g in zip(state, (inputs.T @ gradient, gradient.sum(0)), strict=True):
@@ -105,6 +119,15 @@ class Probes:
         hits[~finite.view(self.shape).all(1)] = math.nan
         return 100 * hits.cumsum(1)[:, [0, -1]] / len(x)
 
+    def rows(self, x: Tensor, y: Tensor) -> Rows:
+        """What the first probe says of each image, on the CPU."""
+        scores, predictions = [], []
+        for inputs in x.split(max(1, LOGITS_AT_ONCE // len(self.lr))):
+            score, prediction = self.logits(inputs)[:, 0].softmax(1).max(1)
+            scores.append(score.cpu())
+            predictions.append(prediction.cpu())
+        return Rows(torch.arange(len(x)), y.cpu(), torch.cat(predictions), torch.cat(scores))
+
 
 def standardized(train: Tensor, *others: Tensor) -> list[Tensor]:
     """Every feature of `train` [n, F] with mean 0 and variance 1; the others by the same map.
@@ -113,33 +136,6 @@ def standardized(train: Tensor, *others: Tensor) -> list[Tensor]:
     """
     deviation, mean = torch.std_mean(train, 0, correction=0)  # [F]
     return [(x - mean) / deviation.clamp(min=1e-6) for x in (train, *others)]
-
-
-def check_protocol(
-    *,
-    lrs: Sequence[float] = LRS,
-    weight_decays: Sequence[float] = (0.0,),
-    epochs: int = 100,
-    batch_size: int = 256,
-    momentum: float = 0.9,
-    held_out: float = 0.1,
-    **_,
-) -> None:
-    """Raises ConfigError for settings that cannot be trained with."""
-    for name, values in (("lrs", lrs), ("weight_decays", weight_decays)):
-        if not values:
-            raise ConfigError(name, "no values", found=repr(values), expected="at least one")
-    for lr in lrs:
-        above("lrs", lr, 0)
-    for weight_decay in weight_decays:
-        at_least("weight_decays", weight_decay, 0)
-    at_least("epochs", epochs, 1)
-    at_least("batch_size", batch_size, 1)
-    for name, value in (("momentum", momentum), ("held_out", held_out)):
-        at_least(name, value, 0)
-        if not value < 1:
-            raise ConfigError(name, "too large", found=repr(value), expected="below 1")
-    above("held_out", held_out, 0)
 
 
 def probe(
@@ -157,7 +153,7 @@ def probe(
     standardize: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> dict[str, Any]:
+) -> Outcome:
     """Test accuracy of the linear classifier whose settings a held-out part of `train` prefers.
 
     Every pair of lr and weight decay is a probe. All are trained at once without the held-out
@@ -174,24 +170,16 @@ def probe(
         device: trains here; the features have to fit.
 
     Returns:
-        'top1' and 'top5' in %; 'lr' and 'weight_decay', the selected; 'probes', for each pair its
-        'held_out_top1', None if it diverged; 'protocol'.
+        'top1' and 'top5' in %, a row a test image, whose score is the softmax of its prediction,
+        and as details 'lr' and 'weight_decay', the selected, and 'probes', for each pair its
+        'held_out_top1', None if it diverged.
 
     Raises:
-        ConfigError: a setting is out of range.
         ValueError: unknown labels, features that are not finite, nothing left to train on, all
             probes diverged.
     """
-    check_protocol(
-        lrs=lrs,
-        weight_decays=weight_decays,
-        epochs=epochs,
-        batch_size=batch_size,
-        momentum=momentum,
-        held_out=held_out,
-    )
-    check_labelled("linear", "train split", train, train_labels)
-    check_labelled("linear", "test split", test, test_labels)
+    check_labeled("linear", "train split", train, train_labels)
+    check_labeled("linear", "test split", test, test_labels)
     n = len(train)
     selecting = max(1, round(held_out * n))
     if selecting >= n:
@@ -223,50 +211,102 @@ def probe(
             f"linear: lr {pairs[chosen][0]:g} was best on the held-out images and diverged on the "
             "whole train split; lower learning rates needed"
         )
-    return {
-        "top1": top1,
-        "top5": top5,
-        "lr": pairs[chosen][0],
-        "weight_decay": pairs[chosen][1],
-        "probes": [
-            {"lr": lr, "weight_decay": wd, "held_out_top1": None if math.isnan(s) else s}
-            for (lr, wd), s in zip(pairs, scores.tolist(), strict=True)
-        ],
-        "protocol": {
-            "views": VIEWS,
-            "train": f"{n} images",
-            "test": f"{len(test)} images",
-            "selection": f"{len(pairs)} probes on {selecting} held-out training images, "
-            "the best trained again on all",
+    probes = [
+        {"lr": lr, "weight_decay": wd, "held_out_top1": None if math.isnan(s) else s}
+        for (lr, wd), s in zip(pairs, scores.tolist(), strict=True)
+    ]
+    lr, weight_decay = pairs[chosen]
+    protocol = {
+        "views": VIEWS,
+        "train": f"{n} images",
+        "test": f"{len(test)} images",
+        "selection": f"{len(pairs)} probes on {selecting} held-out training images, "
+        "the best trained again on all",
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "momentum": momentum,
+        "schedule": "cosine",
+        "standardize": standardize,
+        "seed": seed,
+        "classes": classes,
+    }
+    details = {"lr": lr, "weight_decay": weight_decay, "probes": probes}
+    rows = final.rows(test, test_labels)
+    return Outcome({"top1": top1, "top5": top5}, protocol, rows, details, _remarks(details))
+
+
+def _remarks(details: dict[str, Any]) -> tuple[str, ...]:
+    lr, tried = details["lr"], {probe["lr"] for probe in details["probes"]}
+    lines = [f"selected: lr {lr:g}, weight decay {details['weight_decay']:g}; held out:"]
+    for probe in details["probes"]:
+        top1 = probe["held_out_top1"]
+        shown = "diverged" if top1 is None else f"{top1:.2f}%"
+        pair = f"lr {probe['lr']:<10g} weight decay {probe['weight_decay']:<8g}"
+        lines.append(f"  {pair} {shown}")
+    if len(tried) > 1 and lr in (min(tried), max(tried)):
+        lines.append("the selected lr is at the end of those tried: wider `lrs` may do better")
+    return tuple(lines)
+
+
+@EVALUATIONS.register_module()
+class Linear(Evaluation):
+    """Linear probes on clean features, cached: the best learning rate of many, see `probe`.
+
+    Args:
+        lrs, weight_decays, epochs, batch_size, momentum, held_out, standardize, seed: see `probe`.
+        train_limit, test_limit: images used of the split; null: all.
+        precision: of the backbone's pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        lrs: list[PositiveFloat] = list(LRS),  # noqa: B006
+        weight_decays: list[NonNegativeFloat] = [0.0],  # noqa: B006
+        epochs: PositiveInt = 100,
+        batch_size: PositiveInt = 256,
+        momentum: HalfOpenUnitInterval = 0.9,
+        held_out: Share = 0.1,
+        standardize: bool = False,
+        seed: NonNegativeInt = 0,
+        train_limit: PositiveInt | None = None,
+        test_limit: PositiveInt | None = None,
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    ):
+        self.settings = {
+            "lrs": lrs,
+            "weight_decays": weight_decays,
             "epochs": epochs,
             "batch_size": batch_size,
             "momentum": momentum,
-            "schedule": "cosine",
+            "held_out": held_out,
             "standardize": standardize,
             "seed": seed,
-            "classes": classes,
-        },
-    }
+        }
+        self.limits, self.precision = (train_limit, test_limit), precision
 
+    @staticmethod
+    def validate(*, lrs: list[float], weight_decays: list[float], **_) -> None:
+        for name, values in (("lrs", lrs), ("weight_decays", weight_decays)):
+            if not values:
+                raise ConfigError(name, "no values", found="[]", expected="at least one")
 
-def of_features(
-    features: Features | None, device: torch.device | str = "cpu", **settings: Any
-) -> dict[str, Any]:
-    """Linear accuracy of features that are there; all ranks call it, None where rank is not 0.
+    def check(self, splits: Splits) -> None:
+        for name in ("train", "test"):
+            check_labels("linear", name, splits.split(name).labels)
 
-    Rank 0 trains, so that the result is the same on any number of ranks.
+    def evaluate(self, context: Context) -> Outcome:
+        train = context.features("train", self.precision, self.limits[0])
+        test = context.features("test", self.precision, self.limits[1])
 
-    Args:
-        settings: see `probe`.
+        def on_main() -> Outcome:
+            # Rank 0 trains, so that the result is the same on any number of ranks.
+            with distributed.borrowed_threads():
+                outcome = probe(*train, *test, device=context.device, **self.settings)
+            outcome.protocol["precision"] = self.precision
+            return outcome
 
-    Returns:
-        As `probe`, with the precision of the features in the protocol, on every rank.
-    """
+        return distributed.attempt(on_main)
 
-    def on_main() -> dict[str, Any]:
-        with distributed.borrowed_threads():
-            result = probe(*features.train, *features.test, device=device, **settings)
-        result["protocol"]["precision"] = features.precision
-        return result
-
-    return distributed.attempt(on_main)
+    def baselines(self, offered: Mapping[str, Callable[[], nn.Module]]) -> dict[str, Any]:
+        return {UNTRAINED: None}

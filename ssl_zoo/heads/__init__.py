@@ -1,17 +1,23 @@
+"""What stands on a backbone. Every module here is imported, so a new file is a registered head."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
 from ssl_zoo.heads.decoder import ViTDecoder
-from ssl_zoo.heads.dino import Centre, DINOHead, FrozenStart, SinkhornCentre
+from ssl_zoo.heads.dino import DINOHead, FrozenStart
 from ssl_zoo.heads.projection import MLP, Linear
 from ssl_zoo.heads.prototypes import Prototypes
 from ssl_zoo.heads.tokenizer import DiscreteVAE
 
 __all__ = [
     "MLP",
-    "Centre",
     "DINOHead",
     "DiscreteVAE",
     "FrozenStart",
     "Linear",
     "Prototypes",
-    "SinkhornCentre",
     "ViTDecoder",
 ]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_zoo.config import HEADS, ConfigError, at_least
+from ssl_zoo.config import HEADS, ConfigError, PositiveInt
 
 
 @HEADS.register_module()
@@ -30,12 +30,11 @@ class ViTDecoder(nn.Module):
         out_features: int,
         grid: tuple[int, int],
         *,
-        width: int = 512,
-        depth: int = 8,
-        num_heads: int = 16,
+        width: PositiveInt = 512,
+        depth: PositiveInt = 8,
+        num_heads: PositiveInt = 16,
     ):
         super().__init__()
-        self.validate(width=width, depth=depth, num_heads=num_heads)
         self.embed = nn.Linear(in_features, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.blocks = nn.Sequential(
@@ -49,16 +48,10 @@ class ViTDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     @staticmethod
-    def validate(*, width: int = 512, depth: int = 8, num_heads: int = 16) -> None:
-        at_least("depth", depth, 1)
-        at_least("num_heads", num_heads, 1)
-        if width < 4 or width % 4 or width % num_heads:
-            raise ConfigError(
-                "width",
-                "not to be divided",
-                found=str(width),
-                expected=f"a multiple of 4 and {num_heads}",
-            )
+    def validate(*, width: int, num_heads: int, **_) -> None:
+        if width % 4 or width % num_heads:
+            expected = f"a multiple of 4 and of num_heads, {num_heads}"
+            raise ConfigError("width", "not a multiple", found=str(width), expected=expected)
 
     def forward(self, x: Tensor, seen: Tensor, wanted: Tensor) -> Tensor:
         """Predictions for the wanted patches, [N, T, out_features].

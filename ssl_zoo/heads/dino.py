@@ -1,4 +1,4 @@
-"""What DINO and its descendants put on a backbone, and what keeps their teacher from collapse."""
+"""What DINO and its descendants put on a backbone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, ConfigError, at_least
-from ssl_zoo.ops.sinkhorn import sinkhorn
-from ssl_zoo.system import distributed
+from ssl_zoo.config import HEADS, AtLeastTwo, ConfigError, PositiveInt
 
 
 @HEADS.register_module()
@@ -29,15 +27,14 @@ class DINOHead(nn.Module):
         self,
         in_features: int,
         *,
-        out_features: int = 65536,
-        hidden_features: int = 2048,
-        bottleneck_features: int = 256,
-        depth: int = 3,
+        out_features: AtLeastTwo = 65536,
+        hidden_features: PositiveInt = 2048,
+        bottleneck_features: PositiveInt = 256,
+        depth: PositiveInt = 3,
         batch_norm: bool = False,
         learn_scale: bool = False,
     ):
         super().__init__()
-        self.validate(depth=depth, out_features=out_features)
         widths = [in_features, *[hidden_features] * (depth - 1), bottleneck_features]
         layers: list[nn.Module] = []
         for i in range(depth):
@@ -51,17 +48,12 @@ class DINOHead(nn.Module):
         self.last = WeightNormLinear(bottleneck_features, out_features, learn_scale)
         self.out_features = out_features
 
-    @staticmethod
-    def validate(*, depth: int = 1, out_features: int = 2, **_) -> None:
-        at_least("depth", depth, 1)
-        at_least("out_features", out_features, 2)
-
     def forward(self, features: Tensor) -> Tensor:
         return self.last(F.normalize(self.layers(features), dim=-1))
 
 
 class WeightNormLinear(nn.Module):
-    """A linear layer with weight normalisation (arXiv:1602.07868): rows g v / |v|."""
+    """A linear layer with weight normalization (arXiv:1602.07868): rows g v / |v|."""
 
     def __init__(self, in_features: int, out_features: int, learn_scale: bool):
         super().__init__()
@@ -73,7 +65,7 @@ class WeightNormLinear(nn.Module):
 
 
 class FrozenStart:
-    """Takes every DINOHead's prototypes out of a run's first optimiser steps.
+    """Takes every DINOHead's prototypes out of a run's first optimizer steps.
 
     Args:
         encoder: the heads are somewhere in it.
@@ -102,44 +94,3 @@ class FrozenStart:
                     p.grad = None
         else:
             self.steps = 0  # the GPU's step count is asked no more
-
-
-class Centre(nn.Module):
-    """The running mean of a teacher's scores, over all ranks (arXiv:2104.14294, equation 4).
-
-    c <- m c + (1 - m) mean_i g_t(x_i). Taken off the scores, it keeps one output from winning for
-    every image; the low temperature keeps all outputs from being alike.
-
-    Args:
-        momentum: m.
-    """
-
-    def __init__(self, out_features: int, momentum: float):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("c", torch.zeros(out_features))
-
-    def forward(self, scores: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
-        """p_t = softmax((g_t - c) / t), [..., K], whichever rows are counted."""
-        return ((scores - self.c) / temperature).softmax(dim=-1)
-
-    @torch.no_grad()
-    def update(self, scores: Tensor) -> None:
-        """With this rank's scores [N, K]."""
-        self.c.lerp_(distributed.mean(scores.mean(dim=0)), 1 - self.momentum)
-
-
-class SinkhornCentre(nn.Module):
-    """Used as `Centre` is; prototypes are balanced within each batch instead, three times over.
-
-    DINOv2's (arXiv:2304.07193, section 4).
-    """
-
-    def forward(self, scores: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
-        """[..., K]; rows that are not `counted`, [...] bool, have no say in the balance."""
-        if counted is not None:  # not 0: where no rank counts a row, all count alike
-            counted = counted.flatten().float().clamp(min=torch.finfo(torch.float32).tiny)
-        return sinkhorn(scores.flatten(0, -2), temperature, weight=counted).view_as(scores)
-
-    def update(self, scores: Tensor) -> None:
-        """Nothing is remembered."""

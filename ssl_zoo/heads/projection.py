@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, at_least
+from ssl_zoo.config import HEADS, PositiveInt
 
 
 @HEADS.register_module()
@@ -27,16 +27,15 @@ class MLP(nn.Module):
         self,
         in_features: int,
         *,
-        out_features: int = 128,
-        hidden_features: int | None = None,
-        depth: int = 2,
+        out_features: PositiveInt = 128,
+        hidden_features: PositiveInt | None = None,
+        depth: PositiveInt = 2,
         bias: bool = True,
         batch_norm: bool = False,
         last_batch_norm: bool = False,
         l2: bool = False,
     ):
         super().__init__()
-        self.validate(depth=depth, out_features=out_features, hidden_features=hidden_features)
         widths = [in_features, *[hidden_features or in_features] * (depth - 1), out_features]
         layers: list[nn.Module] = []
         for i in range(depth):
@@ -53,14 +52,6 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.out_features, self.l2 = out_features, l2
 
-    @staticmethod
-    def validate(
-        *, depth: int = 1, out_features: int = 1, hidden_features: int | None = None, **_
-    ) -> None:
-        at_least("depth", depth, 1)
-        at_least("out_features", out_features, 1)
-        at_least("hidden_features", hidden_features, 1)
-
     def forward(self, features: Tensor) -> Tensor:
         out = self.layers(features)
         return F.normalize(out, dim=-1) if self.l2 else out
@@ -71,6 +62,11 @@ class Linear(MLP):
     """One linear layer; MoCo v1's and InstDisc's head (arXiv:1911.05722)."""
 
     def __init__(
-        self, in_features: int, *, out_features: int = 128, bias: bool = True, l2: bool = False
+        self,
+        in_features: int,
+        *,
+        out_features: PositiveInt = 128,
+        bias: bool = True,
+        l2: bool = False,
     ):
         super().__init__(in_features, out_features=out_features, depth=1, bias=bias, l2=l2)

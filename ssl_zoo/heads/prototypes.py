@@ -10,7 +10,7 @@ from torch.nn import functional as F
 class Prototypes(nn.Module):
     """K directions c_1 ... c_K of unit length (SwAV, arXiv:2006.09882): z -> z C^T.
 
-    Whatever moves them (an optimiser, k-means) calls `normalize_` after.
+    Whatever moves them (an optimizer, k-means) calls `normalize_` after.
 
     Attributes:
         weight: C, [K, D]; uniform on the sphere at first.

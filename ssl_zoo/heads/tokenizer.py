@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, at_least
+from ssl_zoo.config import HEADS, AtLeastTwo, NonNegativeFloat, PositiveInt, Scheduled
 from ssl_zoo.system import rng
 
 
@@ -31,12 +31,11 @@ class DiscreteVAE(nn.Module):
         in_chans: int,
         patch_size: tuple[int, int],
         *,
-        vocabulary: int = 8192,
-        width: int = 256,
-        kl_weight: float = 0.0,
+        vocabulary: AtLeastTwo = 8192,
+        width: PositiveInt = 256,
+        kl_weight: Scheduled[NonNegativeFloat] = 0.0,
     ):
         super().__init__()
-        self.validate(vocabulary=vocabulary, width=width, kl_weight=kl_weight)
         self.encode = nn.Sequential(
             nn.Conv2d(in_chans, width, patch_size, stride=patch_size),
             nn.GELU(),
@@ -51,12 +50,6 @@ class DiscreteVAE(nn.Module):
             nn.ConvTranspose2d(width, in_chans, patch_size, stride=patch_size),
         )
         self.vocabulary, self.kl_weight = vocabulary, kl_weight
-
-    @staticmethod
-    def validate(*, vocabulary: int = 8192, width: int = 256, kl_weight: float = 0.0) -> None:
-        at_least("vocabulary", vocabulary, 2)
-        at_least("width", width, 1)
-        at_least("kl_weight", kl_weight, 0)
 
     def forward(self, images: Tensor, temperature: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the negative evidence bound, [], and each patch's word, [N, L] int64.

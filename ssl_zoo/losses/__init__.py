@@ -16,8 +16,16 @@ from ssl_zoo.losses.contrastive import (
     in_batch,
     info_nce,
 )
+from ssl_zoo.losses.dino import Center, SinkhornCenter, dino_loss
+from ssl_zoo.losses.ibot import ibot_loss
+from ssl_zoo.losses.koleo import koleo_loss
+from ssl_zoo.losses.lejepa import sigreg
+from ssl_zoo.losses.swav import swapped_prediction
+from ssl_zoo.losses.vicreg import vicreg_terms
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["DCL", "NCE", "InfoNCE", "Margin", "Scored", "accuracy", "in_batch", "info_nce"]
+__all__ = ["DCL", "NCE", "Center", "InfoNCE", "Margin", "Scored", "SinkhornCenter", "accuracy"]
+__all__ += ["dino_loss", "ibot_loss", "in_batch", "info_nce", "koleo_loss", "sigreg"]
+__all__ += ["swapped_prediction", "vicreg_terms"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import HEADS, METHODS, Part, above
+from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
@@ -27,19 +27,19 @@ class BarlowTwins(Method):
     """
 
     family = "non-contrastive"
+    views_needed = 2
 
     def __init__(
-        self, backbone: nn.Module, *, head: Part[HEADS], lam: float = 0.0051, scale: float = 0.024
+        self,
+        backbone: nn.Module,
+        *,
+        head: Part[HEADS],
+        lam: Scheduled[PositiveFloat] = 0.0051,
+        scale: Scheduled[PositiveFloat] = 0.024,
     ):
         super().__init__()
-        self.validate(lam=lam, scale=scale)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.lam, self.scale = lam, scale
-
-    @staticmethod
-    def validate(*, lam: float = 1.0, scale: float = 1.0, **_) -> None:
-        above("lam", lam, 0)
-        above("scale", scale, 0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         z_a, z_b = (self.encoder(x).float() for x in batch.views[:2])  # [N, D]
@@ -51,10 +51,6 @@ class BarlowTwins(Method):
             "correlation": c.diagonal().mean(),
             "embedding_std": health.embedding_std(z_a),
         }
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
 
 
 def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, above, at_least, within
+from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, PositiveInt, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
 from ssl_zoo.ops import health
-from ssl_zoo.ops.masking import block_order, mask_of, take
+from ssl_zoo.ops.masking import Share, masked_blocks, take
 
 
 @METHODS.register_module()
@@ -23,13 +23,13 @@ class BEiT(Method):
 
     The paper takes DALL-E's tokenizer, trained elsewhere. Here one is trained in the first steps
     of the same run and frozen then; the ViT waits for it. Until then both losses are computed,
-    without a gradient in common, and the ViT is left alone by the optimiser; from then on the
+    without a gradient in common, and the ViT is left alone by the optimizer; from then on the
     tokenizer says its words and no more.
 
     Args:
         backbone: a ViT.
         tokenizer: (images, temperature, key) -> (its loss, words); `words(images)` -> words.
-        tokenizer_steps: optimiser steps before it is frozen.
+        tokenizer_steps: optimizer steps before it is frozen.
         temperatures: of its relaxed draws, first and last; between them geometric.
         mask_ratio: share of the patches that is masked, in blocks.
     """
@@ -42,14 +42,11 @@ class BEiT(Method):
         backbone: nn.Module,
         *,
         tokenizer: Part[HEADS],
-        tokenizer_steps: int,
-        temperatures: tuple[float, float] = (1.0, 0.0625),
-        mask_ratio: float = 0.4,
+        tokenizer_steps: PositiveInt,
+        temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.0625),
+        mask_ratio: Scheduled[Share] = 0.4,
     ):
         super().__init__()
-        self.validate(
-            tokenizer_steps=tokenizer_steps, temperatures=temperatures, mask_ratio=mask_ratio
-        )
         backbone.require_token_norm()
         patch_size = backbone.patch_size
         in_chans = backbone.patch_values // math.prod(patch_size)
@@ -60,20 +57,7 @@ class BEiT(Method):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.tokenizer_steps, self.temperatures = tokenizer_steps, temperatures
         self.tokenizing = True  # once false, the GPU's step count is asked no more
-        self.num_patches = math.prod(backbone.grid_size)  # L
-        self.num_masked = max(1, round(mask_ratio * self.num_patches))  # M
-
-    @staticmethod
-    def validate(
-        *,
-        tokenizer_steps: int,
-        temperatures: tuple[float, float] = (1.0, 0.0625),
-        mask_ratio: float = 0.4,
-        **_,
-    ) -> None:
-        at_least("tokenizer_steps", tokenizer_steps, 1)
-        above("temperatures", min(temperatures), 0)
-        within("mask_ratio", mask_ratio, 0.01, 1.0)
+        self.mask_ratio = mask_ratio
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
@@ -89,9 +73,8 @@ class BEiT(Method):
             # DDP waits for a gradient of every parameter.
             bound, bounds = 0 * sum(p.sum() for p in self.tokenizer.parameters()), {}
 
-        order = block_order(self.random_key("mask", batch.index), vit.grid_size)  # [N, L]
-        chosen = order[:, : self.num_masked]  # [N, M]
-        masked = mask_of(chosen, self.num_patches)  # [N, L]
+        key = self.random_key("mask", batch.index)  # [N]
+        chosen, masked = masked_blocks(key, vit.grid_size, self.mask_ratio)  # [N, M], [N, L]
         z = vit.tokens(images, masked, self.mask_token)[:, vit.num_prefix_tokens :]  # [N, L, F]
         logits = self.encoder.head(take(z, chosen)).float().flatten(0, 1)  # [N * M, V]
         target = words.gather(1, chosen).flatten()  # [N * M]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, within
+from ssl_zoo.config import HEADS, METHODS, Part, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, predictor_for
 from ssl_zoo.ops import health
 
@@ -33,18 +33,13 @@ class BYOL(Method):
         *,
         head: Part[HEADS],
         predictor: Part[HEADS],
-        momentum: float = 0.996,
+        momentum: Scheduled[UnitInterval] = 0.996,
     ):
         super().__init__()
-        self.validate(momentum=momentum)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.predictor = predictor_for(self.encoder, predictor)
         self.target = MomentumEncoder(self.encoder)
         self.momentum = momentum
-
-    @staticmethod
-    def validate(*, momentum: float = 0.0, **_) -> None:
-        within("momentum", momentum, 0, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_1, x_2 = batch.views[:2]  # [N, C, H, W]

@@ -1,15 +1,16 @@
-"""Predicting an image's colours from its lightness."""
+"""Predicting an image's colors from its lightness."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import METHODS, above, at_least, within
+from ssl_zoo.config import METHODS, PositiveFloat, PositiveInt, Range, UnitInterval
 from ssl_zoo.core import Batch, Method
 from ssl_zoo.ops.color import rgb_to_lab
 from ssl_zoo.ops.modes import eval_mode
@@ -18,11 +19,11 @@ from ssl_zoo.system import distributed
 
 @METHODS.register_module()
 class Colorization(Method):
-    """Which of Q colours does each pixel of a gray image have? (arXiv:1603.08511).
+    """Which of Q colors does each pixel of a gray image have? (arXiv:1603.08511).
 
     Lab's lightness L goes in, in each of the backbone's channels, since evaluation shows it
     images of the data set's own; a distribution over bins of the ab plane comes out, at twice the
-    feature map's resolution. Rare colours weigh more, as most of an image is nearly gray. How rare
+    feature map's resolution. Rare colors weigh more, as most of an image is nearly gray. How rare
     they are is counted over the training set before the first step.
 
     Views, and evaluation's images, are RGB in [0, 1], so without `Normalize`.
@@ -31,10 +32,10 @@ class Colorization(Method):
         backbone: images -> feature map.
         bin_size: width of a bin of the ab plane. With 10, sRGB reaches Q = 261 bins; the paper's
             list has 313, some of them out of reach.
-        neighbours: a pixel's target is spread over its nearest bins.
+        neighbors: a pixel's target is spread over its closest bins.
         sigma: width of that spread, and of the smoothing of the bins' frequencies.
         uniform: lambda, the part of the uniform distribution in the frequencies that weights are
-            the inverse of. With 1 every colour weighs the same.
+            the inverse of. With 1 every color weighs the same.
         hidden_features: width of the layers between feature map and distribution.
     """
 
@@ -44,57 +45,40 @@ class Colorization(Method):
         self,
         backbone: nn.Module,
         *,
-        bin_size: int = 10,
-        neighbours: int = 5,
-        sigma: float = 5.0,
-        uniform: float = 0.5,
-        hidden_features: int = 256,
+        bin_size: Annotated[int, Range(2, 50)] = 10,
+        neighbors: Annotated[int, Range(1, 9)] = 5,
+        sigma: PositiveFloat = 5.0,
+        uniform: UnitInterval = 0.5,
+        hidden_features: PositiveInt = 256,
     ):
         super().__init__()
-        self.validate(bin_size=bin_size, neighbours=neighbours, sigma=sigma, uniform=uniform)
-        self.neighbours, self.sigma, self.uniform = neighbours, sigma, uniform
-        self.register_buffer("bins", colour_bins(bin_size).clone())  # [Q, 2], of a and b
+        self.neighbors, self.sigma, self.uniform = neighbors, sigma, uniform
+        self.register_buffer("bins", color_bins(bin_size).clone())  # [Q, 2], of a and b
         self.register_buffer("weight", torch.ones(len(self.bins)))  # w [Q]
         self.encoder = Colorizer(backbone, hidden_features, len(self.bins))
-
-    @staticmethod
-    def validate(
-        *,
-        bin_size: int = 10,
-        neighbours: int = 5,
-        sigma: float = 5.0,
-        uniform: float = 0.5,
-        hidden_features: int = 256,
-        **_,
-    ) -> None:
-        within("bin_size", bin_size, 2, 50)
-        within("neighbours", neighbours, 1, 9)
-        above("sigma", sigma, 0)
-        within("uniform", uniform, 0.0, 1.0)
-        at_least("hidden_features", hidden_features, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """L = -mean_hw w_{q*} sum_q Z_q log p_q, q* = argmax_q Z_q (equation 2, as a mean)."""
         lightness, ab = rgb_to_lab(batch.views[0]).tensor_split([1], dim=1)
         log_p = self.encoder(lightness / 100).float().log_softmax(dim=1)  # [N, Q, h, w]
-        # As in the authors' code, pixels are left out and not averaged: colours' mean is gray.
+        # As in the authors' code, pixels are left out and not averaged: colors' mean is gray.
         ab = F.interpolate(ab, size=log_p.shape[2:], mode="nearest-exact")  # [N, 2, h, w]
-        nearest, z = self.encode(ab)  # [N, k, h, w] each
-        loss = -(z * log_p.gather(1, nearest)).sum(dim=1)  # [N, h, w]
-        top1 = 100 * (log_p.argmax(dim=1) == nearest[:, 0]).float().mean()
-        return {"loss": (self.weight[nearest[:, 0]] * loss).mean(), "top1": top1}
+        closest, z = self.encode(ab)  # [N, k, h, w] each
+        loss = -(z * log_p.gather(1, closest)).sum(dim=1)  # [N, h, w]
+        top1 = 100 * (log_p.argmax(dim=1) == closest[:, 0]).float().mean()
+        return {"loss": (self.weight[closest[:, 0]] * loss).mean(), "top1": top1}
 
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft encoding of colours [N, 2, h, w]: numbers of the k nearest bins, and their share Z.
+        """Soft encoding of colors [N, 2, h, w]: numbers of the k closest bins, and their share Z.
 
-        Both [N, k, h, w], the nearest first; Z is a Gaussian of the distance, its sum 1.
+        Both [N, k, h, w], the closest first; Z is a Gaussian of the distance, its sum 1.
         """
         # Not as |x|^2 - 2 x y + |y|^2, which is inexact among distances this close.
         mode = "donot_use_mm_for_euclid_dist"
         distance = torch.cdist(ab.movedim(1, 3).flatten(1, 2), self.bins, compute_mode=mode)
-        distance, nearest = distance.topk(self.neighbours, largest=False)  # [N, h * w, k]
+        distance, closest = distance.topk(self.neighbors, largest=False)  # [N, h * w, k]
         z = (-(distance**2) / (2 * self.sigma**2)).softmax(dim=2)
-        return tuple(x.mT.unflatten(2, ab.shape[2:]) for x in (nearest, z))
+        return tuple(x.mT.unflatten(2, ab.shape[2:]) for x in (closest, z))
 
     @torch.no_grad()
     def before_epoch(self, images: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -115,8 +99,8 @@ class Colorization(Method):
                     f"Colorization takes RGB images in [0, 1], so without Normalize; found "
                     f"{x.shape[1]} channels from {x.min():.2f} to {x.max():.2f}"
                 )
-            nearest, z = self.encode(rgb_to_lab(x[:, :, ::4, ::4])[:, 1:])
-            count.index_add_(0, nearest.flatten(), z.flatten().double())
+            closest, z = self.encode(rgb_to_lab(x[:, :, ::4, ::4])[:, 1:])
+            count.index_add_(0, closest.flatten(), z.flatten().double())
         count = distributed.mean(count)
         distance = torch.cdist(self.bins, self.bins)  # [Q, Q]
         kernel = (-(distance**2) / (2 * self.sigma**2)).softmax(dim=1).double()
@@ -158,8 +142,8 @@ def _freeze_pooling(backbone: nn.Module) -> None:
 
 
 @cache
-def colour_bins(size: int) -> Tensor:
-    """Centres of the ab plane's bins that sRGB reaches, [Q, 2]; on a lattice of 64^3 colours."""
+def color_bins(size: int) -> Tensor:
+    """Centers of the ab plane's bins that sRGB reaches, [Q, 2]; on a lattice of 64^3 colors."""
     level = torch.linspace(0, 1, 64)
     rgb = torch.cartesian_prod(level, level, level).T[None, :, None]  # [1, 3, 1, 64^3]
     ab = rgb_to_lab(rgb)[0, 1:, 0].T  # [64^3, 2]

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import METHODS, ConfigError, above, at_least
+from ssl_zoo.config import METHODS, ConfigError, PositiveFloat, PositiveInt, Scheduled
 from ssl_zoo.core import Batch, Method
-from ssl_zoo.losses import InfoNCE, accuracy
+from ssl_zoo.losses import accuracy, info_nce
 from ssl_zoo.memory import Lookup
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
@@ -84,7 +84,7 @@ class CPC(Method):
         out_features: width of y.
         hidden_features: width of a context network.
         depth: its residual blocks.
-        temperature: t; products are not normalised. The inverse of version 2's `emb_scale`.
+        temperature: t; products are not normalized. The inverse of version 2's `emb_scale`.
     """
 
     family = "contrastive"
@@ -93,25 +93,16 @@ class CPC(Method):
         self,
         backbone: nn.Module,
         *,
-        patch_size: int,
-        stride: int,
-        rows_down: list[int],
+        patch_size: PositiveInt,
+        stride: PositiveInt,
+        rows_down: list[PositiveInt],
         directions: Literal[1, 4] = 1,
-        out_features: int = 64,
-        hidden_features: int = 256,
-        depth: int = 5,
-        temperature: float = 10.0,
+        out_features: PositiveInt = 64,
+        hidden_features: PositiveInt = 256,
+        depth: PositiveInt = 5,
+        temperature: Scheduled[PositiveFloat] = 10.0,
     ):
         super().__init__()
-        self.validate(
-            patch_size=patch_size,
-            stride=stride,
-            rows_down=rows_down,
-            out_features=out_features,
-            hidden_features=hidden_features,
-            depth=depth,
-            temperature=temperature,
-        )
         features = backbone.num_features
         self.encoder = PatchEncoder(backbone, patch_size, stride)
         self.contexts = nn.ModuleList(
@@ -122,18 +113,14 @@ class CPC(Method):
             nn.ModuleList(nn.Conv2d(features, out_features, 1) for _ in rows_down)
             for _ in range(directions)
         )
-        self.loss = InfoNCE(temperature=temperature)
-        self.rows_down = rows_down
+        self.temperature, self.rows_down = temperature, rows_down
 
     @staticmethod
-    def validate(*, rows_down: list[int], temperature: float = 1.0, **sizes) -> None:
-        for name, value in sizes.items():
-            at_least(name, value, 1)
-        if not rows_down or min(rows_down) < 1 or len(set(rows_down)) < len(rows_down):
+    def validate(*, rows_down: list[int], **_) -> None:
+        if not rows_down or len(set(rows_down)) < len(rows_down):
             raise ConfigError(
-                "rows_down", "no rows below", found=str(rows_down), expected="such as [2, 3]"
+                "rows_down", "no different rows", found=str(rows_down), expected="such as [2, 3]"
             )
-        above("temperature", temperature, 0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, size, stride = batch.views[0], self.encoder.patch_size, self.encoder.stride
@@ -150,17 +137,19 @@ class CPC(Method):
         y = self.w(z).permute(0, 2, 3, 1)  # [N, h, w, D]
         place = torch.arange(n * h * w, device=z.device) + distributed.rank() * n * h * w
         place = place.view(n, h, w)  # in the dictionary
-        q, positive, own = [], [], []
+        q, positive, columns = [], [], []
         for quarters, (context, matrices) in enumerate(zip(self.contexts, self.w_k, strict=True)):
             c = context(z.rot90(quarters, (2, 3)))  # [N, F, h, w], or w, h
-            goal, goal_place = (x.rot90(quarters, (1, 2)) for x in (y, place))
+            below, below_place = (x.rot90(quarters, (1, 2)) for x in (y, place))
             for k, w_k in zip(self.rows_down, matrices, strict=True):
                 q.append(w_k(c[:, :, :-k]).permute(0, 2, 3, 1).flatten(0, 2))  # [N (h - k) w, D]
-                positive.append(goal[:, k:].flatten(0, 2))
-                own.append(goal_place[:, k:].flatten())
+                positive.append(below[:, k:].flatten(0, 2))
+                columns.append(below_place[:, k:].flatten())
         patches = distributed.gather(y.flatten(0, 2))  # [world x N h w, D]
-        masked = torch.cat(own)[:, None]
-        loss, nearer = self.loss(Lookup(torch.cat(q), torch.cat(positive), patches, masked=masked))
+        lookup = Lookup(
+            torch.cat(q), torch.cat(positive), patches, masked=torch.cat(columns)[:, None]
+        )
+        loss, nearer = info_nce(lookup, self.temperature)
         return {
             "loss": loss,
             **accuracy(nearer),

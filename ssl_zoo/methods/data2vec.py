@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import METHODS, ConfigError, above, at_least, within
+from ssl_zoo.config import METHODS, ConfigError, PositiveFloat, PositiveInt, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder
 from ssl_zoo.heads import Linear
 from ssl_zoo.ops import health
-from ssl_zoo.ops.masking import block_order, mask_of, take
+from ssl_zoo.ops.masking import Share, masked_blocks, take
 
 
 @METHODS.register_module()
@@ -20,7 +18,7 @@ class Data2Vec(Method):
     """Regress what a slow teacher sees in the whole image (data2vec, arXiv:2202.03555).
 
     loss = mean over masked patches of smooth_l1(y, 1/K sum over the last K blocks of LN(a_k)),
-    a_k the teacher's output of block k. The authors' code for images normalises the mean once more,
+    a_k the teacher's output of block k. The authors' code for images normalizes the mean once more,
     and has relative positions; here the whole ViT is averaged, positions included.
 
     Args:
@@ -38,13 +36,12 @@ class Data2Vec(Method):
         self,
         backbone: nn.Module,
         *,
-        top_blocks: int = 6,
-        beta: float = 2.0,
-        momentum: float = 0.999,
-        mask_ratio: float = 0.6,
+        top_blocks: PositiveInt = 6,
+        beta: Scheduled[PositiveFloat] = 2.0,
+        momentum: Scheduled[UnitInterval] = 0.999,
+        mask_ratio: Scheduled[Share] = 0.6,
     ):
         super().__init__()
-        self.validate(top_blocks=top_blocks, beta=beta, momentum=momentum, mask_ratio=mask_ratio)
         backbone.require_token_norm()
         if top_blocks > len(backbone.model.blocks):
             raise ConfigError(
@@ -59,28 +56,13 @@ class Data2Vec(Method):
         self.mask_token = nn.Parameter(torch.empty(width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.top_blocks, self.beta, self.momentum = top_blocks, beta, momentum
-        self.num_patches = math.prod(backbone.grid_size)  # L
-        self.num_masked = max(1, round(mask_ratio * self.num_patches))  # M
-
-    @staticmethod
-    def validate(
-        *,
-        top_blocks: int = 6,
-        beta: float = 2.0,
-        momentum: float = 0.999,
-        mask_ratio: float = 0.6,
-    ) -> None:
-        at_least("top_blocks", top_blocks, 1)
-        above("beta", beta, 0)
-        within("momentum", momentum, 0, 1)
-        within("mask_ratio", mask_ratio, 0.01, 1.0)
+        self.mask_ratio = mask_ratio
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, student = batch.views[0], self.encoder.backbone  # [N, C, H, W]
         student.require_own_size(images)
-        order = block_order(self.random_key("mask", batch.index), student.grid_size)  # [N, L]
-        chosen = order[:, : self.num_masked]  # [N, M]
-        masked = mask_of(chosen, self.num_patches)  # [N, L]
+        key = self.random_key("mask", batch.index)  # [N]
+        chosen, masked = masked_blocks(key, student.grid_size, self.mask_ratio)  # [N, M], [N, L]
         z = student.tokens(images, masked, self.mask_token)[:, student.num_prefix_tokens :]
         y = self.encoder.head(take(z, chosen)).float()  # [N, M, F]
         target = self.targets(images)  # [N, L, F]
@@ -95,8 +77,8 @@ class Data2Vec(Method):
         blocks = self.teacher.encoder.model.forward_intermediates(
             images, indices=self.top_blocks, output_fmt="NLC", intermediates_only=True
         )  # K x [N, L, F], before the last norm
-        normalised = [F.layer_norm(a.float(), a.shape[-1:]) for a in blocks]
-        return torch.stack(normalised).mean(dim=0)
+        normalized = [F.layer_norm(a.float(), a.shape[-1:]) for a in blocks]
+        return torch.stack(normalized).mean(dim=0)
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import METHODS, ConfigError, at_least
-from ssl_zoo.core import Batch, Encoder, Method
+from ssl_zoo.config import METHODS, AtLeastTwo, ConfigError, PositiveInt
+from ssl_zoo.core import Batch, Encoder, Method, set_apart
 from ssl_zoo.heads import Linear
 from ssl_zoo.ops import health
 from ssl_zoo.ops.kmeans import embed, kmeans, mutual_information, whiten
@@ -38,12 +38,11 @@ class DeepCluster(Method):
         backbone: nn.Module,
         num_samples: int,
         *,
-        clusters: int = 10000,
-        pca: int = 256,
-        kmeans_iterations: int = 20,
+        clusters: AtLeastTwo = 10000,
+        pca: PositiveInt = 256,
+        kmeans_iterations: PositiveInt = 20,
     ):
         super().__init__()
-        self.validate(clusters=clusters, pca=pca, kmeans_iterations=kmeans_iterations)
         for name, value, bound in (
             ("clusters", clusters, num_samples),
             ("pca", pca, min(backbone.num_features, num_samples)),
@@ -57,12 +56,6 @@ class DeepCluster(Method):
         self.register_buffer("sizes", torch.bincount(self.assignments, minlength=clusters))
         self.register_buffer("nmi", torch.zeros(()))  # with the clusters before
 
-    @staticmethod
-    def validate(*, clusters: int = 2, pca: int = 1, kmeans_iterations: int = 1, **_) -> None:
-        at_least("clusters", clusters, 2)
-        at_least("pca", pca, 1)
-        at_least("kmeans_iterations", kmeans_iterations, 1)
-
     @torch.no_grad()
     def before_epoch(self, images) -> None:
         features, positions = map(distributed.to_main, embed(self.encoder.backbone, images))
@@ -71,13 +64,13 @@ class DeepCluster(Method):
         def on_main() -> Tensor:
             with distributed.borrowed_threads():
                 x = whiten(features, self.pca)  # [S, pca]
-                found, _ = kmeans(x, self.clusters, self.kmeans_iterations, seed)
-            return torch.empty_like(found).index_copy_(0, positions, found)
+                y, _ = kmeans(x, self.clusters, self.kmeans_iterations, seed)
+            return torch.empty_like(y).index_copy_(0, positions, y)
 
-        found = distributed.attempt(on_main).to(self.assignments.device)  # [S]
-        self.nmi.fill_(mutual_information(found, self.assignments))
-        self.assignments.copy_(found)
-        self.sizes.copy_(torch.bincount(found, minlength=self.clusters))
+        y = distributed.attempt(on_main).to(self.assignments.device)  # [S]
+        self.nmi.fill_(mutual_information(y, self.assignments))
+        self.assignments.copy_(y)
+        self.sizes.copy_(torch.bincount(y, minlength=self.clusters))
         self._renew_classifier()
 
     def _renew_classifier(self) -> None:
@@ -112,15 +105,4 @@ class DeepCluster(Method):
         has no such switch: its moments, of weights that are gone, fade within the epoch.
         """
         groups = super().param_groups(weight_decay, decay_norm_and_bias)
-        return without_momentum(groups, self.encoder.head)
-
-
-def without_momentum(groups: list[dict], module: nn.Module) -> list[dict]:
-    """The optimiser's groups, each divided: the module's parameters have momentum 0."""
-    its = {id(p) for p in module.parameters()}
-    divided = []
-    for group in groups:
-        others = [p for p in group["params"] if id(p) not in its]
-        still = [p for p in group["params"] if id(p) in its]
-        divided += [group | {"params": others}, group | {"params": still, "momentum": 0.0}]
-    return [group for group in divided if group["params"]]
+        return set_apart(groups, self.encoder.head, momentum=0.0)

@@ -6,11 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, above, at_least
+from ssl_zoo.config import (
+    HEADS,
+    METHODS,
+    AtLeastTwo,
+    ConfigError,
+    Part,
+    PositiveFloat,
+    PositiveInt,
+    Scheduled,
+)
 from ssl_zoo.core import Batch, Encoder, Method, encode_views
 from ssl_zoo.heads import Prototypes
 from ssl_zoo.ops import health
-from ssl_zoo.ops.kmeans import closest_centroid, embed, spherical_kmeans
+from ssl_zoo.ops.kmeans import closest_centroid, embed_everywhere, spherical_kmeans
 from ssl_zoo.system import distributed
 
 
@@ -26,13 +35,14 @@ class DeepClusterV2(Method):
 
     Args:
         num_samples: rows of a bank, the same on all ranks.
-        head: features -> embeddings, normalised here to unit length.
+        head: features -> embeddings, normalized here to unit length.
         clusters: K of each clustering; H numbers.
         temperature: T.
         kmeans_iterations: of k-means, before every epoch.
     """
 
     family = "clustering"
+    views_needed = 2
 
     def __init__(
         self,
@@ -40,14 +50,11 @@ class DeepClusterV2(Method):
         num_samples: int,
         *,
         head: Part[HEADS],
-        clusters: list[int] = [3000, 3000, 3000],  # noqa: B006
-        temperature: float = 0.1,
-        kmeans_iterations: int = 10,
+        clusters: list[AtLeastTwo] = [3000, 3000, 3000],  # noqa: B006
+        temperature: Scheduled[PositiveFloat] = 0.1,
+        kmeans_iterations: PositiveInt = 10,
     ):
         super().__init__()
-        self.validate(
-            clusters=clusters, temperature=temperature, kmeans_iterations=kmeans_iterations
-        )
         if max(clusters) > num_samples:
             raise ConfigError(
                 "clusters", "too large", found=str(max(clusters)), expected=f"at most {num_samples}"
@@ -59,35 +66,19 @@ class DeepClusterV2(Method):
         self.register_buffer("bank", torch.zeros(2, num_samples, width))
 
     @staticmethod
-    def validate(
-        *,
-        clusters: list[int] = [2],  # noqa: B006
-        temperature: float = 1.0,
-        kmeans_iterations: int = 1,
-        **_,
-    ) -> None:
-        at_least("clusters", len(clusters), 1)
-        for i, k in enumerate(clusters):
-            at_least(f"clusters[{i}]", k, 2)
-        above("temperature", temperature, 0)
-        at_least("kmeans_iterations", kmeans_iterations, 1)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
+    def validate(*, clusters: list[int], **_) -> None:
+        if not clusters:
+            raise ConfigError("clusters", "none", found="[]", expected="such as [300, 300]")
 
     @torch.no_grad()
     def before_epoch(self, images) -> None:
         if self.steps == 0:  # no epoch before: what the untrained network sees in clean images
-            z, index = embed(self.encoder, images)
-            self.bank[:, index] = F.normalize(z, dim=1).to(self.bank.device)
-            # Each rank wrote its own rows and left the others at zero.
-            self.bank.copy_(distributed.mean(self.bank) * distributed.world())
+            self.bank.copy_(embed_everywhere(self.encoder, images, self.bank.shape[1]))
         for h, centroids in enumerate(self.centroids):
             key = (self.seed, self.steps, f"k-means {h}")
             k = len(centroids.weight)
-            found = spherical_kmeans(self.bank[h % 2], k, self.kmeans_iterations, *key)
-            centroids.weight.copy_(found)
+            c = spherical_kmeans(self.bank[h % 2], k, self.kmeans_iterations, *key)  # [K, D]
+            centroids.weight.copy_(c)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         outputs = encode_views(self.encoder, batch.views, self.encoder.backbone.bn_groups)

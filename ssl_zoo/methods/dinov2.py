@@ -6,16 +6,23 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, at_least
-from ssl_zoo.core import Batch, Method, MomentumEncoder, encode_views
-from ssl_zoo.heads import Centre, FrozenStart, SinkhornCentre
-from ssl_zoo.methods.dino import distillation
-from ssl_zoo.methods.ibot import TokenEncoder, check, patch_loss
+from ssl_zoo.config import (
+    HEADS,
+    METHODS,
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Part,
+    PositiveFloat,
+    Scheduled,
+    UnitInterval,
+)
+from ssl_zoo.core import Batch, Method, MomentumEncoder, TokenEncoder, encode_views
+from ssl_zoo.heads import FrozenStart
+from ssl_zoo.losses import Center, SinkhornCenter, dino_loss, ibot_loss, koleo_loss
 from ssl_zoo.ops import health
 from ssl_zoo.ops.masking import masked_patches
-from ssl_zoo.system import distributed
 
 
 @METHODS.register_module()
@@ -28,10 +35,10 @@ class DINOv2(Method):
         backbone: a ViT; with local views, `options: {dynamic_img_size: true}`.
         head: class token -> scores.
         patch_head: patch token -> scores.
-        centring: of the teacher's scores, by a running mean or by Sinkhorn-Knopp in each batch.
+        centering: of the teacher's scores, by a running mean or by Sinkhorn-Knopp in each batch.
         teacher_temperature, student_temperature: for class tokens and patches.
         momentum: of the teacher.
-        centre_momentum: of the running means.
+        center_momentum: of the running means.
         koleo_weight: of the entropy estimate that keeps the images' features apart.
         masked_images: chance that a view is masked at all.
         mask_ratio: bounds of the share of its patches, drawn uniformly.
@@ -48,78 +55,63 @@ class DINOv2(Method):
         *,
         head: Part[HEADS],
         patch_head: Part[HEADS],
-        centring: Literal["mean", "sinkhorn"] = "sinkhorn",
-        teacher_temperature: float = 0.04,
-        student_temperature: float = 0.1,
-        momentum: float = 0.994,
-        centre_momentum: float = 0.9,
-        koleo_weight: float = 0.1,
-        masked_images: float = 0.5,
-        mask_ratio: tuple[float, float] = (0.1, 0.5),
-        frozen_steps: int = 0,
+        centering: Literal["mean", "sinkhorn"] = "sinkhorn",
+        teacher_temperature: Scheduled[PositiveFloat] = 0.04,
+        student_temperature: Scheduled[PositiveFloat] = 0.1,
+        momentum: Scheduled[UnitInterval] = 0.994,
+        center_momentum: Scheduled[UnitInterval] = 0.9,
+        koleo_weight: Scheduled[NonNegativeFloat] = 0.1,
+        masked_images: Scheduled[UnitInterval] = 0.5,
+        mask_ratio: Bounds[UnitInterval] = (0.1, 0.5),
+        frozen_steps: NonNegativeInt = 0,
     ):
         super().__init__()
-        self.validate(
-            teacher_temperature=teacher_temperature,
-            student_temperature=student_temperature,
-            momentum=momentum,
-            centre_momentum=centre_momentum,
-            koleo_weight=koleo_weight,
-            masked_images=masked_images,
-            mask_ratio=mask_ratio,
-            frozen_steps=frozen_steps,
-        )
         self.encoder = TokenEncoder(backbone, head, patch_head)
         self.teacher = MomentumEncoder(self.encoder)
-        if centring == "sinkhorn":
-            self.centre, self.patch_centre = SinkhornCentre(), SinkhornCentre()
+        if centering == "sinkhorn":
+            self.center, self.patch_center = SinkhornCenter(), SinkhornCenter()
         else:
-            self.centre = Centre(self.encoder.out_features, centre_momentum)
-            self.patch_centre = Centre(self.encoder.patch_head.out_features, centre_momentum)
+            self.center = Center(self.encoder.out_features)
+            self.patch_center = Center(self.encoder.patch_head.out_features)
         self.teacher_temperature = teacher_temperature
         self.student_temperature = student_temperature
-        self.momentum, self.koleo_weight = momentum, koleo_weight
+        self.momentum, self.center_momentum = momentum, center_momentum
+        self.koleo_weight = koleo_weight
         self.masked_images, self.mask_ratio = masked_images, mask_ratio
         self.freeze = FrozenStart(self.encoder, frozen_steps)
 
-    @staticmethod
-    def validate(*, koleo_weight: float = 0.0, **others) -> None:
-        check(**others)
-        at_least("koleo_weight", koleo_weight, 0)
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        student, bn_groups = self.encoder, self.encoder.backbone.bn_groups
+        student, teacher = self.encoder, self.teacher.encoder
         u_s, g_s, v_s, g_t, v_t, masks = [], [], [], [], [], []
         for number, x in enumerate(batch.views[:2]):
-            key = self.random_key(f"mask {number}", batch.index)  # [N]
-            grid = student.grid(x)
+            key, grid = self.random_key(f"mask {number}", batch.index), student.grid(x)
             patches, masked = masked_patches(key, grid, self.masked_images, self.mask_ratio)
+            masks.append(masked)
             with torch.no_grad():
-                g, v = self.teacher.encoder.scores(x, patches)  # [N, K], [N, M, K]
+                g, v = teacher.scores(*teacher.features(x, patches))  # [N, K], [N, M, K]
             g_t.append(g)
             v_t.append(v)
             u, v = student.features(x, patches, masked)  # [N, F], [N, M, F]
             u_s.append(u.float())
-            g_s.append(student.head(u).float())
-            v_s.append(student.patch_scores(v))
-            masks.append(masked)
-        g_s += [g.float() for g in encode_views(student, batch.views[2:], bn_groups)]  # V x [N, K]
+            g, v = student.scores(u, v)  # [N, K], [N, M, K]
+            g_s.append(g)
+            v_s.append(v)
+        local = encode_views(student, batch.views[2:], student.backbone.bn_groups)
+        g_s += [g.float() for g in local]  # V x [N, K]
         g_t, v_t = torch.stack(g_t), torch.stack(v_t)  # [2, N, K], [2, N, M, K]
-        p_t = self.centre(g_t, self.teacher_temperature)  # [2, N, K]
-        p_v = self.patch_centre(v_t, self.teacher_temperature, torch.stack(masks))  # [2, N, M, K]
-        dino = distillation(p_t, g_s, self.student_temperature)
-        ibot = torch.stack(
-            [
-                patch_loss(p, g, masked, self.student_temperature)
-                for p, g, masked in zip(p_v, v_s, masks, strict=True)
-            ]
-        ).mean()
-        spread = koleo(u_s[0]) + koleo(u_s[1])
+        p_t = self.center(g_t, self.teacher_temperature)  # [2, N, K]
+        p_v = self.patch_center(v_t, self.teacher_temperature, torch.stack(masks))  # [2, N, M, K]
+        class_loss = dino_loss(p_t, g_s, self.student_temperature)
+        patch_losses = [
+            ibot_loss(*view, self.student_temperature) for view in zip(p_v, v_s, masks, strict=True)
+        ]
+        patch_loss = torch.stack(patch_losses).mean()
+        koleo = koleo_loss(u_s[0]) + koleo_loss(u_s[1])
         return {
-            "loss": dino + ibot + self.koleo_weight * spread,
-            "class_loss": dino,
-            "patch_loss": ibot,
-            "koleo": spread,
+            "loss": class_loss + patch_loss + self.koleo_weight * koleo,
+            "class_loss": class_loss,
+            "patch_loss": patch_loss,
+            "koleo": koleo,
             "embedding_std": health.embedding_std(u_s[0]),
             "assignment_entropy": health.assignment_entropy(p_t[0]),
             "assignment_sharpness": health.assignment_sharpness(p_t[0]),
@@ -133,21 +125,5 @@ class DINOv2(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.teacher.follow(self.encoder, self.momentum)
-        self.centre.update(out["g_t"])
-        self.patch_centre.update(out["v_t"])
-
-
-def koleo(x: Tensor) -> Tensor:
-    """L = -mean_i log min_{j != i} |x_i - x_j|, x on the unit sphere (arXiv:1806.03198, eq. 2).
-
-    An estimate of the features' entropy, with the neighbours of all ranks' rows; the authors look
-    at a rank's own.
-
-    Args:
-        x: [N, F] float32.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        x = distributed.gather(F.normalize(x, dim=1))  # [world x N, F]
-        with torch.no_grad():
-            nearest = (x @ x.T).fill_diagonal_(-1).argmax(dim=1)  # [world x N]
-        return -(F.pairwise_distance(x, x[nearest], eps=1e-8) + 1e-8).log().mean()
+        self.center.update(out["g_t"], self.center_momentum)
+        self.patch_center.update(out["v_t"], self.center_momentum)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, at_least, within
+from ssl_zoo.config import (
+    HEADS,
+    METHODS,
+    Bounds,
+    ConfigError,
+    Part,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder
 from ssl_zoo.ops import health
-from ssl_zoo.ops.masking import block, mask_of, take
+from ssl_zoo.ops.masking import Share, block, count_of, mask_of, take
 from ssl_zoo.system import rng
 
 
@@ -45,22 +57,14 @@ class IJEPA(Method):
         backbone: nn.Module,
         *,
         predictor: Part[HEADS],
-        num_targets: int = 4,
-        target_scale: float = 0.175,
-        target_ratio: tuple[float, float] = (0.75, 1.5),
-        context_scale: float = 0.925,
-        context_kept: float = 0.35,
-        momentum: float = 0.996,
+        num_targets: PositiveInt = 4,
+        target_scale: Scheduled[Annotated[float, Range(0.01, 0.99)]] = 0.175,
+        target_ratio: Bounds[PositiveFloat] = (0.75, 1.5),
+        context_scale: Scheduled[Share] = 0.925,
+        context_kept: Scheduled[Share] = 0.35,
+        momentum: Scheduled[UnitInterval] = 0.996,
     ):
         super().__init__()
-        self.validate(
-            num_targets=num_targets,
-            target_scale=target_scale,
-            target_ratio=target_ratio,
-            context_scale=context_scale,
-            context_kept=context_kept,
-            momentum=momentum,
-        )
         backbone.require_token_norm()
         self.encoder = Encoder(
             backbone,
@@ -71,30 +75,17 @@ class IJEPA(Method):
             ),
         )
         self.target_encoder = MomentumEncoder(backbone)
-        self.num_targets, self.target_ratio = num_targets, target_ratio
-        self.grid, self.momentum = backbone.grid_size, momentum
-        self.target_size, self.context_size, self.num_kept = (
-            max(1, round(share * math.prod(self.grid)))
-            for share in (target_scale, context_scale, context_kept)
-        )  # T, -, K
+        self.num_targets, self.grid, self.momentum = num_targets, backbone.grid_size, momentum
+        self.target_scale, self.target_ratio = target_scale, target_ratio
+        self.context_scale, self.context_kept = context_scale, context_kept
 
     @staticmethod
-    def validate(
-        *,
-        num_targets: int = 4,
-        target_scale: float = 0.175,
-        target_ratio: tuple[float, float] = (0.75, 1.5),
-        context_scale: float = 0.925,
-        context_kept: float = 0.35,
-        momentum: float = 0.996,
-        **_,
-    ) -> None:
-        at_least("num_targets", num_targets, 1)
-        within("target_scale", target_scale, 0.01, 0.99)
-        within("target_ratio", target_ratio[0], 0.01, target_ratio[1])
-        within("context_scale", context_scale, 0.01, 1)
-        within("context_kept", context_kept, 0.01, context_scale)
-        within("momentum", momentum, 0, 1)
+    def validate(*, context_scale: float, context_kept: float, **_) -> None:
+        if context_kept > context_scale:
+            expected = f"at most context_scale, {context_scale}"
+            raise ConfigError(
+                "context_kept", "out of range", found=str(context_kept), expected=expected
+            )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, encoder, predictor = batch.views[0], self.encoder.backbone, self.encoder.head
@@ -128,12 +119,14 @@ class IJEPA(Method):
         """
         number = torch.arange(self.num_targets, device=key.device)
         keys = rng.hashed(key[:, None], "target", number)  # [N, M]
-        targets = block(keys, self.grid, self.target_size, self.target_ratio)  # [N, M, T]
-        around = block(rng.hashed(key, "context"), self.grid, self.context_size, (1.0, 1.0))
+        target_size = count_of(self.target_scale, self.grid)  # T
+        targets = block(keys, self.grid, target_size, self.target_ratio)  # [N, M, T]
+        context_size = count_of(self.context_scale, self.grid)
+        around = block(rng.hashed(key, "context"), self.grid, context_size, (1.0, 1.0))
         length = math.prod(self.grid)
         left = mask_of(around, length) & ~mask_of(targets.flatten(1), length)  # [N, L]
         patches = torch.arange(length, device=key.device)
         chance = rng.uniform(key[:, None], "order", patches)  # [N, L]
         order = (chance + ~left).argsort(dim=1, stable=True)  # those left first
-        slots = torch.arange(self.num_kept, device=key.device)
+        slots = torch.arange(count_of(self.context_kept, self.grid), device=key.device)  # [K]
         return order.gather(1, slots % left.sum(dim=1, keepdim=True).clamp(min=1)), targets

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from functools import cache
 from itertools import permutations
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, at_least, within
+from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, Part, PositiveInt, Range
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import MLP
 from ssl_zoo.ops.patches import cut
@@ -26,9 +27,9 @@ class Jigsaw(Method):
     """In which of K orders are the nine tiles of an image? (arXiv:1603.09246).
 
     Each tile goes through the same network, so what a single tile looks like has to be told
-    before tiles are compared. A tile's place within its cell, and so the gap to its neighbours, is
+    before tiles are compared. A tile's place within its cell, and so the gap to its neighbors, is
     random, and each tile has zero mean and unit deviation in every channel: otherwise lines and
-    colours that run over a border would give the order away.
+    colors that run over a border would give the order away.
 
     Args:
         backbone: tiles -> features.
@@ -43,12 +44,11 @@ class Jigsaw(Method):
         backbone: nn.Module,
         *,
         head: Part[HEADS],
-        num_permutations: int = 1000,
-        patch_size: int = 64,
-        hidden_features: int = 4096,
+        num_permutations: Annotated[int, Range(2, math.factorial(TILES))] = 1000,
+        patch_size: AtLeastTwo = 64,
+        hidden_features: PositiveInt = 4096,
     ):
         super().__init__()
-        self.validate(num_permutations=num_permutations, patch_size=patch_size)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.classifier = MLP(
             TILES * self.encoder.out_features,
@@ -59,20 +59,12 @@ class Jigsaw(Method):
         self.register_buffer("permutations", orders)  # [K, 9]
         self.patch_size = patch_size
 
-    @staticmethod
-    def validate(*, num_permutations: int = 2, patch_size: int = 2, **_) -> None:
-        within("num_permutations", num_permutations, 2, math.factorial(TILES))
-        at_least("patch_size", patch_size, 2)
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """L = -log p(k | tile_{pi_k(1)}, ..., tile_{pi_k(9)})."""
-        place, choice = (
-            self.random_key(purpose, batch.index) for purpose in ("place", "permutation")
-        )
+        place = self.random_key("place", batch.index)  # [N]
         tiles = cut(batch.views[0], GRID, self.patch_size, place)  # [N, 9, C, s, s]
-        k = rng.integers(len(self.permutations), choice)  # [N]
-        order = self.permutations[k]  # [N, 9]
-        tiles = tiles[torch.arange(len(k), device=k.device)[:, None], order]
+        k = rng.integers(len(self.permutations), self.random_key("permutation", batch.index))
+        tiles = tiles[torch.arange(len(k), device=k.device)[:, None], self.permutations[k]]
         tiles = F.instance_norm(tiles.flatten(0, 1))  # [9N, C, s, s]
         z = F.relu(self.encoder(tiles)).view(len(k), -1)  # [N, 9 D]
         logits = self.classifier(z).float()  # [N, K]

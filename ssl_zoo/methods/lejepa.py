@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import HEADS, METHODS, Part, at_least, within
+from ssl_zoo.config import HEADS, METHODS, Part, PositiveInt, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, encode_views
+from ssl_zoo.losses import sigreg
 from ssl_zoo.ops import health
-from ssl_zoo.system import distributed, rng
+from ssl_zoo.system import rng
 
 
 @METHODS.register_module()
@@ -35,26 +36,19 @@ class LeJEPA(Method):
         backbone: nn.Module,
         *,
         head: Part[HEADS],
-        lam: float = 0.05,
-        global_views: int = 2,
-        slices: int = 1024,
+        lam: Scheduled[UnitInterval] = 0.05,
+        global_views: PositiveInt = 2,
+        slices: PositiveInt = 1024,
     ):
         super().__init__()
-        self.validate(lam=lam, global_views=global_views, slices=slices)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.lam, self.global_views, self.slices = lam, global_views, slices
-
-    @staticmethod
-    def validate(*, lam: float = 0.0, global_views: int = 1, slices: int = 1, **_) -> None:
-        within("lam", lam, 0, 1)
-        at_least("global_views", global_views, 1)
-        at_least("slices", slices, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         groups = self.encoder.backbone.bn_groups
         z = torch.stack(encode_views(self.encoder, batch.views, groups)).float()  # [V, N, D]
-        centre = z[: self.global_views].mean(dim=0)  # [N, D]
-        prediction = (z - centre).square().mean()
+        center = z[: self.global_views].mean(dim=0)  # [N, D]
+        prediction = (z - center).square().mean()
         directions = self.directions(z)  # [D, M]
         gaussianity = torch.stack([sigreg(z_v, directions) for z_v in z]).mean()
         return {
@@ -76,23 +70,3 @@ class LeJEPA(Method):
     @staticmethod
     def views_needed(global_views: int = 2, **_) -> int:
         return max(global_views, 2)
-
-
-def sigreg(z: Tensor, directions: Tensor) -> Tensor:
-    """Mean over directions a of n int |phi(t) - e^(-t^2/2)|^2 e^(-t^2/2) dt, [].
-
-    phi(t) = mean of e^(i t <a, z>) over all n rows of all ranks: Epps and Pulley's test that
-    <a, z> is N(0, 1), by the trapezoid rule at 17 points of [-5, 5] (arXiv:2511.08544).
-
-    Args:
-        z: [N, D], this rank's rows.
-        directions: [D, M], unit columns.
-    """
-    t = torch.linspace(-5, 5, 17, device=z.device)  # [T]
-    gauss = (-t.square() / 2).exp()  # both N(0, 1)'s characteristic function and the weight
-    with torch.autocast(z.device.type, enabled=False):
-        angle = (z @ directions)[:, :, None] * t  # [N, M, T]
-    phi = torch.stack([angle.cos().mean(dim=0), angle.sin().mean(dim=0)])  # [2, M, T]
-    phi = distributed.gather(phi[None]).mean(dim=0)  # ranks hold equally many rows
-    error = ((phi[0] - gauss).square() + phi[1].square()) * gauss  # [M, T]
-    return len(z) * distributed.world() * torch.trapezoid(error, t, dim=1).mean()

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import METHODS, ConfigError, at_least, within
+from ssl_zoo.config import METHODS, AtLeastTwo, ConfigError, PositiveInt, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
-from ssl_zoo.ops.masking import block_order, mask_of, take
+from ssl_zoo.ops.masking import Share, masked_blocks, take
 from ssl_zoo.ops.patches import patchify
 
 # Mean gradient of a cell below which it is not brought to unit length: rounding on flat ground.
@@ -39,12 +39,11 @@ class MaskFeat(Method):
         self,
         backbone: nn.Module,
         *,
-        cell: int = 8,
-        orientations: int = 9,
-        mask_ratio: float = 0.4,
+        cell: PositiveInt = 8,
+        orientations: AtLeastTwo = 9,
+        mask_ratio: Scheduled[Share] = 0.4,
     ):
         super().__init__()
-        self.validate(cell=cell, orientations=orientations, mask_ratio=mask_ratio)
         backbone.require_token_norm()
         if any(p % cell for p in backbone.patch_size):
             raise ConfigError(
@@ -60,21 +59,13 @@ class MaskFeat(Method):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.cell, self.orientations = cell, orientations
         self.cells = tuple(p // cell for p in backbone.patch_size)  # of a patch
-        self.num_patches = math.prod(backbone.grid_size)  # L
-        self.num_masked = max(1, round(mask_ratio * self.num_patches))  # M
-
-    @staticmethod
-    def validate(*, cell: int = 8, orientations: int = 9, mask_ratio: float = 0.4) -> None:
-        at_least("cell", cell, 1)
-        at_least("orientations", orientations, 2)
-        within("mask_ratio", mask_ratio, 0.01, 1.0)
+        self.mask_ratio = mask_ratio
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
         vit.require_own_size(images)
-        order = block_order(self.random_key("mask", batch.index), vit.grid_size)  # [N, L]
-        chosen = order[:, : self.num_masked]  # [N, M]
-        masked = mask_of(chosen, self.num_patches)  # [N, L]
+        key = self.random_key("mask", batch.index)  # [N]
+        chosen, masked = masked_blocks(key, vit.grid_size, self.mask_ratio)  # [N, M], [N, L]
         z = vit.tokens(images, masked, self.mask_token)[:, vit.num_prefix_tokens :]  # [N, L, F]
         y = self.encoder.head(take(z, chosen)).float()  # [N, M, cells * C * B]
         cells = hog(images, self.cell, self.orientations)  # [N, C * B, H / cell, W / cell]

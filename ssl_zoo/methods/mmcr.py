@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, at_least
+from ssl_zoo.config import HEADS, METHODS, NonNegativeFloat, Part, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method, encode_views
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
@@ -22,7 +22,7 @@ class MMCR(Method):
 
     Args:
         backbone: images -> features.
-        head: features -> embeddings, normalised here to unit length.
+        head: features -> embeddings, normalized here to unit length.
         lam: lambda, the weight of the manifolds' own extent; 0 on ImageNet, where the centroids
             do that work.
     """
@@ -30,15 +30,12 @@ class MMCR(Method):
     family = "non-contrastive"
     views_needed = 2
 
-    def __init__(self, backbone: nn.Module, *, head: Part[HEADS], lam: float = 0.0):
+    def __init__(
+        self, backbone: nn.Module, *, head: Part[HEADS], lam: Scheduled[NonNegativeFloat] = 0.0
+    ):
         super().__init__()
-        self.validate(lam=lam)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.lam = lam
-
-    @staticmethod
-    def validate(*, lam: float = 0.0, **_) -> None:
-        at_least("lam", lam, 0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         groups = self.encoder.backbone.bn_groups

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo.backbones import FITS
-from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, above, within
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, PositiveFloat, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, predictor_for
 from ssl_zoo.losses import in_batch
 from ssl_zoo.ops import health
@@ -24,7 +24,7 @@ class MoCoV3(Method):
         predictor: of queries alone, embeddings -> embeddings.
         temperature: t; 0.2 for ViTs, 1.0 for the ResNet.
         momentum: m in theta_k <- m theta_k + (1 - m) theta_q; in the recipe it rises to 1.
-        frozen_patch_embed: a ViT's patch embedding stays as it is initialised, which keeps training
+        frozen_patch_embed: a ViT's patch embedding stays as it is initialized, which keeps training
             stable (section 4.2).
 
     Raises:
@@ -40,23 +40,17 @@ class MoCoV3(Method):
         *,
         head: Part[HEADS],
         predictor: Part[HEADS],
-        temperature: float = 0.2,
-        momentum: float = 0.99,
+        temperature: Scheduled[PositiveFloat] = 0.2,
+        momentum: Scheduled[UnitInterval] = 0.99,
         frozen_patch_embed: bool = False,
     ):
         super().__init__()
-        self.validate(temperature=temperature, momentum=momentum)
         if frozen_patch_embed:
             _freeze_patch_embed(backbone)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.predictor = predictor_for(self.encoder, predictor)
         self.key_encoder = MomentumEncoder(self.encoder)
         self.temperature, self.momentum = temperature, momentum
-
-    @staticmethod
-    def validate(*, temperature: float = 1.0, momentum: float = 0.0, **_) -> None:
-        above("temperature", temperature, 0)
-        within("momentum", momentum, 0, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x1, x2 = batch.views[:2]  # [N, C, H, W]

@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, above, at_least, within
+from ssl_zoo.config import (
+    HEADS,
+    METHODS,
+    AtLeastTwo,
+    HalfOpenUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Part,
+    PositiveFloat,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views
 from ssl_zoo.ops import health
 from ssl_zoo.ops.masking import random_order
@@ -20,7 +31,7 @@ class MSN(Method):
 
     The target network sees the first view whole. Anchors are the second view without some of its
     patches, and further, small views (the paper's focal masks) as they are. All anchors together
-    are to use the prototypes evenly, in place of a centre.
+    are to use the prototypes evenly, in place of a center.
 
     Args:
         backbone: a ViT; with small views, `options: {dynamic_img_size: true}`.
@@ -43,24 +54,15 @@ class MSN(Method):
         backbone: nn.Module,
         *,
         head: Part[HEADS],
-        num_prototypes: int = 1024,
-        drop: float = 0.15,
-        anchor_temperature: float = 0.1,
-        target_temperature: float = 0.025,
-        me_max_weight: float = 1.0,
-        sinkhorn_iterations: int = 0,
-        momentum: float = 0.996,
+        num_prototypes: AtLeastTwo = 1024,
+        drop: Scheduled[HalfOpenUnitInterval] = 0.15,
+        anchor_temperature: Scheduled[PositiveFloat] = 0.1,
+        target_temperature: Scheduled[PositiveFloat] = 0.025,
+        me_max_weight: Scheduled[NonNegativeFloat] = 1.0,
+        sinkhorn_iterations: NonNegativeInt = 0,
+        momentum: Scheduled[UnitInterval] = 0.996,
     ):
         super().__init__()
-        self.validate(
-            num_prototypes=num_prototypes,
-            drop=drop,
-            anchor_temperature=anchor_temperature,
-            target_temperature=target_temperature,
-            me_max_weight=me_max_weight,
-            sinkhorn_iterations=sinkhorn_iterations,
-            momentum=momentum,
-        )
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.target = MomentumEncoder(self.encoder)
         self.prototypes = nn.Linear(self.encoder.out_features, num_prototypes, bias=False)
@@ -68,27 +70,6 @@ class MSN(Method):
         self.sinkhorn_iterations = sinkhorn_iterations
         self.anchor_temperature = anchor_temperature
         self.target_temperature = target_temperature
-
-    @staticmethod
-    def validate(
-        *,
-        num_prototypes: int = 2,
-        drop: float = 0.0,
-        anchor_temperature: float = 1.0,
-        target_temperature: float = 1.0,
-        me_max_weight: float = 0.0,
-        sinkhorn_iterations: int = 0,
-        momentum: float = 1.0,
-        **_,
-    ) -> None:
-        at_least("num_prototypes", num_prototypes, 2)
-        if not 0 <= drop < 1:
-            raise ConfigError("drop", "out of range", found=repr(drop), expected="in [0, 1)")
-        above("anchor_temperature", anchor_temperature, 0)
-        above("target_temperature", target_temperature, 0)
-        at_least("me_max_weight", me_max_weight, 0)
-        at_least("sinkhorn_iterations", sinkhorn_iterations, 0)
-        within("momentum", momentum, 0, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x, masked, *focal = batch.views  # [N, C, H, W] each

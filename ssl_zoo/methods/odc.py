@@ -6,11 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, at_least, within
-from ssl_zoo.core import Batch, Encoder, Method
-from ssl_zoo.methods.deepcluster import without_momentum
+from ssl_zoo.config import (
+    HEADS,
+    METHODS,
+    AtLeastTwo,
+    ConfigError,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Part,
+    PositiveInt,
+    Scheduled,
+    UnitInterval,
+)
+from ssl_zoo.core import Batch, Encoder, Method, set_apart
 from ssl_zoo.ops import health
-from ssl_zoo.ops.kmeans import closest_centroid, embed, kmeans, means, share_of
+from ssl_zoo.ops.clusters import cluster_sizes, move_centroids, replace_small_clusters
+from ssl_zoo.ops.kmeans import closest_centroid, embed_everywhere, kmeans
 from ssl_zoo.system import distributed, rng
 
 
@@ -21,7 +32,7 @@ class ODC(Method):
     L = sum_n w_n CE(W f(x_n), y_n) / sum_n w_n over all ranks' rows, w_n = |cluster y_n|^-r.
 
     The samples memory holds a feature m and a label y of every image, the centroids memory the
-    clusters' means. After a step, for its images, m <- normalise((1 - a) m + a f / |f|), and y is
+    clusters' means. After a step, for its images, m <- normalize((1 - a) m + a f / |f|), and y is
     the nearest centroid. Every few steps centroids become means again, the members of a cluster
     that has become small go to the nearest others, and its place is taken by half of the largest.
     All begins with k-means of the untrained network's features.
@@ -45,20 +56,13 @@ class ODC(Method):
         num_samples: int,
         *,
         head: Part[HEADS],
-        clusters: int = 10000,
-        momentum: float = 0.5,
-        centroid_interval: int = 10,
-        min_cluster: int = 20,
-        reweight_power: float = 0.5,
+        clusters: AtLeastTwo = 10000,
+        momentum: Scheduled[UnitInterval] = 0.5,
+        centroid_interval: PositiveInt = 10,
+        min_cluster: NonNegativeInt = 20,
+        reweight_power: Scheduled[NonNegativeFloat] = 0.5,
     ):
         super().__init__()
-        self.validate(
-            clusters=clusters,
-            momentum=momentum,
-            centroid_interval=centroid_interval,
-            min_cluster=min_cluster,
-            reweight_power=reweight_power,
-        )
         if clusters * max(min_cluster, 1) > num_samples:
             raise ConfigError(
                 "clusters",
@@ -68,46 +72,29 @@ class ODC(Method):
             )
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         width = self.encoder.out_features
-        self.classifier = nn.Linear(width, clusters)
-        self.clusters, self.momentum, self.reweight_power = clusters, momentum, reweight_power
+        self.classifier = nn.Linear(width, clusters)  # W
+        self.momentum, self.reweight_power = momentum, reweight_power
         self.centroid_interval, self.min_cluster = centroid_interval, min_cluster
+        # The samples memory, m and y, and the centroids memory.
         self.register_buffer("features", torch.zeros(num_samples, width))
         self.register_buffer("labels", torch.arange(num_samples) % clusters)
         self.register_buffer("centroids", torch.zeros(clusters, width))
         self.register_buffer("changed", torch.zeros(()))  # share of the last step's labels
-        # `steps` on the host, which would wait for the device; None: to be read from it.
-        self.counted: int | None = None
-        self.register_load_state_dict_post_hook(forget_count)
-
-    @staticmethod
-    def validate(
-        *,
-        clusters: int = 2,
-        momentum: float = 0.5,
-        centroid_interval: int = 1,
-        min_cluster: int = 0,
-        reweight_power: float = 0.0,
-        **_,
-    ) -> None:
-        at_least("clusters", clusters, 2)
-        within("momentum", momentum, 0, 1)
-        at_least("centroid_interval", centroid_interval, 1)
-        at_least("min_cluster", min_cluster, 0)
-        at_least("reweight_power", reweight_power, 0)
+        # `steps` on the host, which would wait for the device; None: to be read, as after a resume.
+        self.host_steps: int | None = None
+        self.register_load_state_dict_post_hook(lambda odc, _: setattr(odc, "host_steps", None))
 
     @torch.no_grad()
     def before_epoch(self, images) -> None:
+        """Before the first: the memories are filled, and clustered as DeepCluster does."""
         if self.steps > 0:
             return
-        z, index = embed(self.encoder, images)
-        self.features[index] = F.normalize(z, dim=1).to(self.features.device)
-        # Each rank wrote its own rows and left the others at zero.
-        self.features.copy_(distributed.mean(self.features) * distributed.world())
+        self.features.copy_(embed_everywhere(self.encoder, images, len(self.features)))
         seed = int(rng.integers(2**31 - 1, self.seed, "k-means"))
 
         def on_main() -> tuple[Tensor, Tensor]:
             with distributed.borrowed_threads():
-                return kmeans(self.features.cpu(), self.clusters, iterations=20, seed=seed)
+                return kmeans(self.features.cpu(), len(self.centroids), iterations=20, seed=seed)
 
         labels, centroids = distributed.attempt(on_main)
         self.labels.copy_(labels)
@@ -116,15 +103,15 @@ class ODC(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         f = self.encoder(batch.views[0])  # [N, D]
         logits = self.classifier(f).float()  # [N, K]
-        y, sizes = self.labels[batch.index], self._sizes()  # [N], [K]
+        y = self.labels[batch.index]  # [N]
+        sizes = cluster_sizes(self.labels, len(self.centroids))  # [K]
         w = sizes[y].float() ** -self.reweight_power  # [N]
         w = w / distributed.mean(w.mean())
-        share = sizes / len(self.labels)  # [K]
         return {
             "loss": (w * F.cross_entropy(logits, y, reduction="none")).mean(),
             "top1": 100 * (logits.argmax(dim=1) == y).float().mean(),
             "embedding_std": health.embedding_std(f),
-            "assignment_entropy": health.assignment_entropy(share[None]),
+            "assignment_entropy": health.assignment_entropy(sizes[None] / len(self.labels)),
             "f": F.normalize(f.float(), dim=1),
         }
 
@@ -137,68 +124,18 @@ class ODC(Method):
         y = closest_centroid(self.features[index], self.centroids)  # [world x N]
         self.changed.copy_((y != self.labels[index]).float().mean())
         self.labels[index] = y
-        self.counted = int(self.steps) if self.counted is None else self.counted + 1
-        if self.counted % self.centroid_interval == 0:
+        self.host_steps = int(self.steps) if self.host_steps is None else self.host_steps + 1
+        if self.host_steps % self.centroid_interval == 0:
             # The host waits for the device here: what follows depends on numbers of rows.
-            self._move_centroids()
-            self._replace_small_clusters()
-
-    def _sizes(self) -> Tensor:
-        """Images in each cluster, [K] int64; unlike bincount it does not stop the host."""
-        ones = torch.ones_like(self.labels)
-        return ones.new_zeros(self.clusters).index_add_(0, self.labels, ones)
-
-    def _move_centroids(self) -> None:
-        mean = means(share_of(self.features), share_of(self.labels), self.clusters)  # [K, D]
-        self.centroids.copy_(torch.where(mean.any(dim=1, keepdim=True), mean, self.centroids))
-
-    def _replace_small_clusters(self) -> None:
-        """Merges small clusters into the others, and gives each half of the largest one.
-
-        All ranks do the same with the same rows.
-        """
-        sizes = self._sizes()
-        is_small = sizes < self.min_cluster
-        small, others = is_small.nonzero()[:, 0], (~is_small).nonzero()[:, 0]
-        members = torch.isin(self.labels, small).nonzero()[:, 0]
-        self.labels[members] = others[
-            closest_centroid(self.features[members], self.centroids[others])
-        ]
-        for empty in small:
-            largest = self._sizes().argmax()
-            members = (self.labels == largest).nonzero()[:, 0]
-            second = halve(self.features[members])  # [members] bool
-            self.labels[members[second]] = empty
-            for k in (largest, empty):
-                self.centroids[k] = self.features[self.labels == k].mean(dim=0)
+            clusters = self.features, self.labels, self.centroids
+            move_centroids(*clusters)
+            replace_small_clusters(*clusters, self.min_cluster)
 
     def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
         """The classifier learns without momentum, as with the authors: its classes change."""
         groups = super().param_groups(weight_decay, decay_norm_and_bias)
-        return without_momentum(groups, self.classifier)
+        return set_apart(groups, self.classifier, momentum=0.0)
 
     def telemetry(self, labels: Tensor | None) -> dict[str, float]:
-        in_use = (self._sizes() > 0).sum()
+        in_use = (cluster_sizes(self.labels, len(self.centroids)) > 0).sum()
         return {"clusters_in_use": float(in_use), "label_change": float(self.changed)}
-
-
-def forget_count(method: ODC, _) -> None:
-    """A checkpoint brought other steps."""
-    method.counted = None
-
-
-def halve(x: Tensor, iterations: int = 10) -> Tensor:
-    """2-means of rows [n, D]: which of them are in the second cluster, [n] bool.
-
-    It starts from the sign of the first principal component, so it draws nothing. Rows that are all
-    equal are dealt out in turn.
-    """
-    centred = x - x.mean(dim=0)
-    axis = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]  # [D]
-    second = centred @ axis > 0  # [n]
-    for _ in range(iterations):
-        if second.all() or not second.any():
-            return torch.arange(len(x), device=x.device) % 2 == 1
-        centres = torch.stack([x[~second].mean(dim=0), x[second].mean(dim=0)])  # [2, D]
-        second = closest_centroid(x, centres).bool()
-    return second

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, at_least
+from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, NonNegativeInt, Part, PositiveInt
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import MLP
 from ssl_zoo.ops.patches import cut
 from ssl_zoo.system import rng
 
-GRID, CENTRE, NEIGHBOURS = 3, 4, 8
+GRID, CENTER, NEIGHBORS = 3, 4, 8
 
 
 @METHODS.register_module()
@@ -20,7 +20,7 @@ class RelativeLocation(Method):
     """On which of its eight sides does a patch lie of another? (arXiv:1505.05192).
 
     The gap between the two and the jitter keep lines that run on from giving the answer away;
-    dropped colours do so for the lens, whose colours part further from the image's middle.
+    dropped colors do so for the lens, whose colors part further from the image's middle.
 
     Args:
         backbone: patches -> features.
@@ -28,7 +28,7 @@ class RelativeLocation(Method):
         patch_size: in pixels. What a third of the image has more is the gap, half a patch in the
             paper.
         jitter: pixels that a patch may be off its place, 7 for the paper's 96.
-        drop_colours: leave each patch one channel, and noise in the others; gray images stay as
+        drop_colors: leave each patch one channel, and noise in the others; gray images stay as
             they are.
         hidden_features: width between the pair's 2 x D numbers and the eight classes.
     """
@@ -38,34 +38,27 @@ class RelativeLocation(Method):
         backbone: nn.Module,
         *,
         head: Part[HEADS],
-        patch_size: int = 64,
-        jitter: int = 5,
-        drop_colours: bool = True,
-        hidden_features: int = 4096,
+        patch_size: AtLeastTwo = 64,
+        jitter: NonNegativeInt = 5,
+        drop_colors: bool = True,
+        hidden_features: PositiveInt = 4096,
     ):
         super().__init__()
-        self.validate(patch_size=patch_size, jitter=jitter)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.classifier = MLP(
-            2 * self.encoder.out_features, out_features=NEIGHBOURS, hidden_features=hidden_features
+            2 * self.encoder.out_features, out_features=NEIGHBORS, hidden_features=hidden_features
         )
-        self.patch_size, self.jitter, self.drop_colours = patch_size, jitter, drop_colours
-
-    @staticmethod
-    def validate(*, patch_size: int = 2, jitter: int = 0, **_) -> None:
-        at_least("patch_size", patch_size, 2)
-        at_least("jitter", jitter, 0)
+        self.patch_size, self.jitter, self.drop_colors = patch_size, jitter, drop_colors
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """L = -log p(y | patch_centre, patch_y), y one of eight."""
-        place, choice = (
-            self.random_key(purpose, batch.index) for purpose in ("place", "neighbour")
-        )
+        """L = -log p(y | patch_center, patch_y), y one of eight."""
+        # The words are part of what is drawn, so they keep their first spelling.
+        place = self.random_key("place", batch.index)  # [N]
         patches = cut(batch.views[0], GRID, self.patch_size, place, self.jitter)
-        y = rng.integers(NEIGHBOURS, choice)  # [N]
-        pair = torch.stack([torch.full_like(y, CENTRE), y + (y >= CENTRE)], dim=1)  # [N, 2]
+        y = rng.integers(NEIGHBORS, self.random_key("neighbour", batch.index))  # [N]
+        pair = torch.stack([torch.full_like(y, CENTER), y + (y >= CENTER)], dim=1)  # [N, 2]
         pair = patches[torch.arange(len(y), device=y.device)[:, None], pair]  # [N, 2, C, s, s]
-        if self.drop_colours:
+        if self.drop_colors:
             pair = keep_one_channel(pair, self.random_key("colour", batch.index))
         z = F.relu(self.encoder(pair.flatten(0, 1))).view(len(y), -1)  # [N, 2 D]
         logits = self.classifier(z).float()  # [N, 8]

@@ -1,4 +1,4 @@
-"""Masked image modelling with raw pixels and a linear head."""
+"""Masked image modeling with raw pixels and a linear head."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import METHODS, ConfigError, at_least, within
+from ssl_zoo.config import METHODS, ConfigError, PositiveInt, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
-from ssl_zoo.ops.masking import mask_of, random_order
+from ssl_zoo.ops.masking import Share, mask_of, random_order
 from ssl_zoo.ops.patches import patchify
 
 
@@ -29,9 +29,14 @@ class SimMIM(Method):
     family = "masked"
     needs = "tokens"
 
-    def __init__(self, backbone: nn.Module, *, mask_patch: int = 32, mask_ratio: float = 0.6):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        mask_patch: PositiveInt = 32,
+        mask_ratio: Scheduled[Share] = 0.6,
+    ):
         super().__init__()
-        self.validate(mask_patch=mask_patch, mask_ratio=mask_ratio)
         backbone.require_token_norm()
         self.encoder = Encoder(
             backbone, Linear(backbone.num_features, out_features=backbone.patch_values)
@@ -48,12 +53,7 @@ class SimMIM(Method):
             )
         self.units = [side // mask_patch for side in sides]  # down and across
         self.patches = [mask_patch // p for p in backbone.patch_size]  # of a unit
-        self.num_masked = math.ceil(mask_ratio * math.prod(self.units))
-
-    @staticmethod
-    def validate(*, mask_patch: int = 32, mask_ratio: float = 0.6) -> None:
-        at_least("mask_patch", mask_patch, 1)
-        within("mask_ratio", mask_ratio, 0.01, 1.0)
+        self.mask_ratio = mask_ratio
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]
@@ -68,7 +68,9 @@ class SimMIM(Method):
     def masks(self, key: Tensor) -> Tensor:
         """[N] -> [N, L] bool, true in whole units of `mask_patch` pixels."""
         number = math.prod(self.units)
-        masked = mask_of(random_order(key, number)[:, : self.num_masked], number)
+        num_masked = max(1, math.ceil(self.mask_ratio * number))
+        chosen = random_order(key, number)[:, :num_masked]
+        masked = mask_of(chosen, number)
         masked = masked.view(-1, *self.units)
         for dim, times in enumerate(self.patches, start=1):
             masked = masked.repeat_interleave(times, dim=dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import METHODS, within
+from ssl_zoo.config import METHODS, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
 
@@ -33,10 +33,9 @@ class Supervised(Method):
         num_classes: int,
         labels: Tensor,
         *,
-        label_smoothing: float = 0.0,
+        label_smoothing: Scheduled[UnitInterval] = 0.0,
     ):
         super().__init__()
-        self.validate(label_smoothing=label_smoothing)
         unknown = int((labels < 0).sum())
         if unknown:
             raise ValueError(
@@ -44,10 +43,6 @@ class Supervised(Method):
             )
         self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=num_classes))
         self.label_smoothing = label_smoothing
-
-    @staticmethod
-    def validate(*, label_smoothing: float = 0.0, **_) -> None:
-        within("label_smoothing", label_smoothing, 0.0, 1.0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """L = -sum_c y_c log p_c, y = (1 - s) onehot + s / C."""

@@ -17,6 +17,7 @@ from ssl_zoo.config import (
 )
 from ssl_zoo.core import Batch, Encoder, Method, encode_views
 from ssl_zoo.heads import Prototypes
+from ssl_zoo.losses import swapped_prediction
 from ssl_zoo.memory import Ring
 from ssl_zoo.ops import health
 from ssl_zoo.ops.sinkhorn import sinkhorn
@@ -74,15 +75,11 @@ class SwAV(Method):
         z = [F.normalize(output.float(), dim=1) for output in outputs]  # V x [N, D]
         scores = [self.prototypes(z_v) for z_v in z]  # V x [N, K]
         log_p = [(score / self.temperature).log_softmax(dim=1) for score in scores]  # V x [N, K]
-        loss = 0.0
-        for s in range(2):
-            q = self._assign(scores[s], self.queue.z[:, s])  # [N, K]
-            others = [log_p[v] for v in range(len(z)) if v != s]
-            loss -= sum((q * log_p_v).sum(dim=1).mean() for log_p_v in others) / len(others) / 2
+        q = [self._assign(scores[s], self.queue.z[:, s]) for s in range(2)]  # 2 x [N, K]
         # q is balanced by construction; whether images still differ is seen in p.
         p = torch.cat(log_p[:2]).exp()  # [2N, K]
         return {
-            "loss": loss,
+            "loss": swapped_prediction(q, log_p),
             "embedding_std": health.embedding_std(z[0]),
             "assignment_entropy": health.assignment_entropy(p),
             "assignment_sharpness": health.assignment_sharpness(p),

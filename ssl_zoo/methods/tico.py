@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, at_least, within
+from ssl_zoo.config import HEADS, METHODS, NonNegativeFloat, Part, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
@@ -21,7 +21,7 @@ class TiCo(Method):
 
     Args:
         backbone: images -> features.
-        head: features -> embeddings, normalised here to unit length.
+        head: features -> embeddings, normalized here to unit length.
         beta: of the moving average of embeddings' second moments.
         rho: weight of the covariance contrast.
         momentum: of the slow copy; schedule it to 1 as the paper does.
@@ -35,23 +35,16 @@ class TiCo(Method):
         backbone: nn.Module,
         *,
         head: Part[HEADS],
-        beta: float = 0.9,
-        rho: float = 20.0,
-        momentum: float = 0.99,
+        beta: Scheduled[UnitInterval] = 0.9,
+        rho: Scheduled[NonNegativeFloat] = 20.0,
+        momentum: Scheduled[UnitInterval] = 0.99,
     ):
         super().__init__()
-        self.validate(beta=beta, rho=rho, momentum=momentum)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.target = MomentumEncoder(self.encoder)
         width = self.encoder.out_features
         self.register_buffer("C", torch.zeros(width, width))
         self.beta, self.rho, self.momentum = beta, rho, momentum
-
-    @staticmethod
-    def validate(*, beta: float = 0.0, rho: float = 0.0, momentum: float = 0.0, **_) -> None:
-        within("beta", beta, 0, 1)
-        at_least("rho", rho, 0)
-        within("momentum", momentum, 0, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_1, x_2 = batch.views[:2]  # [N, C, H, W]

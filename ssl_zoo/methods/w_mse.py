@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, at_least, within
+from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, ConfigError, Part, PositiveInt, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, encode_views
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed, rng
@@ -42,12 +42,11 @@ class WMSE(Method):
         backbone: nn.Module,
         *,
         head: Part[HEADS],
-        part: int = 128,
-        iterations: int = 1,
-        eps: float = 1e-4,
+        part: AtLeastTwo = 128,
+        iterations: PositiveInt = 1,
+        eps: UnitInterval = 1e-4,
     ):
         super().__init__()
-        self.validate(part=part, iterations=iterations, eps=eps)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         if part < 2 * self.encoder.out_features:
             raise ConfigError(
@@ -57,12 +56,6 @@ class WMSE(Method):
                 expected=f"at least {2 * self.encoder.out_features}",
             )
         self.part, self.iterations, self.eps = part, iterations, eps
-
-    @staticmethod
-    def validate(*, part: int = 2, iterations: int = 1, eps: float = 0.0, **_) -> None:
-        at_least("part", part, 2)
-        at_least("iterations", iterations, 1)
-        within("eps", eps, 0, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         groups = self.encoder.backbone.bn_groups

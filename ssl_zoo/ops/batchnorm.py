@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Split:
-    """Mixed in before a BatchNorm class: in training, each group of rows is normalised alone."""
+    """Mixed in before a BatchNorm class: in training, each group of rows is normalized alone."""
 
     groups: int
 
@@ -27,7 +27,7 @@ class _Split:
 
 
 def split_batchnorm(module: nn.Module, groups: int) -> nn.Module:
-    """Makes every BatchNorm in `module` normalise `groups` contiguous groups of rows apart.
+    """Makes every BatchNorm in `module` normalize `groups` contiguous groups of rows apart.
 
     Then G groups on one process give the outputs and gradients of G processes under DDP, each
     with a G-th of the batch, and ShuffleBN (arXiv:1911.05722, section 3.3) has something to

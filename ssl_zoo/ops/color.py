@@ -1,4 +1,4 @@
-"""Colour spaces, for pretext tasks about colour."""
+"""Color spaces, for pretext tasks about color."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def assignment_entropy(p: Tensor) -> Tensor:
 def assignment_sharpness(p: Tensor) -> Tensor:
     """1 - the mean entropy of each assignment in [N, K], over log K, []: 1 one-hot, 0 uniform.
 
-    DINO's other collapse (arXiv:2104.14294, section 5.3): with centring alone every assignment
+    DINO's other collapse (arXiv:2104.14294, section 5.3): with centering alone every assignment
     becomes uniform, which balance cannot tell.
     """
     p = p.detach().float()

@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 8192
 def faiss_threads() -> Iterator[None]:
     """faiss takes as many threads as torch may, inside.
 
-    faiss carries its own OpenMP: left alone it takes every core, also where torch was told
+    faiss carries an OpenMP of its own: left alone it takes every core, also where torch was told
     (torchrun, a scheduler) to take fewer. Where the two share one, torch keeps its number.
     """
     before = faiss.omp_get_max_threads()
@@ -56,6 +56,18 @@ def embed(encoder: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> tuple[
     return torch.cat(outputs), torch.cat(positions)
 
 
+def embed_everywhere(
+    encoder: nn.Module, images: Iterable[tuple[Tensor, Tensor]], num_samples: int
+) -> Tensor:
+    """All ranks' outputs of `embed` as unit vectors by position, [num_samples, D], on each rank."""
+    z, index = embed(encoder, images)
+    device = next(encoder.parameters()).device
+    whole = torch.zeros(num_samples, z.shape[1], device=device)
+    whole[index] = F.normalize(z, dim=1).to(device)
+    # Each rank wrote its share of the rows and left the others at zero.
+    return distributed.mean(whole) * distributed.world()
+
+
 def whiten(x: Tensor, dimensions: int) -> Tensor:
     """PCA of rows [N, D] to unit variance, then unit length: [N, dimensions], float32, CPU."""
     pca = faiss.PCAMatrix(x.shape[1], dimensions, -0.5)
@@ -71,7 +83,7 @@ def kmeans(x: Tensor, k: int, iterations: int, seed: int) -> tuple[Tensor, Tenso
     faiss splits a large cluster where one is empty.
     """
     # Every point takes part, and few points a cluster are no reason to warn.
-    found = faiss.Kmeans(
+    clustering = faiss.Kmeans(
         x.shape[1],
         k,
         niter=iterations,
@@ -80,9 +92,9 @@ def kmeans(x: Tensor, k: int, iterations: int, seed: int) -> tuple[Tensor, Tenso
         max_points_per_centroid=len(x),
     )
     with faiss_threads():
-        found.train(x.numpy())
-        assigned = found.index.search(x.numpy(), 1)[1][:, 0]
-    return torch.from_numpy(assigned), torch.from_numpy(found.centroids)
+        clustering.train(x.numpy())
+        assigned = clustering.index.search(x.numpy(), 1)[1][:, 0]
+    return torch.from_numpy(assigned), torch.from_numpy(clustering.centroids)
 
 
 def share_of(x: Tensor) -> Tensor:

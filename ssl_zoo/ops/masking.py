@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from ssl_zoo.config import Range
 from ssl_zoo.system import rng
+
+# A share of an image's patches that is not none of them.
+Share = Annotated[float, Range(0.01, 1.0)]
+
+
+def count_of(share: float, grid: tuple[int, int]) -> int:
+    """A share of a grid's patches as their number, at least one."""
+    return max(1, round(share * math.prod(grid)))
 
 
 def random_order(key: Tensor, length: int) -> Tensor:
@@ -94,17 +104,15 @@ def block_order(
     return (first + rng.uniform(key[:, None], "order", patches)).argsort(dim=1, stable=True)
 
 
-def block_mask(key: Tensor, grid: tuple[int, int], count: int, **shape) -> Tensor:
-    """Rectangles laid over each other until `count` patches are covered, [N, h * w] bool.
+def masked_blocks(key: Tensor, grid: tuple[int, int], share: float) -> tuple[Tensor, Tensor]:
+    """BEiT's masks, a share of each sample's patches: their numbers [N, M] and [N, h * w] bool.
 
     Args:
-        key, grid, shape: of `block_order`.
-        count: patches to mask in each sample, exactly.
+        key, grid: of `block_order`.
+        share: of the patches.
     """
-    h, w = grid
-    if not 0 <= count <= h * w:
-        raise ValueError(f"count is a number of the {h * w} patches, found {count}")
-    return mask_of(block_order(key, grid, **shape)[:, :count], h * w)
+    chosen = block_order(key, grid)[:, : count_of(share, grid)]
+    return chosen, mask_of(chosen, math.prod(grid))
 
 
 def masked_patches(

@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and every submodule's own mode again outside."""
+    """Evaluation mode inside, and every submodule's mode as it was outside."""
     modes = [(child, child.training) for child in module.modules()]
     module.eval()
     try:

@@ -17,7 +17,7 @@ def cut(
     Args:
         grid: cells along each side, of H // grid by W // grid pixels.
         size: of a patch in pixels. What a cell has more is the gap between patches: without one
-            a network finds neighbours by the lines that cross their border (arXiv:1505.05192).
+            a network finds neighbors by the lines that cross their border (arXiv:1505.05192).
         key: [N] int64, places each patch at random within its cell; None: in the middle.
         jitter: pixels that a patch may be off the middle, so that some gap is left between two;
             None: anywhere in its cell.
@@ -35,11 +35,11 @@ def cut(
     pixels = []
     # Sizes stay numbers: a tensor of them would be a copy that the host waits for.
     for axis, cell in enumerate((height // grid, width // grid)):
-        spare, middle = cell - size, (cell - size) // 2
+        room, middle = cell - size, (cell - size) // 2
         place: Tensor | int = middle
         if key is not None:
             u = rng.uniform(key[:, None], "place", number, axis)  # [N, P]
-            low, choices = (0, spare + 1) if jitter is None else (middle - jitter, 2 * jitter + 1)
+            low, choices = (0, room + 1) if jitter is None else (middle - jitter, 2 * jitter + 1)
             place = low + (u * choices).long()
         corner = (number % grid if axis else number // grid) * cell + place  # [P] or [N, P]
         corner = corner.expand(n, -1)[..., None]  # [N, P, 1]
@@ -54,7 +54,7 @@ def patchify(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.unfold(images, size, stride=size).mT
 
 
-def centres(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+def cell_centers(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
     """Where the cells of a grid over each box have their middle, [N, 4] -> [N, h * w, 2].
 
     Args:
@@ -68,7 +68,7 @@ def centres(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def quarter_turns(images: Tensor) -> Tensor:
-    """Each image turned anticlockwise by 0, 1, 2 and 3 quarters, [N, C, S, S] -> [N, 4, C, S, S].
+    """Each image turned to the left by 0, 1, 2 and 3 quarters, [N, C, S, S] -> [N, 4, C, S, S].
 
     Raises:
         ValueError: the images are not square.

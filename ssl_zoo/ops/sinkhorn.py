@@ -21,7 +21,7 @@ def sinkhorn(
     Args:
         scores: [N, K] similarities of this rank's rows and the prototypes.
         epsilon: the larger, the softer.
-        iterations: how often prototypes, then rows, are normalised; 0 leaves a softmax.
+        iterations: how often prototypes, then rows, are normalized; 0 leaves a softmax.
         weight: [N] how much each row counts in the balance; 0 leaves it out. None: all the same.
     """
     log_q = scores.float() / epsilon  # [N, K]

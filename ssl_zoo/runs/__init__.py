@@ -1,1 +1,7 @@
-"""A run: its folder, what it ran on, what it found."""
+"""A run: its folder, its lock, and what it ran on."""
+
+from ssl_zoo.runs.environment import describe_environment
+from ssl_zoo.runs.folder import RunFolder
+from ssl_zoo.runs.lock import Lock
+
+__all__ = ["Lock", "RunFolder", "describe_environment"]

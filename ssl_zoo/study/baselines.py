@@ -1,4 +1,4 @@
-"""What an arm has to beat: raw pixels, and its own backbone before training.
+"""What an arm has to beat: raw pixels, its own backbone before training, and so on.
 
 Each number is kept beside all that it depends on, so arms that have that in common share it, and
 a study that goes on measures only what it lacks.
@@ -7,45 +7,62 @@ a study that goes on measures only what it lacks.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ssl_zoo import experiment
+from ssl_zoo.study.grid import Run
 from ssl_zoo.system.files import write_text
 
-PIXELS, RANDOM = "raw pixels", "random backbone"
+PIXELS, RANDOM = "raw pixels", "random backbone"  # what most evaluations have
 
 
-def depends_on(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What each baseline of a run depends on, by its name; nothing without kNN.
+def depends_on(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Evaluation -> baseline -> what its number depends on; `seed` is among that if it does.
 
     Args:
-        config: the run's, with every default written down.
+        config: a run's, with every default written down.
     """
-    if config["knn"] is None:
-        return {}
-    vote = {k: v for k, v in config["knn"].items() if k not in ("every_epochs", "baselines")}
-    pixels = {"dataset": config["data"]["dataset"], "clean": config["data"]["clean"], "knn": vote}
-    random = {**pixels, "backbone": config["backbone"], "seed": config["seed"]}
-    return {PIXELS: pixels, RANDOM: random}
+    return experiment.baselines_of(config)
 
 
 class Baselines:
-    """A study's baselines.json: a list of results {top1, top5, protocol}, each with its `of`.
+    """A study's baselines.json: a list of an evaluation's results.
 
-    A file of an earlier form counts as empty: its numbers are measured again.
+    Each has its `evaluation` and `baseline` by name, and what it depends on, `of`. A file of an
+    earlier form counts as empty: its numbers are measured again.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        self.known: list[dict[str, Any]] = found if isinstance(found, list) else []
+        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        whole = isinstance(records, list) and all("evaluation" in record for record in records)
+        self.known: list[dict[str, Any]] = records if whole else []
 
-    def find(self, of: dict[str, Any]) -> dict[str, Any] | None:
+    def find(self, evaluation: str, baseline: str, of: dict[str, Any]) -> dict[str, Any] | None:
         """The result that depends on exactly this."""
-        return next((result for result in self.known if result["of"] == of), None)
+        key = {"evaluation": evaluation, "baseline": baseline, "of": of}
+        return next((result for result in self.known if key.items() <= result.items()), None)
 
-    def keep(self, of: dict[str, Any], result: dict[str, Any]) -> None:
+    def keep(self, evaluation: str, baseline: str, of: dict[str, Any], result: dict) -> None:
         """Adds a result and writes the file."""
-        self.known.append({"of": of, **result})
+        self.known.append({"evaluation": evaluation, "baseline": baseline, "of": of, **result})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps(self.known, indent=1))
+
+    def measure(self, runs: Iterable[Run], say: Callable[[str], None]) -> None:
+        """Measures what the runs have to beat and is not known.
+
+        Raises:
+            ConfigError: an evaluation is impossible on a data set.
+        """
+        for run in runs:
+            for evaluation, wanted in depends_on(run.config).items():
+                lacking = {n: of for n, of in wanted.items() if not self.find(evaluation, n, of)}
+                if not lacking:
+                    continue
+                say(f"baselines of {run}: {evaluation}")
+                results = experiment.measure_baselines(run.config, evaluation, list(lacking))
+                for baseline, of in lacking.items():
+                    self.keep(evaluation, baseline, of, results[baseline])

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ssl_zoo.system.hardware import cores
+
 ROWS_SENT_AT_ONCE = 8192
 
 
@@ -124,16 +126,16 @@ def to_main(x: Tensor) -> Tensor | None:
         return x
     counts = collect(len(x))
     # NCCL moves what is on a GPU, so the rows pass through it, a few at a time.
-    wire = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     if not is_main():
         for part in x.split(ROWS_SENT_AT_ONCE) if len(x) else ():
-            dist.send(part.to(wire).contiguous(), dst=0)
+            dist.send(part.to(device).contiguous(), dst=0)
         return None
     whole = x.new_empty(sum(counts), *x.shape[1:])
     whole[: len(x)] = x
     for source, share in enumerate(whole.split(counts)):
         for part in share.split(ROWS_SENT_AT_ONCE) if source and len(share) else ():
-            received = torch.empty_like(part, device=wire)
+            received = torch.empty_like(part, device=device)
             dist.recv(received, src=source)
             part.copy_(received)
     return whole
@@ -143,29 +145,23 @@ def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     if world() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def attempt(function: Callable[[], Any]) -> Any:
     """What `function` returns or raises on rank 0, returned or raised on every rank."""
-    outcome, error = None, None
+    result, error = None, None
     if is_main():
         try:
-            outcome = function()
+            result = function()
         except Exception as caught:
             error = caught
-    outcome, error = broadcast((outcome, error))
+    result, error = broadcast((result, error))
     if error is not None:
         raise error
-    return outcome
-
-
-def cores() -> int:
-    """Processor cores that this process may use; on Linux, what its container leaves it."""
-    known = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return result
 
 
 @contextmanager
@@ -174,13 +170,13 @@ def borrowed_threads() -> Iterator[int]:
 
     torchrun gives every process one thread. Cores that this process may not use are left alone.
     """
-    own = torch.get_num_threads()
-    total = own * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else own
-    torch.set_num_threads(max(own, min(total, cores())))
+    before = torch.get_num_threads()
+    total = before * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else before
+    torch.set_num_threads(max(before, min(total, cores())))
     try:
         yield torch.get_num_threads()
     finally:
-        torch.set_num_threads(own)
+        torch.set_num_threads(before)
 
 
 def barrier() -> None:

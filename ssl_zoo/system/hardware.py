@@ -1,4 +1,4 @@
-"""The machine: what multiplies in bf16, how much memory training takes, and that it is kept."""
+"""The machine: its cores, what multiplies in bf16, and memory, measured and kept."""
 
 from __future__ import annotations
 
@@ -12,8 +12,29 @@ from pathlib import Path
 
 import torch
 
-HUGE_PAGE = 2**21
-MOST_HUGE = 2**33  # more than training on a CPU takes
+HUGE_PAGE = 2**21  # bytes
+MOST_IN_HUGE_PAGES = 2**33  # bytes, more than training on a CPU takes
+
+
+def cores() -> int:
+    """Processor cores that this process may use; on Linux, what its container leaves it."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
+def bf16_unit(device: torch.device) -> str:
+    """What multiplies in bf16: a GPU's name, `amx_bf16`, `avx512_bf16`; or ''."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.cuda.get_device_name(device) if native else ""
+    return next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in _cpu_flags()), "")
+
+
+def _cpu_flags() -> set[str]:
+    """The kernel's names of the processor's features; none where there is no Linux to ask."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def keep_freed_memory() -> bool:
@@ -49,7 +70,7 @@ def _use_huge_pages(libc: ctypes.CDLL) -> None:
     if not counts.exists() or counts.read_text().strip() == "2":
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    size = min(memory // 2, MOST_HUGE)
+    size = min(memory // 2, MOST_IN_HUGE_PAGES)
     block = libc.malloc(ctypes.c_size_t(size))
     if block:  # 14 is madvise's MADV_HUGEPAGE; it takes whole pages
         start = -(-block // HUGE_PAGE) * HUGE_PAGE
@@ -74,8 +95,7 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device):
-        self.device = device
-        self.bytes = 0
+        self.device, self.bytes = device, 0
 
     @contextmanager
     def excluded(self) -> Iterator[None]:
@@ -83,18 +103,23 @@ class PeakMemory:
         try:
             yield
         finally:
-            self._reset()
-
-    def restart(self) -> None:
-        """Forgets what was needed before training."""
-        self._reset()
+            self.restart()
 
     def peak(self) -> int:
-        """In bytes, over all sittings."""
-        self.bytes = max(self.bytes, self._peak())
+        """In bytes, and of the run's earlier processes too where `bytes` was restored."""
+        self.bytes = max(self.bytes, self._since_restart())
         return self.bytes
 
-    def _peak(self) -> int:
+    def restart(self) -> None:
+        """Forgets what was needed until now and not asked for by `peak`."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        give_back_freed_memory()  # or what was kept of it would count as training's
+        with suppress(OSError):  # not Linux, or not allowed: the peak then includes evaluation
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+
+    def _since_restart(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         status = Path("/proc/self/status")
@@ -103,26 +128,3 @@ class PeakMemory:
             return int(line.split()[1]) * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-    def _reset(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return
-        give_back_freed_memory()  # or what was kept of it would count as training's
-        with suppress(OSError):  # not Linux, or not allowed: the peak then includes evaluation
-            Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
-
-
-def bf16_unit(device: torch.device) -> str:
-    """What multiplies in bf16: a GPU's name, `amx_bf16`, `avx512_bf16`; or ''."""
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.cuda.get_device_name(device) if native else ""
-    return next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in _cpu_flags()), "")
-
-
-def _cpu_flags() -> set[str]:
-    """The kernel's names of the processor's features; none where there is no Linux to ask."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return set(next((line for line in lines if line.startswith("flags")), "").split())

@@ -24,7 +24,7 @@ def _shift(x: Tensor | np.ndarray, bits: int) -> Tensor | np.ndarray:
 
 
 def _mix(x: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014); int64 multiplication wraps."""
+    """SplitMix64's finalizer (Steele, Lea, Flood 2014); int64 multiplication wraps."""
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     return x ^ _shift(x, 31)

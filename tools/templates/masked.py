@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import METHODS, within
+from ssl_zoo.config import METHODS, Range
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
 from ssl_zoo.ops.masking import mask_of, random_order
@@ -28,18 +29,13 @@ class NewMethod(Method):
     family = "masked"
     needs = "tokens"
 
-    def __init__(self, backbone: nn.Module, *, ratio: float = 0.6):
+    def __init__(self, backbone: nn.Module, *, ratio: Annotated[float, Range(0.01, 1)] = 0.6):
         super().__init__()
-        self.validate(ratio=ratio)
         backbone.require_token_norm()
         width, self.length = backbone.num_features, math.prod(backbone.grid_size)  # F, L
         self.encoder = Encoder(backbone, Linear(width, out_features=backbone.patch_values))
         self.mask_token = nn.Parameter(0.02 * torch.randn(width))
         self.num_masked = math.ceil(ratio * self.length)
-
-    @staticmethod
-    def validate(*, ratio: float = 0.6) -> None:
-        within("ratio", ratio, 0.01, 1.0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, vit = batch.views[0], self.encoder.backbone  # [N, C, H, W]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_zoo.config import DATASETS
+from ssl_zoo.config import DATASETS, OfMachine
 from ssl_zoo.data.image import decode
 from ssl_zoo.data.source import ImageSet, Split, check_split, roots
 
@@ -19,11 +19,11 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 def _files(folder: Path) -> list[str]:
     """Paths of all images below, relative to `folder`, sorted."""
-    found = []
+    paths = []
     for place, _, names in os.walk(folder, followlinks=True):
         inner = os.path.relpath(place, folder)
-        found += [os.path.normpath(os.path.join(inner, name)) for name in names]
-    return sorted(name for name in found if name.lower().endswith(SUFFIXES))
+        paths += [os.path.normpath(os.path.join(inner, name)) for name in names]
+    return sorted(path for path in paths if path.lower().endswith(SUFFIXES))
 
 
 def _classes(folder: Path) -> list[str]:
@@ -40,7 +40,7 @@ class ImageFolder(ImageSet):
     Args:
         root: the folder of train/ and val/. None: $SSL_ZOO_DATA, then ./data.
         scaled: decode an image at 1/2, 1/4 or 1/8 where all its views still have a decoded pixel
-            for each of theirs (`Views.shrink`). Pays for photographs of several times the
+            for each of theirs (`Views.shrink_factors`). Pays for photographs of several times the
             views' size; a box's edges then move by at most one decoded pixel.
 
     Attributes:
@@ -52,37 +52,37 @@ class ImageFolder(ImageSet):
     """
 
     varies = True
-    home = ""  # where the layout may also lie, below the root
+    subfolder = ""  # of the root, where the layout may also lie
 
-    def __init__(self, split: Split, *, root: str | None = None, scaled: bool = False):
+    def __init__(self, split: Split, *, root: OfMachine[str | None] = None, scaled: bool = False):
         self.scaled = scaled
         self.split = check_split(split)
         name = type(self).__name__
-        places = [place for base in roots(root) for place in (base, base / self.home)]
+        places = [place for base in roots(root) for place in (base, base / self.subfolder)]
         kinds = ("train",) if self.split == "train" else ("val", "test")
-        found = [place / kind for place in places for kind in kinds if (place / kind).is_dir()]
-        if not found:
+        folders = [place / kind for place in places for kind in kinds if (place / kind).is_dir()]
+        if not folders:
             raise FileNotFoundError(
                 f"{name}: no {' or '.join(f'{kind}/' for kind in kinds)} in "
                 + ", ".join(map(str, dict.fromkeys(places)))
                 + "; expected root/train/CLASS/IMAGE and root/val/CLASS/IMAGE, "
                 "with the root in data.dataset.root"
             )
-        folder = found[0]
+        folder = folders[0]
         train = folder.parent / "train"
         classes = _classes(train if train.is_dir() else folder)
         files = _files(folder)
         if not files:
             raise FileNotFoundError(f"{name}: no image ({', '.join(SUFFIXES)}) in {folder}")
         number = {name: i for i, name in enumerate(classes)}
-        tops = [file.split(os.sep)[0] if os.sep in file else None for file in files]
-        unknown = sorted(set(tops) - set(classes) - {None})
+        names = [file.split(os.sep)[0] if os.sep in file else None for file in files]
+        unknown = sorted(set(names) - set(classes) - {None})
         if unknown:
             raise ValueError(
                 f"{name}: {folder} has {len(unknown)} classes that {train} lacks, "
                 f"the first is {unknown[0]!r}"
             )
-        self.labels = torch.tensor([number.get(top, -1) for top in tops])
+        self.labels = torch.tensor([number.get(name, -1) for name in names])
         self.num_classes = len(classes)
         self.classes, self.folder = classes, folder
         # Bytes in one array: a list of a million strings would be copied into each worker, page
@@ -104,8 +104,8 @@ class ImageFolder(ImageSet):
         return torch.tensor([decode.shape(path) for path in self.paths(index)])
 
     def fetch(self, index: Tensor, shrink: Tensor | None = None) -> list[Tensor]:
-        by = [1] * len(index) if shrink is None else shrink.tolist()
-        return [decode.decode(path, k) for path, k in zip(self.paths(index), by, strict=True)]
+        factors = [1] * len(index) if shrink is None else shrink.tolist()
+        return [decode.decode(path, k) for path, k in zip(self.paths(index), factors, strict=True)]
 
 
 @DATASETS.register_module()
@@ -118,4 +118,4 @@ class ImageNet(ImageFolder):
         root: the folder of train/ and val/. None: imagenet/ in $SSL_ZOO_DATA, then in ./data.
     """
 
-    home = "imagenet"
+    subfolder = "imagenet"

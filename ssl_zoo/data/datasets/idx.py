@@ -85,9 +85,9 @@ def verify(files: dict[str, Path]) -> None:
         ValueError: a file holds something else.
     """
     for name, expected in FASHION_MNIST.items():
-        found = hashlib.sha256(contents(files[name])).hexdigest()
-        if found != expected:
+        actual = hashlib.sha256(contents(files[name])).hexdigest()
+        if actual != expected:
             raise ValueError(
-                f"{files[name]}: found sha256 {found} of the contents, expected {expected}; "
+                f"{files[name]}: found sha256 {actual} of the contents, expected {expected}; "
                 "delete it and get it again"
             )

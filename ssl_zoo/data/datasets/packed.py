@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssl_zoo.config import DATASETS
+from ssl_zoo.config import DATASETS, OfMachine
 from ssl_zoo.data.datasets.folder import ImageFolder
-from ssl_zoo.data.image.transforms import Resize
+from ssl_zoo.data.image.geometry import Resize
 from ssl_zoo.data.source import ImageSet, Split, check_split
 from ssl_zoo.system.files import replacing
 
@@ -35,7 +35,7 @@ HEADER = struct.Struct("<16sQQQ")
 CHUNK = 32  # images a worker makes at a time
 
 
-class Small:
+class Downscaled:
     """Images of a set with the shorter side at most `size`, never enlarged."""
 
     def __init__(self, dataset: ImageSet, size: int):
@@ -84,7 +84,7 @@ def pack(
     path.parent.mkdir(parents=True, exist_ok=True)
     jobs = torch.arange(len(dataset)).split(CHUNK)
     loader = DataLoader(
-        Small(dataset, size),
+        Downscaled(dataset, size),
         batch_size=None,
         sampler=jobs,
         num_workers=workers,
@@ -105,10 +105,10 @@ def pack(
                 index = io.BytesIO()
                 meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
                 np.savez(index, about=meta, sizes=np.array(sizes), labels=dataset.labels.numpy())
-                begin = file.tell()
+                index_start = file.tell()
                 file.write(index.getvalue())
                 file.seek(0)
-                file.write(HEADER.pack(MAGIC, VERSION, begin, len(index.getvalue())))
+                file.write(HEADER.pack(MAGIC, VERSION, index_start, len(index.getvalue())))
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
@@ -135,23 +135,23 @@ def read(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
             f"{path}: no such file; `ssl-zoo data pack CONFIG --out {path.parent}` writes it"
         )
     with open(path, "rb") as file:
-        head = file.read(HEADER.size)
-        if len(head) < HEADER.size or not head.startswith(MAGIC):
-            raise ValueError(f"{path}: not a file of `ssl-zoo data pack`; it begins {head[:16]!r}")
-        _, version, begin, length = HEADER.unpack(head)
+        header = file.read(HEADER.size)
+        if len(header) < HEADER.size or not header.startswith(MAGIC):
+            raise ValueError(f"{path}: not written by `ssl-zoo data pack`; begins {header[:16]!r}")
+        _, version, index_start, length = HEADER.unpack(header)
         if version != VERSION:
             raise ValueError(f"{path}: version {version}, expected {VERSION}; pack it again")
-        found = os.path.getsize(path)
-        if found != begin + length:
-            raise ValueError(f"{path}: damaged: {found} bytes, expected {begin + length}")
-        file.seek(begin)
+        size, expected = os.path.getsize(path), index_start + length
+        if size != expected:
+            raise ValueError(f"{path}: damaged: {size} bytes, expected {expected}")
+        file.seek(index_start)
         try:
             with np.load(io.BytesIO(file.read()), allow_pickle=False) as index:
                 about = json.loads(index["about"].tobytes())
                 sizes, labels = index["sizes"].astype(np.int64), index["labels"]
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: damaged: its index cannot be read ({error})") from error
-    pixels = begin - HEADER.size
+    pixels = index_start - HEADER.size
     if sizes.prod(1).sum() * 3 != pixels or len(sizes) != len(labels):
         raise ValueError(f"{path}: damaged: its index does not describe {pixels} bytes of pixels")
     return about, sizes, labels
@@ -171,7 +171,7 @@ class Packed(ImageSet):
 
     varies = True
 
-    def __init__(self, split: Split, *, path: str):
+    def __init__(self, split: Split, *, path: OfMachine[str]):
         self.split = check_split(split)
         self.file = Path(path).expanduser() / f"{self.split}.pack"
         about, sizes, labels = read(self.file)

@@ -21,7 +21,7 @@ try:
 except ImportError:
     simplejpeg = None
 
-PLAIN = ("YCbCr", "Gray", "RGB")  # CMYK needs Pillow's conversion
+SIMPLEJPEG_SPACES = ("YCbCr", "Gray", "RGB")  # CMYK needs Pillow's conversion
 MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb is Pillow's decision
 
 
@@ -47,9 +47,9 @@ def decode(path: str, shrink: int = 1) -> Tensor:
     """
     with _naming(path):
         data = Path(path).read_bytes()
-        pixels = _jpeg(data, shrink)  # [H, W, 3]
+        pixels = _by_simplejpeg(data, shrink)  # [H, W, 3]
         if pixels is None:
-            pixels = _any(data, shrink)
+            pixels = _by_pillow(data, shrink)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -63,25 +63,22 @@ def shape(path: str) -> tuple[int, int, int]:
         return 3, image.height, image.width
 
 
-def _jpeg(data: bytes, shrink: int) -> np.ndarray | None:
-    """[H, W, 3], or None for what is Pillow's: other formats, CMYK, anything unsound."""
+def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:
+    """[H, W, 3], or None for what is Pillow's: other formats, CMYK, what is damaged."""
     if simplejpeg is None or not data.startswith(b"\xff\xd8"):
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space not in PLAIN or height * width > MANY_PIXELS:
+        if space not in SIMPLEJPEG_SPACES or height * width > MANY_PIXELS:
             return None
         return simplejpeg.decode_jpeg(
-            data,
-            min_height=-(-height // shrink),
-            min_width=-(-width // shrink),
-            min_factor=shrink,
+            data, min_height=-(-height // shrink), min_width=-(-width // shrink), min_factor=shrink
         )
     except ValueError:
         return None
 
 
-def _any(data: bytes, shrink: int) -> np.ndarray:
+def _by_pillow(data: bytes, shrink: int) -> np.ndarray:
     """[H, W, 3]."""
     with Image.open(BytesIO(data)) as image:
         if image.mode[0] in "IF":  # Pillow would clip these, not scale them

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.core import Batch
 
 
 class Hook:
-    """Called by the trainer, in the order of its list; every method is optional."""
+    """Called with the trainer, in the order of its hooks; every method is optional."""
 
-    def before_train(self, trainer: Trainer) -> None:
+    def before_train(self, trainer) -> None:
         """Before the first step of this sitting; `trainer.step` is where it starts."""
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer) -> None:
         """Before step number `trainer.step`, counted from 0."""
 
-    def after_step(self, trainer: Trainer, out: dict[str, Tensor]) -> None:
+    def after_step(self, trainer, batch: Batch, out: dict[str, Tensor]) -> None:
         """After a step; `trainer.step` steps are done. `out` is detached."""
 
-    def after_train(self, trainer: Trainer) -> None:
+    def after_train(self, trainer) -> None:
         """After the run's last step; not after an interruption."""
 
-    def close(self, trainer: Trainer) -> None:
+    def close(self, trainer) -> None:
         """At the end of the sitting, whatever ended it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a bitwise resume needs of the hook; every rank calls it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` has given."""

@@ -2,67 +2,97 @@
 
 from __future__ import annotations
 
-import json
 import statistics
+import time
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
+from ssl_zoo.core import Observer
 from ssl_zoo.engine.hooks.base import Hook
 from ssl_zoo.engine.schedules import Schedules
-from ssl_zoo.evaluation.monitor import KNNMonitor
-from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
-from ssl_zoo.system.files import write_text
 
 
 class MetricsLogger(Hook):
     """After the first step and every `log_every` steps, a line: means since the line before.
 
     Means are taken on the device, once a line, and only then does the host wait for it.
+
+    Args:
+        observers: by name; what they say goes into the line, what they warn of is said once.
+        labels: [num_samples] int64 of the training set; None: it has none.
     """
 
-    def __init__(self, schedules: Schedules) -> None:
-        self.schedules = schedules
+    def __init__(
+        self,
+        schedules: Schedules,
+        observers: dict[str, Observer] | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.schedules, self.observers, self.labels = schedules, observers or {}, labels
         self.seen: dict[str, list[Tensor]] = defaultdict(list)
         self.mark = (0, 0.0)  # steps and seconds at the last line
-        self.warned = False
+        self.warned: set[str] = set()
 
     def before_train(self, trainer) -> None:
         self.mark = (trainer.step, trainer.seconds)
 
-    def after_step(self, trainer, out: dict[str, Tensor]) -> None:
+    def after_step(self, trainer, batch, out: dict[str, Tensor]) -> None:
         for name, value in out.items():
             if value.dim() == 0:
                 self.seen[name].append(value)
+        for observer in self.observers.values():
+            observer.after_step(trainer.method, batch, out)
         if trainer.step % trainer.log_every == 0 or trainer.step in (1, trainer.total_steps):
             self._line(trainer)
 
     def _line(self, trainer) -> None:
-        own = torch.stack([torch.stack(v).float().mean() for v in self.seen.values()])
-        means = dict(zip(self.seen, distributed.mean(own).tolist(), strict=True))
+        here = torch.stack([torch.stack(v).float().mean() for v in self.seen.values()])
+        means = dict(zip(self.seen, distributed.mean(here).tolist(), strict=True))
         trainer.check_finite()
         trainer.clock()
         steps, seconds = trainer.step - self.mark[0], trainer.seconds - self.mark[1]
         rate = steps * trainer.data.batch_size / max(seconds, 1e-9)
         if distributed.is_main():
             with trainer.paused(memory=False):
-                telemetry = trainer.method.telemetry(trainer.labels)
+                observed = self._observe(trainer)
             lr = trainer.optimizer.param_groups[0]["lr"]
             scheduled = self.schedules.current()
-            trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **telemetry)
+            trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **observed)
         self._warn(trainer, means)
-        trainer.status |= {"loss": means["loss"], "images_per_s": rate}
+        trainer.status["loss"] = f"loss {means['loss']:.3f}"
+        trainer.status["lr"] = f"lr {trainer.optimizer.param_groups[0]['lr']:.2g}"
+        trainer.status["speed"] = f"{rate:.0f} images/s"
         self.seen.clear()
         self.mark = (trainer.step, trainer.seconds)
 
+    def _observe(self, trainer) -> dict[str, float]:
+        observed: dict[str, float] = {}
+        for observer in self.observers.values():
+            observed |= observer.scalars(trainer.method, self.labels)
+        return observed
+
     def _warn(self, trainer, means: dict[str, float]) -> None:
-        """Says that the representation has collapsed, once a sitting."""
-        wrong = health.verdict(means)
-        if wrong and not self.warned:
-            self.warned = True
-            trainer.say(f"{trainer.name}: collapse at step {trainer.step}? {wrong}")
+        for name, observer in self.observers.items():
+            warning = observer.warning(means)
+            if warning and name not in self.warned:
+                self.warned.add(name)
+                trainer.say(f"{trainer.name}: step {trainer.step}: {warning}")
+
+
+class CompileTime(Hook):
+    """Says how long the first step took, of which compilation is the most."""
+
+    def before_train(self, trainer) -> None:
+        self.began: float | None = time.perf_counter()
+
+    def after_step(self, trainer, batch, out) -> None:
+        if self.began is not None:
+            trainer.clock()
+            took, self.began = time.perf_counter() - self.began, None
+            trainer.say(f"{trainer.name}: the first step, compilation included, took {took:.0f} s")
 
 
 class ResultWriter(Hook):
@@ -71,7 +101,7 @@ class ResultWriter(Hook):
     def after_train(self, trainer) -> None:
         if not distributed.is_main():
             return
-        lines = [line for line in trainer.recorded() if line["kind"] == "train"]
+        lines = [line for line in trainer.folder.metrics() if line["kind"] == "train"]
         if not lines:
             trainer.say(
                 f"{trainer.name}: metrics.jsonl has no line of training (was it removed?); "
@@ -79,17 +109,18 @@ class ResultWriter(Hook):
             )
         last = lines[-1] if lines else {}
         rates = [line["images_per_s"] for line in lines]
-        knn = next((hook.latest for hook in trainer.hooks if isinstance(hook, KNNMonitor)), None)
-        result = {
-            "knn": knn,
-            "pretext_top1": last.get("top1"),
-            "loss": last.get("loss"),
-            "images_per_s": statistics.median(rates) if rates else None,
-            "peak_memory_gb": trainer.peak_memory.peak() / 1e9,
-            "seconds": trainer.seconds,
-            "steps": trainer.step,
-            "epochs": trainer.epoch,
-            "precision": trainer.precision,
-            "torch": torch.__version__,
-        }
-        write_text(trainer.folder / "result.json", json.dumps(result, indent=2))
+        trainer.folder.write_result(
+            {
+                **trainer.results,
+                "pretext_top1": last.get("top1"),
+                "loss": last.get("loss"),
+                "images_per_s": statistics.median(rates) if rates else None,
+                "peak_memory_gb": trainer.peak_memory.peak() / 1e9,
+                "seconds": trainer.seconds,
+                "steps": trainer.step,
+                "epochs": trainer.epoch,
+                "precision": trainer.precision,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            }
+        )

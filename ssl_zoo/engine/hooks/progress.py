@@ -11,12 +11,17 @@ from ssl_zoo.system import distributed
 
 
 class ProgressBar(Hook):
-    """A live bar on a terminal, a line every ten seconds elsewhere; rank 0 only."""
+    """A live bar on a terminal, a line every ten seconds elsewhere; rank 0 only.
+
+    Args:
+        live: whether a bar is wanted; two at once do not go together.
+    """
 
     LINE_EVERY_S = 10.0
     DRAWN_EVERY_S = 0.5  # drawing takes milliseconds from the training thread
 
-    def __init__(self) -> None:
+    def __init__(self, live: bool = True) -> None:
+        self.live = live
         self.bar: Progress | None = None
         self.printed = 0.0
 
@@ -24,7 +29,7 @@ class ProgressBar(Hook):
         if not distributed.is_main():
             return
         self.printed = time.monotonic()
-        if trainer.console.is_terminal:
+        if self.live and trainer.console.is_terminal:
             self.bar = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),
@@ -41,19 +46,19 @@ class ProgressBar(Hook):
             )
             self.bar.start()
 
-    def after_step(self, trainer, out) -> None:
+    def after_step(self, trainer, batch, out) -> None:
         every = self.LINE_EVERY_S if self.bar is None else self.DRAWN_EVERY_S
         if time.monotonic() - self.printed < every or not distributed.is_main():
             return
         self.printed = time.monotonic()
-        text = "  ".join(_status(trainer))
+        text = "  ".join(trainer.status.values())
         if self.bar is not None:
             self.bar.update(self.task, completed=trainer.step, text=text)
         else:
             self._print(trainer, text)
 
     def after_train(self, trainer) -> None:
-        text = "  ".join(_status(trainer))
+        text = "  ".join(trainer.status.values())
         if self.bar is not None:
             self.bar.update(self.task, completed=trainer.step, text=text)
         elif distributed.is_main():
@@ -66,18 +71,5 @@ class ProgressBar(Hook):
 
     def _print(self, trainer, text: str) -> None:
         left = trainer.seconds / max(trainer.step, 1) * (trainer.total_steps - trainer.step)
-        head = f"{trainer.name}  step {trainer.step}/{trainer.total_steps}"
-        trainer.console.print(f"{head}  {text}  left {left:.0f} s", soft_wrap=True, highlight=False)
-
-
-def _status(trainer) -> list[str]:
-    shown = []
-    for name, form in (
-        ("loss", "loss {:.3f}"),
-        ("images_per_s", "{:.0f} images/s"),
-        ("knn", "kNN {:.2f}%"),
-    ):
-        if name in trainer.status:
-            shown.append(form.format(trainer.status[name]))
-    lr = trainer.optimizer.param_groups[0]["lr"]
-    return [*shown[:1], f"lr {lr:.2g}", *shown[1:]]
+        step = f"{trainer.name}  step {trainer.step}/{trainer.total_steps}"
+        trainer.console.print(f"{step}  {text}  left {left:.0f} s", soft_wrap=True, highlight=False)

@@ -5,46 +5,41 @@ Written after every run, so that a study that was stopped has one too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssl_zoo.study.report import figure, page, tables
-from ssl_zoo.study.report.results import rows
+from ssl_zoo.study.grid import Study
+from ssl_zoo.study.report import figure, page, results, tables
 from ssl_zoo.system.files import write_text
-
-if TYPE_CHECKING:
-    from ssl_zoo.study.ablation import Study
 
 
 def write(study: Study) -> None:
     """Writes table.md, table.csv, figure.png and report.html into the study's folder."""
     study.out.mkdir(parents=True, exist_ok=True)
-    table = rows(study)
+    table = results.read(study)
     picture = study.out / "figure.png"
-    write_text(study.out / "table.md", tables.markdown(study, table))
-    tables.write_csv(study, table, study.out / "table.csv")
-    figure.draw(study, table, picture)
-    write_text(study.out / "report.html", page.render(study, table, picture))
+    write_text(study.out / "table.md", tables.markdown(table))
+    tables.write_csv(table, study.out / "table.csv")
+    figure.draw(table, picture)
+    write_text(study.out / "report.html", page.render(table, picture))
 
 
 def show(study: Study, console: Console) -> None:
     """Prints the table and where the report is."""
-    table = rows(study)
-    header, body, best = tables.cells(study, table)
+    table = results.read(study)
+    header, body, best = tables.cells(table)
     shown = Table(title=study.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         shown.add_column(Text(name), justify="left" if i == 0 else "right")
     for i, row in enumerate(body):
         shown.add_row(*map(Text, row), style="bold" if i == best else None)
     console.print(shown)
-    for outcome in (outcome for row in table for outcome in row.outcomes):
+    for outcome in table.outcomes:
         if outcome.state == "failed":
             console.print(f"failed: {outcome.run}: {outcome.why}", markup=False, highlight=False)
-    for note in tables.notes(study, table):
+    for note in tables.notes(table):
         console.print(note, markup=False, highlight=False, style="dim")
     written = study.out / "report.html"
     console.print(f"report: {written}", markup=False, highlight=False, soft_wrap=True)

@@ -6,14 +6,12 @@ import base64
 import html
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssl_zoo import config
-from ssl_zoo.study.report.results import Outcome, Row
+from ssl_zoo.study.grid import Run, Study
+from ssl_zoo.study.report.results import Outcome, Table
 from ssl_zoo.study.report.tables import cells, notes
-
-if TYPE_CHECKING:
-    from ssl_zoo.study.ablation import Run, Study
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 70rem;
@@ -35,21 +33,21 @@ img { width: 100% }
 """
 
 
-def render(study: Study, table: list[Row], picture: Path) -> str:
+def render(table: Table, picture: Path) -> str:
     """One file that needs no other."""
+    study, outcomes = table.study, table.outcomes
     encoded = base64.b64encode(picture.read_bytes()).decode()
-    header, body, best = cells(study, table)
+    header, body, best = cells(table)
     lines = [_tr("th", header)]
     lines += [_tr("td", row, "best" if i == best else "") for i, row in enumerate(body)]
-    outcomes = [outcome for row in table for outcome in row.outcomes]
     finished = sum(outcome.state == "finished" for outcome in outcomes)
     seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in study.runs)))
     parts = [
         f"<h1>{_escape(study.name)}</h1>",
         f"<p class=quiet>{finished} of {len(outcomes)} runs finished; seeds {seeds}</p>",
-        f'<img alt="kNN accuracy of the arms" src="data:image/png;base64,{encoded}">',
+        f'<img alt="the arms compared" src="data:image/png;base64,{encoded}">',
         f"<h2>Result</h2><div class=scroll><table>{''.join(lines)}</table></div>",
-        "<ul>" + "".join(f"<li>{_escape(note)}</li>" for note in notes(study, table)) + "</ul>",
+        "<ul>" + "".join(f"<li>{_escape(note)}</li>" for note in notes(table)) + "</ul>",
         _failures(outcomes),
         "<h2>What the arms set</h2>",
         *(
@@ -64,9 +62,9 @@ def render(study: Study, table: list[Row], picture: Path) -> str:
         _environment(outcomes),
     ]
     title = f"<title>{_escape(study.name)}</title>"
-    head = f'<meta charset="utf-8">{title}<style>{STYLE}</style>'
+    meta = f'<meta charset="utf-8">{title}<style>{STYLE}</style>'
     return (
-        f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+        f'<!doctype html><html lang="en"><head>{meta}</head><body>{"".join(parts)}</body></html>\n'
     )
 
 
@@ -75,8 +73,8 @@ def _same(study: Study) -> str:
         "All else is the same: with one seed the arms see the same images in the same order "
         "through the same views and start from the same weights."
     )
-    own = any("base" in block for block in study.blocks.values())
-    return text.replace("the arms", "arms of one base") if own else text
+    bases = any("base" in block for block in study.blocks.values())
+    return text.replace("the arms", "arms of one base") if bases else text
 
 
 def _escape(text: object) -> str:
@@ -113,10 +111,10 @@ def _environment(outcomes: list[Outcome]) -> str:
     """What the runs ran on; several values where the runs differ."""
     values: dict[str, list[str]] = {}
     for outcome in outcomes:
-        found = {**outcome.environment, **outcome.environment.get("versions", {})}
-        for name, value in found.items():
+        facts = {**outcome.environment, **outcome.environment.get("versions", {})}
+        for name, value in facts.items():
             if name not in ("versions", "command", "started"):  # the last two are each run's own
                 texts = values.setdefault(name, [])
                 texts += [str(value)] if str(value) not in texts else []
-    lines = "".join(_tr("td", [name, " | ".join(found)]) for name, found in values.items())
+    lines = "".join(_tr("td", [name, " | ".join(texts)]) for name, texts in values.items())
     return f"<h2>Environment</h2><div class=scroll><table>{lines}</table></div>" if values else ""

@@ -11,18 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssl_zoo.backbones import Timm
-from ssl_zoo.backbones.cpu import layers
-from ssl_zoo.backbones.cpu.layers import (
-    _window,
-    convolve,
-    input_gradient,
-    speed_up,
-    weight_gradient,
-)
+from ssl_zoo.backbones.cpu import convolution, elementwise, speed_up
+from ssl_zoo.backbones.cpu.convolution import _window, convolve, input_gradient, weight_gradient
+from ssl_zoo.config import BACKBONES, bind
+from ssl_zoo.experiment import seeded
 
 CASES = [  # side, kernel, stride, padding
     (4, 3, 1, 1),
-    (1, 3, 1, 1),  # one tap of nine meets the image
+    (1, 3, 1, 1),  # one position of nine meets the image
     (2, 3, 2, 1),  # four do
     (7, 3, 2, 1),
     (1, 7, 2, 3),
@@ -38,7 +34,7 @@ CASES = [  # side, kernel, stride, padding
 
 @pytest.fixture(params=[True, False], ids=["amx", "no amx"])
 def amx(request, monkeypatch) -> bool:
-    monkeypatch.setattr(layers, "_amx", lambda: request.param)
+    monkeypatch.setattr(convolution, "_amx", lambda: request.param)
     return request.param
 
 
@@ -53,7 +49,7 @@ def plain(module: nn.Module) -> nn.Module:
     """A copy with torch's and timm's own layers."""
     module = copy.deepcopy(module)
     for child in module.modules():
-        if type(child).__module__ == layers.__name__:
+        if type(child).__module__ in (convolution.__name__, elementwise.__name__):
             child.__class__ = type(child).__base__
     return module
 
@@ -72,10 +68,9 @@ def test_all_three_passes_equal_torchs_in_fp32(case, amx):
     weight = layer.weight.detach()[:, :, rows, columns]
     close = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(convolve(x.detach(), weight, window), y, **close)
-    found = input_gradient(grad, weight, x.shape, window)
-    torch.testing.assert_close(found, of_x, **close)
-    found = weight_gradient(x.detach(), grad, window)
-    torch.testing.assert_close(found, of_weight[:, :, rows, columns], **close)
+    torch.testing.assert_close(input_gradient(grad, weight, x.shape, window), of_x, **close)
+    used = weight_gradient(x.detach(), grad, window)
+    torch.testing.assert_close(used, of_weight[:, :, rows, columns], **close)
     of_weight[:, :, rows, columns] = 0
     assert not of_weight.any()  # what is left out has no gradient
 
@@ -90,7 +85,7 @@ def test_a_layer_in_bf16_gives_the_outputs_and_gradients_of_fp32(case, amx, monk
         used.append(x.shape)
         return weight_gradient(x, *rest)
 
-    monkeypatch.setattr(layers, "weight_gradient", watched)
+    monkeypatch.setattr(convolution, "weight_gradient", watched)
     results = []
     # Against fp32: torch's own bf16 weight gradient of 7 x 7 on a map of 1 x 1 is not even finite.
     for module, bf16 in ((layer, False), (fast, True)):
@@ -107,7 +102,7 @@ def test_a_layer_in_bf16_gives_the_outputs_and_gradients_of_fp32(case, amx, monk
         torch.testing.assert_close(found.float(), expected, rtol=0, atol=atol)
 
 
-def test_taps_that_meet_nothing_are_left_out_in_fp32_too(monkeypatch):
+def test_kernel_positions_that_meet_nothing_are_left_out_in_fp32_too(monkeypatch):
     layer, x = convolution_and_input(1, 3, 1, 1)
     fast = speed_up(copy.deepcopy(layer))
     shapes: list[torch.Size] = []
@@ -138,8 +133,8 @@ def test_taps_that_meet_nothing_are_left_out_in_fp32_too(monkeypatch):
     ],
     ids=["fp32", "bias", "groups", "same", "reflect", "dilated"],
 )
-def test_other_layers_are_torchs_own(make, precision, monkeypatch):
-    monkeypatch.setattr(layers._Convolve, "apply", None)
+def test_other_layers_are_torchs(make, precision, monkeypatch):
+    monkeypatch.setattr(convolution._Convolve, "apply", None)
     layer = make()
     fast, x = speed_up(copy.deepcopy(layer)), torch.randn(2, 4, 4, 4)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
@@ -158,15 +153,15 @@ def test_an_image_smaller_than_the_kernel_is_refused_as_by_torch(bf16):
 
 def test_1_x_1_is_a_matrix_product_on_any_map_where_amx_multiplies(amx, monkeypatch):
     used: list[torch.Size] = []
-    monkeypatch.setattr(layers, "convolve", lambda x, *rest: used.append(x.shape) or x)
+    monkeypatch.setattr(convolution, "convolve", lambda x, *rest: used.append(x.shape) or x)
     layer = speed_up(nn.Conv2d(3, 4, 1, bias=False))
     with torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(2, 3, 9, 9))
     assert len(used) == amx
 
 
-def test_large_maps_are_torchs_own(monkeypatch):
-    monkeypatch.setattr(layers._Convolve, "apply", None)
+def test_large_maps_are_torchs(monkeypatch):
+    monkeypatch.setattr(convolution._Convolve, "apply", None)
     layer = speed_up(nn.Conv2d(3, 4, 3, padding=1, bias=False))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(2, 3, 5, 5)).shape == (2, 4, 5, 5)
@@ -203,7 +198,7 @@ def test_relus_gradient_equals_torchs(inplace):
 
 
 def test_relu_of_a_view_and_in_fp32_is_torchs(monkeypatch):
-    monkeypatch.setattr(layers._Rectify, "apply", None)
+    monkeypatch.setattr(elementwise._Rectify, "apply", None)
     fast = speed_up(nn.ReLU(inplace=True))
     x = torch.tensor([[-1.0, 2.0], [3.0, -4.0]])
     assert fast(x.clone()).tolist() == [[0, 2], [3, 0]]
@@ -225,7 +220,8 @@ def test_relu_of_a_view_and_in_fp32_is_torchs(monkeypatch):
 )
 def test_a_network_trains_to_the_same_gradients(name, options, amx):
     torch.manual_seed(0)
-    fast = Timm(name=name, options={"layers": [1, 2, 1, 1], "zero_init_last": False, **options})
+    options = {"layers": [1, 2, 1, 1], "zero_init_last": False, **options}
+    fast = speed_up(Timm(name=name, options=options))
     slow = plain(fast)
     assert list(fast.state_dict()) == list(slow.state_dict())
     kinds = {type(m) for m in slow.modules()}
@@ -264,6 +260,17 @@ def test_a_blocks_sum_is_timms_to_the_bit(block, downsample, monkeypatch):
 
 def test_a_resnet_in_fp32_is_timms_to_the_bit():
     torch.manual_seed(0)
-    fast = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]})
-    x = torch.randn(2, 3, 96, 96)  # no map so small that taps are left out
+    options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    fast = speed_up(Timm(name="resnet18", options=options))
+    x = torch.randn(2, 3, 96, 96)  # no map so small that positions are left out
     assert torch.equal(fast(x), plain(fast)(x))
+
+
+def test_a_run_on_a_cpu_has_these_layers_and_on_a_gpu_torchs():
+    block = {"type": "Timm", "name": "resnet18", "options": {"layers": [1, 1, 1, 1]}}
+    on_cpu, on_gpu = (
+        seeded(0, bind(BACKBONES, block), torch.device(kind)) for kind in ("cpu", "cuda")
+    )
+    assert type(on_cpu.model.act1) is elementwise.ReLU and type(on_gpu.model.act1) is nn.ReLU
+    for a, b in zip(on_cpu.parameters(), on_gpu.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -1,8 +1,8 @@
-"""What CMC and Colorization know of the colours of test images, trained and untrained.
+"""What CMC and Colorization know of the colors of test images, trained and untrained.
 
-python benchmarks/colour.py RUN ...     # folders that `ssl-zoo train` or `ablate` has written
+python benchmarks/color.py RUN ...     # folders that `ssl-zoo train` or `ablate` has written
 
-CMC: which of the first 1,024 images' colours goes with a lightness, and the reverse. Colorization:
+CMC: which of the first 1,024 images' colors goes with a lightness, and the reverse. Colorization:
 the loss it was trained with, and top-1 of pixels, beside the best one answer for all pixels.
 """
 
@@ -17,9 +17,8 @@ from common import machine, table
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_zoo import config
+from ssl_zoo import config, experiment
 from ssl_zoo.engine import checkpoint
-from ssl_zoo.experiment import build
 from ssl_zoo.methods.cmc import CMC
 from ssl_zoo.methods.colorization import Colorization
 from ssl_zoo.ops.color import rgb_to_lab
@@ -37,24 +36,24 @@ def retrieval(method: CMC, images: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def colours(method: Colorization, images: Tensor) -> dict[str, float]:
+def predicted_colors(method: Colorization, images: Tensor) -> dict[str, float]:
     """Weighted cross-entropy and top-1 in % on [N, 3, H, W], and of one answer for all pixels."""
     lightness, ab = rgb_to_lab(images).tensor_split([1], dim=1)
     log_p = torch.cat([method.encoder(x / 100).log_softmax(dim=1) for x in lightness.split(500)])
     ab = F.interpolate(ab, size=log_p.shape[2:], mode="nearest-exact")
-    nearest, z = method.encode(ab)  # [N, k, h, w] each
-    weight = method.weight[nearest[:, :1]]  # [N, 1, h, w]
-    loss = -(weight * z * log_p.gather(1, nearest)).sum(dim=1).mean()
-    top1 = (log_p.argmax(dim=1) == nearest[:, 0]).double().mean()
-    # The constant answer that minimises the loss is the weighted share of each bin, counted here.
-    share = torch.zeros_like(method.weight).index_add_(0, nearest.flatten(), (weight * z).flatten())
+    closest, z = method.encode(ab)  # [N, k, h, w] each
+    weight = method.weight[closest[:, :1]]  # [N, 1, h, w]
+    loss = -(weight * z * log_p.gather(1, closest)).sum(dim=1).mean()
+    top1 = (log_p.argmax(dim=1) == closest[:, 0]).double().mean()
+    # The constant answer that minimizes the loss is the weighted share of each bin, counted here.
+    share = torch.zeros_like(method.weight).index_add_(0, closest.flatten(), (weight * z).flatten())
     one = -torch.xlogy(share, share / share.sum()).sum() / weight.numel()
-    commonest = nearest[:, 0].flatten().bincount().max() / weight.numel()
+    commonest = closest[:, 0].flatten().bincount().max() / weight.numel()
     return {
         "loss": loss.item(),
         "of one answer": one.item(),
         "top-1, %": 100 * top1.item(),
-        "of the commonest colour, %": 100 * commonest.item(),
+        "of the commonest color, %": 100 * commonest.item(),
     }
 
 
@@ -65,9 +64,9 @@ def main() -> None:
     for run in parser.parse_args().runs:
         cfg = config.load(run / "config.yaml")
         with tempfile.TemporaryDirectory() as folder:
-            trainer = build.trainer(cfg, torch.device("cpu"), Path(folder))
+            trainer = experiment.build_trainer(cfg, torch.device("cpu"), Path(folder))
         method = trainer.method.eval()
-        measure = {CMC: retrieval, Colorization: colours}.get(type(method))
+        measure = {CMC: retrieval, Colorization: predicted_colors}.get(type(method))
         if measure is None:
             parser.error(f"{run} is of {type(method).__name__}; expected CMC or Colorization")
         test = trainer.data.split("test")

@@ -1,0 +1,44 @@
+"""What a backbone owes: images to features, and in words what else it can do."""
+
+from __future__ import annotations
+
+from torch import nn
+
+# What a method may ask for (`Method.needs`), and which backbones fit, for error messages.
+FITS = {
+    "features": "any backbone",
+    "map": "a timm CNN (resnet50, convnext_tiny, ...) or ViT (vit_small_patch16_224, ...)",
+    "tokens": "a timm VisionTransformer (vit_small_patch16_224, deit3_small_patch16_224, ...)",
+    "lab": "two networks, {type: LabPair, of: {type: Timm, name: resnet18}}",
+}
+
+
+class Backbone(nn.Module):
+    """The network that is kept and evaluated: images [N, C, H, W] -> features [N, F].
+
+    A method may use what the words of `provides` stand for:
+
+        features   forward(images) -> [N, F]; every backbone has it
+        map        feature_map(images) -> [N, M, h, w], before it is pooled; pool(map) -> [N, F]
+        tokens     a ViT's tokens(images, masked, mask_token, kept) -> [N, P + L, F], its first P
+                   no patches; pool(tokens) -> [N, F]; and its sizes, see `Timm`
+        lab        views(images) -> [N, 1, H, W], [N, 2, H, W]: lightness and color
+
+    Attributes:
+        num_features: F.
+        map_features: M, where there is a map.
+        bn_groups: groups of the batch that its BatchNorms normalize apart, as a head's then do.
+    """
+
+    num_features: int
+    map_features: int
+    bn_groups: int = 1
+
+    @staticmethod
+    def provides(**arguments) -> set[str]:
+        """Words of FITS, given the YAML arguments; builds no weights."""
+        return {"features"}
+
+    @staticmethod
+    def dry_run(**arguments) -> None:
+        """Raises the constructor's ConfigErrors, given the YAML arguments; reads no data."""

@@ -1,0 +1,49 @@
+"""ssl-zoo ablate: a grid of arms, compared."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
+    parser = commands.add_parser(
+        name,
+        parents=[common],
+        help=summary,
+        description="Runs every arm, sweep value and seed of a grid file, paired by seed, and "
+        "writes table.md, table.csv, figure.png and report.html. Finished runs are kept, "
+        "interrupted ones go on, a failing one does not stop the rest.",
+    )
+    parser.add_argument(
+        "grid", type=Path, metavar="GRID", help="a grid file, configs/ablation/*.yaml"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every arm")
+    parser.add_argument("--base", type=Path, help="another base config than the grid's")
+    parser.add_argument("--out", type=Path, help="study folder [runs/ablation/<grid's name>]")
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms only")
+    parser.add_argument(
+        "--jobs",
+        default="auto",
+        type=lambda text: text if text == "auto" else int(text),
+        metavar="N",
+        help="runs side by side; auto: as a short measurement says, or one a GPU [auto]",
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="report on what is there; run nothing"
+    )
+    parser.set_defaults(command=ablate)
+
+
+def ablate(arguments: argparse.Namespace) -> int:
+    from ssl_zoo.study.launch import run_study
+
+    return run_study(
+        arguments.grid,
+        out=arguments.out,
+        overrides=arguments.overrides,
+        only=arguments.only,
+        report_only=arguments.report_only,
+        base=arguments.base,
+        jobs=arguments.jobs,
+    )

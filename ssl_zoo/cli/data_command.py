@@ -1,0 +1,83 @@
+"""ssl-zoo data: obtain a data set, look at views, pack a folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
+    parser = commands.add_parser(name, help=summary, description=summary + ".")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    get = actions.add_parser(
+        "get", parents=[common], help="obtain a data set, saying where it is looked for"
+    )
+    get.add_argument("name", metavar="NAME", help="fashion_mnist, cifar10, cifar100 or stl10")
+    get.add_argument("--root", type=Path, help="folder [$SSL_ZOO_DATA, or ./data]")
+    get.set_defaults(command=get_data)
+    show = actions.add_parser(
+        "show", parents=[common], help="write a PNG: images and the views a config makes of them"
+    )
+    show.add_argument("config", type=Path, metavar="CONFIG")
+    show.add_argument("overrides", nargs="*", metavar="key=value")
+    show.add_argument("--out", type=Path, default=Path("views.png"), help="file [views.png]")
+    show.add_argument("--samples", type=int, default=8, help="rows [8]")
+    show.set_defaults(command=show_views)
+    pack = actions.add_parser(
+        "pack",
+        parents=[common],
+        help="decode a folder set once, into files that are memory-mapped",
+        description="Writes train.pack and test.pack: the images of the config's data.dataset, "
+        "decoded, the shorter side at most --size pixels. Train on them with "
+        "data.dataset='{type: Packed, path: FOLDER}'. An interrupted pack leaves nothing behind; "
+        "a finished one is kept.",
+    )
+    pack.add_argument("config", type=Path, metavar="CONFIG")
+    pack.add_argument("overrides", nargs="*", metavar="key=value")
+    pack.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    pack.add_argument("--size", type=int, default=256, help="pixels of the shorter side [256]")
+    pack.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])
+    pack.set_defaults(command=pack_folder)
+
+
+def get_data(arguments: argparse.Namespace) -> int:
+    from ssl_zoo.data import fetch
+
+    print(f"{arguments.name} is in {fetch.get(arguments.name, arguments.root)}")
+    return 0
+
+
+def show_views(arguments: argparse.Namespace) -> int:
+    from ssl_zoo import config
+    from ssl_zoo.data import view_grid
+    from ssl_zoo.experiment import parse, views_needed
+
+    if arguments.samples < 1:
+        raise ValueError(f"--samples {arguments.samples}: expected at least 1")
+    sections = parse(config.load(arguments.config, arguments.overrides)).arguments()
+    needed = views_needed(sections["method"])
+    data = sections["data"](seed=sections["seed"], views_needed=needed)
+    view_grid(data, arguments.out, arguments.samples)
+    print(arguments.out)
+    return 0
+
+
+def pack_folder(arguments: argparse.Namespace) -> int:
+    from ssl_zoo import config
+    from ssl_zoo.data import ImageFolder
+    from ssl_zoo.data.datasets import packed
+    from ssl_zoo.experiment import parse
+    from ssl_zoo.system.hardware import cores
+
+    sections = parse(config.load(arguments.config, arguments.overrides)).arguments()
+    dataset = sections["data"].kwargs["dataset"]
+    if not (isinstance(dataset.target, type) and issubclass(dataset.target, ImageFolder)):
+        raise ValueError(
+            f"data.dataset is {dataset.type}: only folders of images can be packed "
+            "(ImageFolder, ImageNet)"
+        )
+    for split in arguments.splits:
+        path = arguments.out / f"{split}.pack"
+        packed.pack(dataset(split=split), path, arguments.size, workers=cores())
+    print(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
+    return 0

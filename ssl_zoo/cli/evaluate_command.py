@@ -1,0 +1,67 @@
+"""ssl-zoo evaluate: a trained backbone, by any registered evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
+    parser = commands.add_parser(
+        name,
+        parents=[common],
+        help=summary,
+        description="Evaluates a backbone: NAME is an evaluation of the run's config, or the type "
+        "of a registered one; all: those of the config, or else kNN and linear probes. "
+        "`ssl-zoo list evaluations` lists them.",
+        epilog="examples:\n"
+        "  ssl-zoo evaluate knn runs/digits/moco_v2/seed0 k=20\n"
+        "  ssl-zoo evaluate linear RUN lrs='[0.1, 1, 10]' epochs=50 --out linear.json\n"
+        "  ssl-zoo evaluate knn RUN data='{dataset: {type: CIFAR10}}'\n"
+        "  ssl-zoo evaluate all CONFIG          # of the random weights that its runs start from\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="or all")
+    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="or a config")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of the evaluation's block"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results there as JSON")
+    parser.set_defaults(command=evaluate)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    from ssl_zoo.experiment import load_subject
+    from ssl_zoo.system import distributed
+    from ssl_zoo.system.files import write_text
+    from ssl_zoo.system.hardware import keep_freed_memory
+
+    if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ValueError(f"--out {out}: expected a file in a folder that exists")
+    keep_freed_memory()
+    device = distributed.start(arguments.device)
+    subject = load_subject(arguments.path, device)
+    names = [arguments.name]
+    if arguments.name == "all":
+        names = list(subject.sections["evaluations"]) or ["knn", "linear"]
+    parts = {name: subject.part(name, arguments.overrides) for name in names}
+    results = {"source": {"path": str(subject.path), "step": subject.step}}
+    for name, result, outcome in subject.evaluate(parts, device):
+        results[name] = result
+        if distributed.is_main():
+            _print(name, result, outcome, results["source"])
+            if out is not None:  # now: the next may take long, or be interrupted
+                write_text(out, json.dumps(results, indent=2) + "\n")
+    distributed.stop()
+    return 0
+
+
+def _print(name: str, result: dict, outcome, source: dict) -> None:
+    metrics = "  ".join(f"{n} {v:.2f}{result['unit']}" for n, v in result["metrics"].items())
+    print(f"{name}: {metrics}  ({source['path']}, step {source['step']})")
+    said = ", ".join(f"{n} {v}" for n, v in result["protocol"].items())
+    print(f"protocol {result['hash']}: {said}")
+    for line in outcome.remarks:
+        print(line)

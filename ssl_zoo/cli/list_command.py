@@ -1,0 +1,45 @@
+"""ssl-zoo list: what is registered."""
+
+from __future__ import annotations
+
+import argparse
+
+KINDS = {
+    "methods": "METHODS",
+    "heads": "HEADS",
+    "memory": "MEMORY",
+    "backbones": "BACKBONES",
+    "losses": "LOSSES",
+    "datasets": "DATASETS",
+    "transforms": "TRANSFORMS",
+    "optimizers": "OPTIMIZERS",
+    "schedules": "SCHEDULES",
+    "evaluations": "EVALUATIONS",
+    "observers": "OBSERVERS",
+}
+
+
+def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
+    parser = commands.add_parser(name, parents=[common], help=summary, description=summary + ".")
+    parser.add_argument("kind", nargs="?", choices=list(KINDS), help="one kind only")
+    parser.set_defaults(command=list_parts)
+
+
+def list_parts(arguments: argparse.Namespace) -> int:
+    from ssl_zoo import (
+        config,
+        experiment,  # noqa: F401  (registers everything)
+    )
+
+    for kind in [arguments.kind] if arguments.kind else KINDS:
+        registry = getattr(config, KINDS[kind])
+        rows = registry.summary()
+        print(kind)
+        width = max(len(name) for name, *_ in rows)
+        for name, line, paper in rows:
+            cited = f"  [arXiv:{paper}]" if paper and paper not in line else ""
+            if kind == "methods":
+                target = registry.get(name)
+                cited += f"  ({target.family}; needs {target.needs})"
+            print(f"  {name:<{width}}  {line}{cited}")
+    return 0

@@ -1,0 +1,131 @@
+"""ssl-zoo train: one config into a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import traceback
+from pathlib import Path
+
+
+def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
+    parser = commands.add_parser(
+        name,
+        parents=[common],
+        help=summary,
+        description="Trains one config into a run folder: config.yaml (resolved, re-runnable),\n"
+        "environment.json, metrics.jsonl, log.txt, checkpoints/, evaluations/, and result.json\n"
+        "when finished.",
+        epilog="examples:\n"
+        "  ssl-zoo train configs/fashion_mnist/moco_v2.yaml\n"
+        "  ssl-zoo train CONFIG method.memory.size=4096 seed=1 --out runs/k4096\n"
+        "  ssl-zoo train CONFIG method.memory='{type: MemoryBank}'\n"
+        "  ssl-zoo train CONFIG train.epochs=20 --resume      # go on, longer than was planned\n"
+        "  torchrun --nproc-per-node=2 tools/train.py CONFIG\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted keys, YAML values"
+    )
+    parser.add_argument("--out", type=Path, help="run folder [runs/<config's name>/seed<seed>]")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint, if any"
+    )
+    parser.add_argument("--check", action="store_true", help="only check the config; reads no data")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument(
+        "--no-baselines",
+        action="store_true",
+        help="do not measure what the evaluations compare with (raw pixels, untrained weights)",
+    )
+    parser.set_defaults(command=train)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from ssl_zoo import config
+    from ssl_zoo.engine.stop import Interrupted
+    from ssl_zoo.experiment import build_trainer, parse
+    from ssl_zoo.runs import RunFolder
+    from ssl_zoo.system import distributed
+
+    cfg = config.load(arguments.config, arguments.overrides)
+    resolved = parse(cfg).spelled_out()
+    if arguments.check:
+        print(f"{arguments.config}: ok")
+        return 0
+    folder = RunFolder(arguments.out or run_path(arguments.config, resolved["seed"]))
+    device = distributed.start(arguments.device)
+    main = distributed.is_main()
+    # One rank looks and writes; all ranks act on what it found.
+    distributed.attempt(folder.lock.acquire)
+    try:
+        how = distributed.attempt(lambda: _open(folder, resolved, arguments.resume, device))
+        if how == "finished":
+            distributed.stop()
+            return 0
+        trainer = build_trainer(cfg, device, folder, not arguments.no_baselines)
+        resumed = trainer.resume()
+        trainer.say(
+            f"{trainer.name}: {f'from step {trainer.step}' if resumed else 'starting'}, "
+            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
+            f"in {trainer.precision} ({trainer.precision_reason})"
+        )
+        if how:
+            trainer.say(how)
+        if not resumed and (remark := trainer.method.remark(trainer.data.batch_size)):
+            trainer.say(f"{trainer.name}: {remark}")
+        trainer.fit()
+        trainer.say(f"{trainer.name}: finished; results in {folder.path}")
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}\nThe same command with --resume goes on from there.") from None
+    except Exception as error:
+        if main and folder.config() is not None:
+            text = str(error) or type(error).__name__
+            folder.write_error(f"{text}\n\n{traceback.format_exc()}")
+        raise
+    finally:
+        if main:
+            folder.lock.release()
+    distributed.stop()  # not after an error: the other ranks may sit in a collective
+    return 0
+
+
+def _open(folder, resolved: dict, resume: bool, device) -> str:
+    """Makes a run folder ready; returns 'finished', or what a person should know of the resume.
+
+    Raises:
+        FileExistsError: the folder holds another run, or this one and `resume` was not asked for.
+    """
+    from ssl_zoo import config
+    from ssl_zoo.experiment import changes, longer
+    from ssl_zoo.runs import describe_environment
+
+    written = folder.config()
+    said = ""
+    if written is not None and (folder.finished or folder.checkpoints()):
+        folder.check_format()
+        changed = changes(written, resolved)
+        if changed and not (said := longer(written, resolved)):
+            raise FileExistsError(
+                f"{folder.path} holds a run of another config:\n  "
+                + "\n  ".join(changed)
+                + "\nGive another --out."
+            )
+        if not resume:
+            raise FileExistsError(
+                f"{folder.path} holds a run already: --resume goes on, --out names another folder."
+            )
+        if folder.finished and not said:
+            print(f"finished already: {folder.path}")
+            return "finished"
+    elif written is not None and config.differences(written, resolved):
+        folder.forget_after(-1)  # nothing worth keeping was saved under the other config
+    folder.begin(resolved, describe_environment(device))
+    return said
+
+
+def run_path(path: Path, seed: int) -> Path:
+    """runs/<name>/seed<seed>; the name is the path below a folder `configs`, if there is one."""
+    parts = path.with_suffix("").parts
+    below = parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:]
+    return Path("runs", *below, f"seed{seed}")

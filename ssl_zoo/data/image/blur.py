@@ -1,0 +1,85 @@
+"""Blur."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ssl_zoo.config import TRANSFORMS, ConfigError, PositiveFloat, PositiveInt, UnitInterval
+from ssl_zoo.data.image.transform import (
+    Params,
+    Shape,
+    Transform,
+    ViewNumbers,
+    between,
+    check_order,
+    uniforms,
+)
+
+
+@lru_cache(maxsize=16)
+def _reflections(size: int, taps: int, device: torch.device) -> Tensor:
+    """Where each tap of a filter lands under reflecting borders, [taps, size * size] of 0 and 1."""
+    where = torch.arange(size)[None, :] + torch.arange(taps)[:, None] - taps // 2  # [taps, size]
+    where = (size - 1) - (where.abs() - (size - 1)).abs()
+    return torch.nn.functional.one_hot(where, size).float().flatten(1).to(device, non_blocking=True)
+
+
+@TRANSFORMS.register_module()
+class GaussianBlur(Transform):
+    """Gaussian blur with a width of each sample's own and reflecting borders.
+
+    Args:
+        sigma: bounds of the width in pixels.
+        kernel_size: taps, an odd number. None: enough for three sigma of the widest, as far as
+            the image allows, close to the untruncated filter of MoCo v2's and DINO's code.
+    """
+
+    def __init__(
+        self,
+        *,
+        sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0),
+        kernel_size: PositiveInt | None = None,
+        p: UnitInterval = 0.5,
+        views: ViewNumbers = None,
+    ):
+        super().__init__(p, views)
+        check_order("sigma", sigma)
+        if kernel_size is not None and kernel_size % 2 == 0:
+            raise ConfigError(
+                "kernel_size", "not a filter's", found=str(kernel_size), expected="an odd number"
+            )
+        self.sigma, self.kernel_size = sigma, kernel_size
+
+    def draw(self, key: Tensor, shape: Shape) -> Params:
+        """sigma: [N] float32."""
+        return {"sigma": between(uniforms(key, 1)[:, 0], *self.sigma)}
+
+    def taps(self, size: int) -> int:
+        """Taps along a side of `size` pixels; a reflection reaches at most size - 1 pixels out."""
+        if self.kernel_size is None:
+            return 2 * min(math.ceil(3 * self.sigma[1]), size - 1) + 1
+        if self.kernel_size > 2 * size - 1:
+            raise ValueError(
+                f"GaussianBlur: kernel_size {self.kernel_size} reaches beyond the reflection of "
+                f"images of {size} pixels; at most {2 * size - 1}"
+            )
+        return self.kernel_size
+
+    def matrix(self, sigma: Tensor, size: int) -> Tensor:
+        """[N] -> [N, size, size], a row the weights of one output pixel."""
+        taps = self.taps(size)
+        x = torch.arange(taps, device=sigma.device) - taps // 2  # [taps]
+        kernel = torch.softmax(-0.5 * (x / sigma[:, None]) ** 2, dim=1)  # [N, taps]
+        return (kernel @ _reflections(size, taps, sigma.device)).view(-1, size, size)
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        sigma = params["sigma"].to(images.device, non_blocking=True)
+        n, channels, height, width = images.shape
+        columns = self.matrix(sigma, width)  # [N, W, W]
+        rows = columns if height == width else self.matrix(sigma, height)  # [N, H, H]
+        images = (images.reshape(n, channels * height, width) @ columns.mT).view(images.shape)
+        return torch.stack([rows @ plane for plane in images.unbind(1)], dim=1)

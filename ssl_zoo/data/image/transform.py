@@ -1,0 +1,119 @@
+"""What an augmentation is: a whole batch at once, with each sample's own parameters.
+
+An operation has two halves. `draw` turns keys (one 64-bit number a sample, a hash of seed, epoch,
+index, view and the operation's label) into parameters, always on the CPU, so that choosing rows
+needs no synchronization with a GPU. `apply` is exact: what torchvision's functional of the same
+name does to one image with one parameter, it does to each image of a batch with its own.
+
+Images are float32 in [0, 1], [N, C, H, W], with one channel or three.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_zoo.config import ConfigError, NonNegativeInt
+from ssl_zoo.system import rng
+
+Params = dict[str, Tensor]
+Shape = tuple[int, int | Tensor, int | Tensor]  # C, H, W; H and W are [N] where images vary in size
+ViewNumbers = list[NonNegativeInt] | None
+
+
+class Transform:
+    """Base of the operations.
+
+    Args:
+        p: chance that a sample is changed at all.
+        views: numbers of the views that this operation belongs to (BYOL's asymmetric views,
+            multi-crop), of those that are made; None for all.
+    """
+
+    check_by_building = True
+    random = True  # draws random numbers, so it has no place in evaluation
+    moves_pixels = False  # pixels go to other places, see `source_box`
+    one_size = False  # images come out in one size, `self.size`, whatever went in
+
+    def __init__(self, p: float = 1.0, views: ViewNumbers = None):
+        self.p, self.views = p, views
+
+    def draw(self, key: Tensor, shape: Shape) -> Params:
+        """Parameters, rows beside `key` [N] int64; on the CPU."""
+        return {}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        """[N, C, H, W] -> [N, C, h, w]; may overwrite `images`."""
+        raise NotImplementedError
+
+    def chosen(self, key: Tensor) -> Tensor:
+        """Which samples are changed, [N] bool."""
+        return rng.uniform(key, "p") < self.p
+
+    def source_box(self, shapes: Tensor, params: Params) -> Tensor:
+        """What is seen of images of (C, H, W) `shapes` [N, 3] when all are changed, [N, 4] float32.
+
+        (top, left, bottom, right) in their pixels; left > right where they are mirrored.
+        """
+        return whole_images(shapes)
+
+    def output_shapes(self, shapes: Tensor) -> Tensor:
+        """The (C, H, W) that come out, [N, 3]."""
+        if not self.one_size:
+            return shapes
+        size = shapes.new_tensor(self.size).expand(len(shapes), 2)
+        return torch.cat([shapes[:, :1], size], dim=1)
+
+    def __call__(self, images: Tensor, key: Tensor) -> Tensor:
+        """Draws and applies, to the chosen rows alone; may overwrite `images`."""
+        if self.p == 1:
+            return self.apply(images, self.draw(key, images.shape[1:]))
+        rows = self.chosen(key).nonzero().squeeze(1)  # [n]
+        if len(rows) == 0:
+            return images
+        params = self.draw(key[rows], images.shape[1:])
+        rows = rows.to(images.device, non_blocking=True)
+        return images.index_copy_(0, rows, self.apply(images.index_select(0, rows), params))
+
+
+class GeometricTransform(Transform):
+    """An operation that also takes images one at a time, as bytes, each of its own size."""
+
+    moves_pixels = True
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        return self.apply_one(images, params)
+
+    def apply_one(self, image: Tensor, params: Params) -> Tensor:
+        """uint8 [C, H, W] -> uint8 [C, h, w], with a single sample's parameters."""
+        raise NotImplementedError
+
+    def source_pixels_per_output_pixel(self, shapes: Tensor, params: Params) -> Tensor:
+        """Along the side where they are fewer, of images of (C, H, W) `shapes` [N, 3]: [N]."""
+        return torch.ones(len(shapes))
+
+    def scale_params(self, params: Params, shrink: Tensor) -> Params:
+        """The same parameters for images decoded at 1/shrink of their size, `shrink` [N] int64."""
+        return params
+
+
+def whole_images(shapes: Tensor) -> Tensor:
+    """All of images of (C, H, W) `shapes` [N, 3], as (top, left, bottom, right) [N, 4] float32."""
+    return torch.nn.functional.pad(shapes[:, 1:].float(), (2, 0))
+
+
+def check_order(name: str, bounds: tuple[float, float]) -> None:
+    """Raises ConfigError unless low <= high."""
+    if bounds[0] > bounds[1]:
+        raise ConfigError(
+            name, "bounds in the wrong order", found=str(bounds), expected="[low, high]"
+        )
+
+
+def uniforms(key: Tensor, count: int) -> Tensor:
+    """`count` uniform numbers a sample, [N] int64 -> [N, count] float32."""
+    return rng.uniform(key[:, None], torch.arange(count))
+
+
+def between(uniform: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * uniform

@@ -1,0 +1,76 @@
+"""When to save, what to keep, and what a signal does."""
+
+from __future__ import annotations
+
+import shutil
+
+from ssl_zoo.config import OfMachine, PositiveFloat, PositiveInt
+from ssl_zoo.config.constraints import constrained
+from ssl_zoo.engine import checkpoint
+from ssl_zoo.engine.hooks.base import Hook
+from ssl_zoo.engine.stop import Interrupted
+from ssl_zoo.system import distributed
+from ssl_zoo.system.files import replacing
+
+RANKS_ASK_EVERY = 20  # steps between two questions whether a rank was told to stop
+
+
+@constrained
+class Checkpoints(Hook):
+    """Saves every few epochs, before an evaluation, at the end, and when asked to stop.
+
+    A signal finishes the step (on several processes within 20 steps), saves, and ends the sitting
+    with `Interrupted`. A new file is complete on disk before an older one is removed.
+
+    Args:
+        every_epochs: fractions allowed.
+        keep: the newest so many stay, and the best one as best.pt besides.
+    """
+
+    def __init__(
+        self, *, every_epochs: OfMachine[PositiveFloat] = 1.0, keep: OfMachine[PositiveInt] = 2
+    ):
+        self.every_epochs, self.keep = every_epochs, keep
+        self.saved_at = -1
+
+    def before_train(self, trainer) -> None:
+        self.every = trainer.steps_in(self.every_epochs)
+        if distributed.is_main():
+            for left in (trainer.folder.path / "checkpoints").glob("*.tmp"):  # a save was killed
+                left.unlink()
+
+    def after_step(self, trainer, batch, out) -> None:
+        last = trainer.step == trainer.total_steps
+        stop = self._stop(trainer)
+        if stop or last or trainer.step % self.every == 0:
+            self.save(trainer)
+            if stop and not last:
+                saved = trainer.folder.checkpoint(trainer.step)
+                raise Interrupted(f"stopped at step {trainer.step}; saved {saved}")
+
+    def _stop(self, trainer) -> bool:
+        # Ranks get the signal at different steps; they ask each other only now and then.
+        if distributed.world() == 1:
+            return trainer.stop.asked
+        return trainer.step % RANKS_ASK_EVERY == 0 and any(distributed.collect(trainer.stop.asked))
+
+    def save(self, trainer) -> None:
+        """Once a step, whoever asks; every rank calls it, rank 0 writes."""
+        if self.saved_at == trainer.step:
+            return
+        trainer.check_finite()
+        with trainer.paused(memory=False):
+            state = trainer.state_dict()
+            if distributed.is_main():
+                checkpoint.write(state, trainer.folder.checkpoint(trainer.step))
+                for old in trainer.folder.checkpoints()[: -self.keep]:
+                    old.unlink()
+            distributed.barrier()
+        self.saved_at = trainer.step
+
+    def keep_as_best(self, trainer) -> None:
+        """Copies this step's checkpoint to best.pt; rank 0 alone."""
+        path = trainer.folder.checkpoint(trainer.step)
+        if distributed.is_main() and path.exists():
+            with replacing(path.with_name("best.pt")) as staged:
+                shutil.copyfile(path, staged)

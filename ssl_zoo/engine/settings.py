@@ -1,0 +1,101 @@
+"""How a run trains: the section `train` of a config, and what it does before the loop begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from timm.layers import convert_sync_batchnorm
+
+from ssl_zoo.config import (
+    ConfigError,
+    OfMachine,
+    PositiveFloat,
+    PositiveInt,
+)
+from ssl_zoo.config.constraints import constrained
+from ssl_zoo.core import Encoder, Method
+from ssl_zoo.engine.precision import Precision, plain_attention
+from ssl_zoo.system import distributed
+
+
+@constrained
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The numbers of a training run.
+
+    Args:
+        epochs: length of the run; a fraction counts.
+        precision: fp32, or autocast to bf16, or to fp16 with loss scaling (GPU only). auto: bf16
+            where the hardware multiplies in it (GPUs since Ampere, CPUs with AMX or
+            AVX512-BF16), else fp32.
+        threads: of torch on a CPU, for each process. Sums in another order are other sums, so
+            they are of the run, and a resume takes as many. auto: as torch finds it.
+        accumulate: micro-batches a step. Memories and momentum encoders see one step.
+        clip_grad: largest gradient norm.
+        lr_reference_batch: the batch size that the config's lr is meant for; the lr in use is
+            lr x global batch / reference (arXiv:1706.02677). Null: lr as it is.
+        sync_bn: BatchNorm over all processes (GPU only).
+        compile: torch.compile for every pass of a whole `Encoder`; the first step then takes
+            minutes. What a method computes from the backbone's map or tokens stays as it is.
+        log_every: steps between two lines of metrics.
+    """
+
+    epochs: PositiveFloat
+    precision: Precision = "auto"
+    threads: PositiveInt | Literal["auto"] = "auto"
+    accumulate: PositiveInt = 1
+    clip_grad: PositiveFloat | None = None
+    lr_reference_batch: PositiveInt | None = None
+    sync_bn: bool = False
+    compile: bool = False
+    log_every: OfMachine[PositiveInt] = 50
+
+
+def use_threads(threads: int | str) -> None:
+    if threads != "auto" and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def prepare(
+    method: Method, settings: TrainSettings, precision: str, device: torch.device
+) -> Method:
+    """The method, changed as the settings ask: BatchNorm over processes, attention, compilation.
+
+    Raises:
+        ConfigError: sync_bn on a CPU, or nothing to compile.
+    """
+    if settings.sync_bn and distributed.world() > 1:
+        if device.type != "cuda":
+            raise ConfigError(
+                "train.sync_bn",
+                "is for GPUs: torch's SyncBatchNorm does not run on a CPU",
+                found="sync_bn: true",
+                expected="sync_bn: false",
+            )
+        method = convert_sync_batchnorm(method)
+    if device.type == "cpu" and precision == "bf16":
+        plain_attention(method)
+    if settings.compile:
+        encoders = [module for module in method.modules() if isinstance(module, Encoder)]
+        if not encoders:
+            raise ConfigError(
+                "train.compile",
+                f"{type(method).__name__} has no Encoder to compile",
+                found="compile: true",
+                expected="compile: false",
+            )
+        for encoder in encoders:
+            encoder.compile(fullgraph=True)
+    return method
+
+
+def scale_lr(
+    optimizer: torch.optim.Optimizer, batch_size: int, reference: int | None
+) -> torch.optim.Optimizer:
+    """lr x global batch / reference (arXiv:1706.02677); None leaves it."""
+    if reference is not None:
+        for group in optimizer.param_groups:
+            group["lr"] *= batch_size / reference
+    return optimizer

@@ -1,0 +1,105 @@
+"""What no part of a config can check alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ssl_zoo.backbones import FITS
+from ssl_zoo.config import ConfigError, Part, closest
+from ssl_zoo.config.constraints import SCHEDULED, check, marked, type_hints
+from ssl_zoo.evaluation.monitor import best_of
+
+
+def check_whole(whole: Part) -> None:
+    """Raises ConfigError where the sections of a config do not go together."""
+    sections = whole.arguments()
+    best_of(sections["evaluations"], sections["best"])
+    for name, schedule in sections["schedules"].items():
+        _check_schedule(whole, name, schedule)
+    _check_views(sections["method"], sections["data"])
+    _check_backbone(sections["method"], sections["backbone"])
+    _check_sync_bn(sections)
+
+
+def views_needed(method: Part) -> int:
+    """Views of each image that a method asks for; a few answer from their arguments."""
+    needed: int | Callable[..., int] = method.target.views_needed
+    return needed(**method.kwargs) if callable(needed) else needed
+
+
+def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
+    """A scheduled name is `optimizer.X` or a dotted key under `method`, of a declared number."""
+    *path, number = name.split(".")
+    part, key = whole, f"schedules.{name}"
+    for depth, step in enumerate(path):
+        parts = {k: v for k, v in part.kwargs.items() if isinstance(v, Part)}
+        if step not in parts or (depth == 0 and step not in ("optimizer", "method")):
+            choices = ["optimizer", "method"] if depth == 0 else list(parts)
+            raise ConfigError(
+                key,
+                "names no part of this config",
+                found=step,
+                expected=f"one of {', '.join(choices) or 'none'}",
+                nearest=closest(step, choices),
+            )
+        part = parts[step]
+    numbers = marked(part.target, SCHEDULED) if path else []
+    if number not in numbers:
+        raise ConfigError(
+            key,
+            "not a number that can be scheduled",
+            found=number,
+            expected=f"one of {part.target.__name__}'s: {', '.join(numbers) or 'it has none'}",
+            nearest=closest(number, numbers),
+        )
+    final = schedule.arguments().get("final")
+    if final is not None:
+        check(type_hints(part.target)[number], final, f"{key}.final")
+
+
+def _check_views(method: Part, data: Part) -> None:
+    made, needed = data.kwargs["views"].arguments()["count"], views_needed(method)
+    if made is not None and made < needed:
+        raise ConfigError(
+            "data.views.count",
+            f"too few views for {method.target.__name__}",
+            found=str(made),
+            expected=f"null, or at least {needed}",
+        )
+
+
+def _check_backbone(method: Part, backbone: Part) -> None:
+    """A method that masks patches wants a ViT, and so on; and the backbone has to run at all."""
+    needs = method.target.needs
+    if needs != "features" and needs not in backbone.target.provides(**backbone.kwargs):
+        raise ConfigError(
+            "backbone.name" if "name" in backbone.kwargs else "backbone.type",
+            f"{method.target.__name__} needs {needs} of its backbone",
+            found=backbone.kwargs.get("name", backbone.type),
+            expected=FITS[needs],
+        )
+    backbone.replaced(backbone.target.dry_run)()
+
+
+def _check_sync_bn(sections: dict[str, Any]) -> None:
+    """One statistic over all processes leaves ShuffleBN nothing to shuffle between."""
+    if not sections["train"].arguments()["sync_bn"]:
+        return
+    method = sections["method"].spelled_out()
+    blocks = {"method": method, "method.memory": method.get("memory") or {}}
+    shuffles = [f"{key}.shuffle_bn" for key, block in blocks.items() if block.get("shuffle_bn")]
+    if sections["backbone"].spelled_out().get("bn_groups", 1) > 1:
+        raise ConfigError(
+            "train.sync_bn",
+            "joins what bn_groups splits",
+            found="sync_bn: true beside bn_groups above 1",
+            expected="one of the two",
+        )
+    if shuffles:
+        raise ConfigError(
+            "train.sync_bn",
+            "undoes ShuffleBN",
+            found="sync_bn: true beside shuffle_bn: true",
+            expected=f"one of the two; {shuffles[0]}=false turns the other off",
+        )

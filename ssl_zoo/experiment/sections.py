@@ -1,0 +1,201 @@
+"""The sections of a config, as the signature of one function, and the run that they make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ssl_zoo import (
+    backbones,  # noqa: F401  (registers)
+    evaluation,  # noqa: F401  (registers)
+    heads,  # noqa: F401  (registers)
+    losses,  # noqa: F401  (registers)
+    memory,  # noqa: F401  (registers)
+    methods,  # noqa: F401  (registers)
+)
+from ssl_zoo import config as configs
+from ssl_zoo.backbones.cpu import speed_up
+from ssl_zoo.config import (
+    BACKBONES,
+    EVALUATIONS,
+    METHODS,
+    OBSERVERS,
+    OPTIMIZERS,
+    SCHEDULES,
+    Config,
+    ConfigError,
+    NonNegativeInt,
+    Part,
+    bind,
+)
+from ssl_zoo.data import Data
+from ssl_zoo.engine import (
+    optimizers,  # noqa: F401  (registers)
+)
+from ssl_zoo.engine.hooks import (
+    Checkpoints,
+    CompileTime,
+    Hook,
+    MetricsLogger,
+    ProgressBar,
+    ResultWriter,
+)
+from ssl_zoo.engine.precision import choose
+from ssl_zoo.engine.schedules import Schedules
+from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr, use_threads
+from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.evaluation.monitor import Monitor, Monitored
+from ssl_zoo.experiment.check import check_whole, views_needed
+from ssl_zoo.runs import RunFolder
+from ssl_zoo.system import distributed
+from ssl_zoo.system.random_state import seed_all
+
+# What looks on unless a config's `observers` says otherwise.
+_OBSERVERS = {
+    "telemetry": bind(OBSERVERS, {"type": "Telemetry"}),
+    "collapse": bind(OBSERVERS, {"type": "Collapse"}),
+    "key drift": bind(OBSERVERS, {"type": "KeyDrift"}),
+    "same label": bind(OBSERVERS, {"type": "SameLabel"}),
+}
+
+
+def experiment(
+    device: torch.device,
+    folder: RunFolder,
+    baselines: bool = True,
+    *,
+    seed: NonNegativeInt = 0,
+    data: Part[Data],
+    backbone: Part[BACKBONES],
+    method: Part[METHODS],
+    optimizer: Part[OPTIMIZERS],
+    schedules: dict[str, Part[SCHEDULES]] = {},  # noqa: B006
+    train: Part[TrainSettings],
+    checkpoint: Part[Checkpoints] = Part(Checkpoints),  # noqa: B008
+    evaluations: dict[str, Part[EVALUATIONS, Monitored]] = {},  # noqa: B006
+    best: str | None = None,
+    observers: dict[str, Part[OBSERVERS]] = _OBSERVERS,
+) -> Trainer:
+    """A whole run; the top level of a config is a call of this function.
+
+    Args:
+        baselines: whether evaluations measure theirs before the first step.
+        best: 'NAME.metric' that decides which checkpoint is kept as best.pt; null: the first
+            evaluation's main metric.
+        observers: what looks on; a block of one's own takes the place of all.
+    """
+    settings: TrainSettings = train()
+    use_threads(settings.threads)
+    images = data(seed=seed, boxes=method.target.needs_boxes, views_needed=views_needed(method))
+    network = seeded(seed, backbone, device)
+    pretext = method(
+        backbone=network,
+        num_samples=images.num_samples,
+        num_classes=images.num_classes,
+        labels=images.labels,
+    ).to(device, memory_format=torch.channels_last)
+    rule = optimizer(method=pretext)
+    pretext = prepare(pretext, settings, choose(device, settings.precision)[0], device)
+    scheduled = Schedules({name: schedule() for name, schedule in schedules.items()})
+    keeper: Checkpoints = checkpoint()
+    monitor = Monitor(evaluations, images, keeper, best, baselines)
+    lookers = {name: observer() for name, observer in observers.items()}
+    labels = images.labels if bool((images.labels >= 0).any()) else None
+    hooks: dict[str, Hook] = {
+        "progress": ProgressBar(),
+        "schedules": scheduled,
+        "metrics": MetricsLogger(scheduled, lookers, labels),
+        "evaluations": monitor,
+        "checkpoints": keeper,
+        "result": ResultWriter(),
+    }
+    if settings.compile:
+        hooks["compile"] = CompileTime()
+    trainer = Trainer(
+        pretext,
+        images,
+        scale_lr(rule, images.batch_size, settings.lr_reference_batch),
+        hooks,
+        device,
+        folder,
+        epochs=settings.epochs,
+        precision=settings.precision,
+        accumulate=settings.accumulate,
+        clip_grad=settings.clip_grad,
+        log_every=settings.log_every,
+    )
+    scheduled.attach(trainer)
+    monitor.begin(pretext, device)
+    torch.manual_seed(seed * 1_000_003 + distributed.rank())  # what methods draw differs per rank
+    return trainer
+
+
+def seeded(seed: int, backbone: Part, device: torch.device) -> nn.Module:
+    """The first thing drawn from the seed, so that runs with one seed start from one backbone."""
+    seed_all(seed)
+    # Channels last is what convolutions run fastest in, in training and in evaluation alike.
+    network = backbone().to(memory_format=torch.channels_last)
+    return speed_up(network) if device.type == "cpu" else network
+
+
+def parse(config: Config) -> Part:
+    """Checks a whole config against the constructors it calls; reads no data, builds nothing.
+
+    Raises:
+        ConfigError: naming file, line, key, what was found and what was expected.
+    """
+    try:
+        whole = bind(experiment, config.data)
+        check_whole(whole)
+    except ConfigError as error:
+        error.where = error.where or config.where(error.key)
+        raise
+    return whole
+
+
+def build_trainer(
+    config: Config, device: torch.device, folder: RunFolder | Path, baselines: bool = True
+) -> Trainer:
+    """Builds a run that starts at its first step; `Trainer.resume` goes on from a checkpoint.
+
+    Raises:
+        ConfigError: as `parse`, and what constructors object to once they have their data.
+    """
+    whole = parse(config)
+    folder = RunFolder(folder) if isinstance(folder, Path) else folder
+    try:
+        built = whole(device=device, folder=folder, baselines=baselines)
+    except ConfigError as error:
+        error.where = error.where or config.where(error.key)
+        raise
+    built.config_text = configs.dump(whole.spelled_out())
+    return built
+
+
+def changes(old: dict, new: dict) -> list[str]:
+    """Dotted keys of the run, not of the machine, in which two resolved configs differ.
+
+    Raises:
+        ConfigError: the old one is of another version.
+    """
+    before, after = (parse(Config(data)).spelled_out(machine=False) for data in (old, new))
+    return configs.differences(before, after)
+
+
+def longer(old: dict, new: dict) -> str:
+    """What a person should know of a run that goes on for more epochs; '' if more has changed."""
+    before, after = (parse(Config(data)).arguments() for data in (old, new))
+    changed = changes(old, new)
+    epochs = [part.arguments()["epochs"] for part in (before["train"], after["train"])]
+    if len(changed) != 1 or not changed[0].startswith("train.epochs:") or epochs[1] < epochs[0]:
+        return ""
+    moved = []
+    for name, part in after["schedules"].items():
+        value = part()
+        times = [epochs[0] * i / 8 for i in range(9)]
+        if any(value(1.0, at, epochs[0]) != value(1.0, at, epochs[1]) for at in times):
+            moved.append(f"{name} ({part.type})")
+    what = f"its length changes: {', '.join(moved)}" if moved else "no schedule depends on it"
+    return f"train.epochs {epochs[0]:g} -> {epochs[1]:g}; {what}"

@@ -1,0 +1,72 @@
+"""DINO's loss, and two ways to keep its teacher from collapse.
+
+center = Center(K)
+loss = dino_loss(center(g_t, 0.04), g_s, 0.1)  # g_t [T, N, K], g_s: V x [N, K]
+center.update(g_t.mean(dim=0), 0.9)  # once a step
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.system import distributed
+
+
+class Center(nn.Module):
+    """The running mean of a teacher's scores, over all ranks (arXiv:2104.14294, equation 4).
+
+    c <- m c + (1 - m) mean_i g_t(x_i). Taken off the scores, it keeps one output from winning for
+    every image; the low temperature keeps all outputs from being alike.
+
+    Args:
+        out_features: K.
+    """
+
+    def __init__(self, out_features: int):
+        super().__init__()
+        self.register_buffer("c", torch.zeros(out_features))
+
+    def forward(self, scores: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+        """p_t = softmax((g_t - c) / t), [..., K], whichever rows are counted."""
+        return ((scores - self.c) / temperature).softmax(dim=-1)
+
+    @torch.no_grad()
+    def update(self, scores: Tensor, momentum: float) -> None:
+        """With this rank's scores [N, K], and m."""
+        self.c.lerp_(distributed.mean(scores.mean(dim=0)), 1 - momentum)
+
+
+class SinkhornCenter(nn.Module):
+    """Used as `Center` is; prototypes are balanced within each batch instead, three times over.
+
+    DINOv2's (arXiv:2304.07193, section 4).
+    """
+
+    def forward(self, scores: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+        """[..., K]; rows that are not `counted`, [...] bool, have no say in the balance."""
+        if counted is not None:  # not 0: where no rank counts a row, all count alike
+            counted = counted.flatten().float().clamp(min=torch.finfo(torch.float32).tiny)
+        return sinkhorn(scores.flatten(0, -2), temperature, weight=counted).view_as(scores)
+
+    def update(self, scores: Tensor, momentum: float) -> None:
+        """Nothing is remembered."""
+
+
+def dino_loss(p_t: Tensor, g_s: list[Tensor], temperature: float) -> Tensor:
+    """L = mean over views t != s of -p_t . log softmax(g_s / t_s) (arXiv:2104.14294, eq. 3).
+
+    Args:
+        p_t: teacher's probabilities [T, N, K] of the T views it saw.
+        g_s: student's scores [N, K] of all views, those that the teacher saw first.
+        temperature: t_s.
+    """
+    losses = [
+        F.cross_entropy(g / temperature, p)
+        for t, p in enumerate(p_t)
+        for s, g in enumerate(g_s)
+        if s != t
+    ]
+    return torch.stack(losses).mean()

@@ -1,0 +1,139 @@
+"""A run's folder: the one place that names, reads and writes what is in it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ssl_zoo import config
+from ssl_zoo.runs.lock import Lock
+from ssl_zoo.system.files import read_lines, write_text
+
+FORMAT = 2
+
+
+class RunFolder:
+    """config.yaml (resolved, re-runnable), environment.json, metrics.jsonl, log.txt,
+    checkpoints/, evaluations/, error.txt after a failure, and result.json when finished.
+
+    Args:
+        path: made when something is first written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.lock = Lock(self.path / ".lock")
+
+    @property
+    def name(self) -> str:
+        """Short, for the screen: the arm and the seed."""
+        return "/".join(self.path.parts[-2:])
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.path / "checkpoints").glob("step_*.pt"))
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step_{step:08d}.pt"
+
+    def inside(self, *names: str) -> RunFolder:
+        """A folder of its own below this one, for what trains inside the run."""
+        return RunFolder(self.path.joinpath(*names))
+
+    # What it holds.
+
+    def config(self) -> dict[str, Any] | None:
+        """The resolved config that was trained here; None before anything was written."""
+        written = self.path / "config.yaml"
+        return config.load(written).data if written.exists() else None
+
+    def result(self) -> dict[str, Any]:
+        return self._json("result.json")
+
+    def environment(self) -> dict[str, Any]:
+        return self._json("environment.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of all sittings; `kind` is 'train', 'evaluation' or 'baseline'."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    def error(self) -> str:
+        """Why the last sitting failed; '' if it did not."""
+        file = self.path / "error.txt"
+        return file.read_text(encoding="utf-8").strip() if file.exists() else ""
+
+    def evaluation(self, name: str) -> dict[str, Any]:
+        """The newest result of an evaluation; {} before the first."""
+        return self._json(f"evaluations/{name}/result.json")
+
+    def check_format(self) -> None:
+        """Raises ValueError for a folder that another version wrote."""
+        environment = self.environment()
+        if environment and environment.get("format") != FORMAT:
+            raise ValueError(
+                f"{self.path} holds a run of format {environment.get('format', 1)}, which this "
+                f"version does not read (it writes format {FORMAT}); give another --out"
+            )
+
+    # What is written.
+
+    def begin(self, resolved: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Before a sitting: what is about to run, on what."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.clear_error()
+        (self.path / "result.json").unlink(missing_ok=True)
+        self.write_config(resolved)
+        self._write("environment.json", {"format": FORMAT, **environment})
+
+    def write_config(self, resolved: dict[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        config.dump(resolved, self.path / "config.yaml")
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Appends to metrics.jsonl."""
+        self._append("metrics.jsonl", json.dumps(line))
+
+    def forget_after(self, step: int) -> None:
+        """Drops metrics that a killed sitting wrote after its last checkpoint."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in kept))
+
+    def log(self, text: str) -> None:
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Last, so that its presence means 'finished'."""
+        self._write("result.json", result)
+
+    def write_evaluation(self, name: str, result: dict[str, Any], rows: str) -> None:
+        """An evaluation's result and, as CSV, its row for each test image."""
+        self._write(f"evaluations/{name}/result.json", result)
+        write_text(self.path / "evaluations" / name / "rows.csv", rows)
+
+    def write_error(self, text: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "error.txt", text)
+
+    def clear_error(self) -> None:
+        (self.path / "error.txt").unlink(missing_ok=True)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(value, indent=2) + "\n")
+
+    def _append(self, name: str, line: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,280 @@
+"""A grid file, and the training runs that it stands for.
+
+Runs differ in what the grid names and in nothing else. Arms are paired: with the same seed they see
+the same images in the same order through the same views, and start from the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ssl_zoo import config, experiment
+from ssl_zoo.config import Config, ConfigError, NonNegativeInt, Part, bind
+from ssl_zoo.runs.folder import RunFolder
+from ssl_zoo.study import division
+
+
+class Arm:
+    """One arm of a grid.
+
+    Args:
+        base: a config in place of the grid's base, relative to the grid file.
+        set: dotted keys and their values.
+        sweep: `{key: [value, ...]}`, or `{label: {key: value, ...}, ...}` where several keys move
+            together.
+    """
+
+    def __init__(self, *, base: str | None = None, set: dict = {}, sweep: dict = {}):  # noqa: B006
+        self.base, self.set, self.sweep = base, set, sweep
+
+    @staticmethod
+    def validate(*, sweep: dict, **_) -> None:
+        points = list(sweep.values())
+        one_key = len(points) == 1 and isinstance(points[0], list) and points[0]
+        if not one_key and not all(isinstance(point, dict) for point in points):
+            raise ConfigError(
+                "sweep",
+                "neither one key with a list of values nor labels with blocks of keys",
+                found=repr(sweep),
+                expected="{key: [value, ...]} or {label: {key: value, ...}, ...}",
+            )
+
+    def points(self) -> Iterator[tuple[str | None, dict[str, Any]]]:
+        """(label on the swept axis, dotted keys that the point sets)."""
+        if not self.sweep:
+            yield None, {}
+        for name, point in self.sweep.items():
+            if isinstance(point, dict):
+                yield name, point
+            else:
+                for value in point:
+                    yield value if isinstance(value, str) else json.dumps(value), {name: value}
+
+
+class Grid:
+    """A grid file.
+
+    Args:
+        base: the config that arms start from, relative to the grid file; not needed if every arm
+            has a base of its own.
+        seeds: each arm runs once with each.
+        set: dotted keys for every arm.
+        x: name of the swept quantity, for the figure.
+        arms: by name; differences are taken against the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        arms: dict[str, Part[Arm]],
+        base: str | None = None,
+        seeds: list[NonNegativeInt] = [0],  # noqa: B006
+        set: dict = {},  # noqa: B006
+        x: str | None = None,
+    ):
+        self.arms: dict[str, Arm] = {name: arm() for name, arm in arms.items()}
+        self.base, self.seeds, self.set, self.x = base, seeds, set, x
+
+    @staticmethod
+    def validate(*, arms: dict, base: str | None, seeds: list[int], **_) -> None:
+        if not arms:
+            raise ConfigError("arms", "no arms", found="an empty block", expected="at least one")
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ConfigError("seeds", "none, or one twice", found=repr(seeds), expected="a list")
+        without = [name for name, arm in arms.items() if arm.kwargs.get("base") is None]
+        if base is None and without:
+            raise ConfigError(
+                "base",
+                "neither the grid nor every arm has one",
+                found=f"none for {', '.join(without)}",
+                expected="a config for the grid, or one for each arm",
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: an arm at one point of its sweep with one seed."""
+
+    arm: str
+    x: str | None
+    seed: int
+    folder: Path
+    config: dict[str, Any]
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, [self.arm, self.x, f"seed {self.seed}"]))
+
+    @property
+    def files(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
+    def main(self) -> str | None:
+        """The evaluation that runs are compared in: `best`'s, else the first; None without any."""
+        best = self.config.get("best")
+        return best.rpartition(".")[0] if best else next(iter(self.evaluations), None)
+
+    @property
+    def evaluations(self) -> dict[str, Any]:
+        return self.config.get("evaluations") or {}
+
+    @property
+    def trained(self) -> bool:
+        """Whether the folder holds what another config would destroy."""
+        return self.files.finished or bool(self.files.checkpoints())
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid's runs and what the report says of them as a whole.
+
+    Attributes:
+        runs: seed by seed, so that a study that was stopped has compared its arms.
+        common: what all arms have in common, as the grid has it.
+        blocks: what each arm sets, as the grid has it.
+        command: what the user types to run or continue the study.
+    """
+
+    name: str
+    out: Path
+    x: str
+    runs: list[Run]
+    common: dict[str, Any]
+    blocks: dict[str, dict[str, Any]]
+    command: str
+
+    @property
+    def trained(self) -> bool:
+        return any(run.trained for run in self.runs)
+
+    def with_threads(self, threads: int) -> Study:
+        """The same study, where runs that left `train.threads` open have so many."""
+        runs = []
+        for run in self.runs:
+            if division.threads_of(run.config) == "auto":
+                train = {**run.config["train"], "threads": threads}
+                run = replace(run, config={**run.config, "train": train})
+            runs.append(run)
+        return replace(self, runs=runs)
+
+
+def slug(name: str) -> str:
+    """A folder name for an arm or a point: 'memory bank' -> 'memory-bank'."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "arm"
+
+
+def expand(
+    grid_path: str | Path,
+    out: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    base: str | Path | None = None,
+) -> Study:
+    """Reads a grid file and resolves the config of every run.
+
+    A key is set by, from weak to strong: the base, the grid's `set`, `overrides`, the arm.
+
+    Raises:
+        ConfigError: the grid is wrong, an arm's config is wrong, an override sets what the arms
+            differ in, or `base` is given to arms with bases of their own.
+    """
+    grid_path, overrides = Path(grid_path), list(overrides)
+    file = config.load(grid_path)
+    try:
+        grid: Grid = bind(Grid, file.data)()
+        _check_overrides(overrides, grid.arms)
+        _check_base(base, grid.arms)
+    except ConfigError as error:
+        error.where = error.where or file.where(error.key) or str(grid_path)
+        raise
+    command = ["ssl-zoo", "ablate", str(grid_path), *overrides]
+    name = grid_path.stem
+    if base is None:
+        base = grid_path.parent / grid.base if grid.base is not None else None
+    else:
+        command += ["--base", str(base)]
+        name += f"-{Path(base).stem}"
+    if out is not None:
+        command += ["--out", str(out)]
+    out = Path(out) if out is not None else Path("runs", "ablation", name)
+
+    runs = []
+    for arm_name, arm in grid.arms.items():
+        arm_base = grid_path.parent / arm.base if arm.base is not None else base
+        for label, point in arm.points():
+            settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
+            folder = out / slug(arm_name) / slug(label) if label else out / slug(arm_name)
+            for seed in grid.seeds:
+                try:
+                    resolved = resolve(config.load(arm_base, [*settings, ("seed", seed)]))
+                except ConfigError as error:
+                    error.where = f"{grid_path}, arm {arm_name!r}: {error.where}".rstrip(": ")
+                    raise
+                runs.append(Run(arm_name, label, seed, folder / f"seed{seed}", resolved))
+    _check_folders(runs, grid_path)
+    runs.sort(key=lambda run: grid.seeds.index(run.seed))
+    swept = (
+        key for arm in grid.arms.values() for key, at in arm.sweep.items() if isinstance(at, list)
+    )
+    x = grid.x or next(swept, "point").rpartition(".")[2]
+    common = {"base": str(base or ""), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
+    common = {name: value for name, value in common.items() if value}
+    blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in grid.arms.items()}
+    study = Study(name, out, x, runs, common, blocks, shlex.join(command))
+    kept = division.kept(out)
+    return study.with_threads(kept.threads) if kept is not None and study.trained else study
+
+
+def resolve(loaded: Config) -> dict[str, Any]:
+    """A run's config, checked, with every default; its baselines are the study's to measure."""
+    resolved = experiment.parse(loaded).spelled_out()
+    for block in (resolved.get("evaluations") or {}).values():
+        if "baselines" in block:
+            block["baselines"] = False
+    return resolved
+
+
+def _check_folders(runs: list[Run], grid_path: Path) -> None:
+    by_folder: dict[Path, Run] = {}
+    for run in runs:
+        other = by_folder.setdefault(run.folder, run)
+        if other is not run:
+            raise ConfigError(
+                "arms", "two runs with one folder", found=f"{other}; {run}", where=str(grid_path)
+            )
+
+
+def _check_base(base: str | Path | None, arms: dict[str, Arm]) -> None:
+    with_base = [name for name, arm in arms.items() if arm.base is not None]
+    if base is not None and with_base:
+        raise ConfigError(
+            "base",
+            "another base for arms that have bases of their own",
+            found=f"--base {base}; bases of {', '.join(with_base)}",
+            expected="no --base, or a grid whose arms share one base",
+            where="command line",
+        )
+
+
+def _check_overrides(overrides: list[str], arms: dict[str, Arm]) -> None:
+    """An override of a key that the arms set would be lost or would level the arms."""
+    keys = [key for arm in arms.values() for key in arm.set]
+    keys += [key for arm in arms.values() for _, point in arm.points() for key in point]
+    for override in overrides:
+        dotted = override.partition("=")[0]
+        for key in [*keys, "seed"]:
+            if f"{dotted}.".startswith(f"{key}.") or f"{key}.".startswith(f"{dotted}."):
+                raise ConfigError(
+                    dotted,
+                    "an override of what the arms differ in",
+                    found=repr(override),
+                    expected=f"the grid file to be changed, which sets {key}"
+                    if key != "seed"
+                    else "the grid file's `seeds` to be changed",
+                    where="command line",
+                )

@@ -1,0 +1,321 @@
+"""Runs side by side: who waits, who stops, which GPU, and how many threads."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from rich.console import Console
+
+from ssl_zoo.runs.folder import RunFolder
+from ssl_zoo.study import division, launch, machine
+from ssl_zoo.study.division import Division, settle
+from ssl_zoo.study.grid import Run
+from ssl_zoo.study.progress import Progress, Screen
+
+# Stands in for `ssl-zoo train`; `how` in the run's config says what happens.
+TRAIN = """
+import json, os, pathlib, signal, sys, time
+import yaml
+written, _, folder, _ = sys.argv[1:]
+how = yaml.safe_load(open(written))["how"]
+folder = pathlib.Path(folder)
+print("says", folder.name, "on", os.environ.get("CUDA_VISIBLE_DEVICES"))
+def stop(*_):
+    (folder / "saved").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, signal.SIG_IGN if how == "deaf" else stop)
+lines = [{"kind": "train", "step": 5, "epoch": 0.5, "seconds": 10.0},
+         {"kind": "evaluation", "name": "knn", "step": 5, "epoch": 0.5, "seconds": 10.0,
+          "top1": 71.5, "top5": 99.0, "hash": "h"}]
+(folder / "metrics.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
+(folder / "began").write_text(str(time.time()))
+if how == "fail":
+    sys.exit("what went wrong")
+if how == "interrupted":
+    os.kill(os.getpid(), signal.SIGINT)
+time.sleep({"sleep": 60, "deaf": 60, "slow": 2.5}.get(how, 0.3))
+(folder / "ended").write_text(str(time.time()))
+(folder / "result.json").write_text(json.dumps({"peak_memory_gb": 3.0}))
+"""
+
+
+class Recorded(Screen):
+    def __init__(self, alone=False):
+        super().__init__(Console(file=io.StringIO(), width=200), alone)
+
+    @property
+    def text(self):
+        return self.console.file.getvalue()
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    """Makes a launcher of runs that go as `hows` say; their folders are a, b, c, ..."""
+    (tmp_path / "train.py").write_text(TRAIN)
+
+    def make(hows, jobs=2, alone=False, **kwargs):
+        runs = [
+            Run(name, None, 0, tmp_path / name, {"how": how, "train": {"epochs": 2}} | EVALUATED)
+            for name, how in zip("abcdefgh", hows, strict=False)
+        ]
+        kwargs = {"gpus": [], "ended": lambda: None, "available": lambda: None} | kwargs
+        train = (sys.executable, str(tmp_path / "train.py"))
+        return launch.Launcher(runs, jobs, train, screen=Recorded(alone), **kwargs)
+
+    return make
+
+
+EVALUATED = {"evaluations": {"knn": {"type": "KNN"}}, "best": None}
+
+
+def when(folder):
+    return tuple(float((folder / name).read_text()) for name in ("began", "ended"))
+
+
+def together(one, other):
+    return max(one[0], other[0]) < min(one[1], other[1])
+
+
+def test_so_many_runs_are_under_way_at_once(launcher, tmp_path):
+    assert launcher(["slow", "slow", "ok"]).run() == set()
+    a, b, c = (when(tmp_path / name) for name in "abc")
+    assert together(a, b) and not (together(a, c) and together(b, c))
+
+
+def test_a_run_that_fails_or_is_interrupted_leaves_the_others_alone(launcher, tmp_path):
+    made = launcher(["fail", "interrupted", "slow", "ok"])
+    assert made.run() == {"failed", "interrupted"}
+    assert [(tmp_path / name / "result.json").exists() for name in "abcd"] == [0, 0, 1, 1]
+    error = (tmp_path / "a" / "error.txt").read_text()
+    assert "ended with exit code 1" in error and "what went wrong" in error
+    assert not (tmp_path / "b" / "error.txt").exists()
+    assert "1/4  a, seed 0  failed: ended with exit code 1" in made.screen.text
+    assert "2/4  b, seed 0  interrupted" in made.screen.text
+
+
+def test_each_run_has_a_log_unless_it_is_alone_on_the_screen(launcher, tmp_path, capfd):
+    launcher(["ok", "ok"]).run()
+    assert (tmp_path / "b" / "stdout.txt").read_text() == "says b on None\n"
+    launcher(["ok"], jobs=1, alone=True)
+    for name in "ab":
+        (tmp_path / name / "result.json").unlink()
+        (tmp_path / name / "stdout.txt").unlink()
+    assert capfd.readouterr().out == ""
+    launcher(["ok"], jobs=1, alone=True).run()
+    assert "says a on" in capfd.readouterr().out and not (tmp_path / "a" / "stdout.txt").exists()
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(launcher, tmp_path, monkeypatch):
+    holder = lambda self: "process 7 on host x" if self.path.name == "a" else ""  # noqa: E731
+    monkeypatch.setattr(RunFolder, "holder", holder)
+    made = launcher(["ok", "ok"])
+    assert made.run() == {"failed"}
+    assert "a, seed 0  left to process 7 on host x" in made.screen.text
+    assert not (tmp_path / "a").exists() and (tmp_path / "b" / "result.json").exists()
+
+
+def send_when_begun(folders, *numbers, between=0.0):
+    def send():
+        while not all((folder / "began").exists() for folder in folders):
+            time.sleep(0.02)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(between)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_all_runs_save(launcher, tmp_path, number):
+    before = signal.getsignal(number)
+    thread = send_when_begun([tmp_path / "a", tmp_path / "b"], number)
+    assert launcher(["sleep", "sleep", "ok"]).run() == {"stopped"}
+    thread.join()
+    assert all((tmp_path / name / "saved").exists() for name in "ab")
+    assert not (tmp_path / "c").exists() and signal.getsignal(number) == before
+
+
+def test_who_does_not_stop_in_time_or_at_the_second_signal_is_killed(
+    launcher, tmp_path, monkeypatch
+):
+    thread = send_when_begun([tmp_path / "a"], signal.SIGINT, signal.SIGINT, between=0.5)
+    assert launcher(["deaf"]).run() == {"stopped"}
+    thread.join()
+    monkeypatch.setattr(launch, "SECONDS_TO_STOP", 0.2)
+    thread = send_when_begun([tmp_path / "a"], signal.SIGTERM)
+    made = launcher(["deaf"])
+    (tmp_path / "a" / "began").unlink()
+    began = time.monotonic()
+    assert made.run() == {"stopped"} and time.monotonic() - began < 20
+    thread.join()
+
+
+# ---------------------------------------------------------------- memory and GPUs
+
+
+def test_a_run_waits_until_it_fits_beside_those_under_way(launcher, tmp_path):
+    made = launcher(["slow", "ok"], available=lambda: 4 * 10**9)
+    made.peak, made.peak_known = 3.8e9, True
+    made.run()
+    a, b = (when(tmp_path / name) for name in "ab")
+    assert not together(a, b)
+    said = "2/2  b, seed 0  waits for memory: 4.0 GB are free; a run takes up to 3.8 GB"
+    assert made.screen.text.count(said) == 1
+
+
+def test_the_second_run_waits_until_the_first_has_shown_what_it_takes(launcher, tmp_path):
+    made = launcher(["slow", "slow"], available=lambda: 10**12)
+    made.run()
+    a, b = (when(tmp_path / name) for name in "ab")
+    assert a[0] < b[0] and together(a, b)
+    assert "b, seed 0  waits for memory: the first run has to show" in made.screen.text
+    assert 1e6 < made.peak < 1e9
+
+
+def test_what_finished_runs_took_is_known_from_the_start(launcher, tmp_path):
+    launcher(["ok"]).run()
+    made = launcher(["ok", "ok"])
+    assert made.peak == 3e9 and made.peak_known
+    on_gpus = launcher(["ok", "ok"], gpus=["0"])
+    assert not on_gpus.peak_known  # the result tells the GPU's memory
+
+
+def test_each_gpu_has_a_run_of_its_own(launcher, tmp_path):
+    launcher(["slow", "slow", "slow", "slow"], jobs=4, gpus=["2", "5"]).run()
+    said = [(tmp_path / name / "stdout.txt").read_text().split()[-1] for name in "abcd"]
+    assert said == ["2", "5", "2", "5"]
+
+
+@pytest.mark.parametrize(
+    "visible, count, names",
+    [(None, 2, ["0", "1"]), ("4,7", 2, ["4", "7"]), ("", 0, []), (None, 0, [])],
+)
+def test_gpus_are_named_as_cuda_visible_devices_has_them(monkeypatch, visible, count, names):
+    monkeypatch.setattr(machine.torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.gpus() == names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of memory")
+def test_memory_of_the_machine_and_of_a_process_is_known():
+    now, peak = machine.process_memory(os.getpid())
+    assert 10**7 < now <= peak and machine.available_memory() > 10**7
+    assert machine.process_memory(2**30) == (0, 0)
+
+
+def test_a_control_groups_limit_counts_less_what_can_be_dropped(tmp_path):
+    for name, text in {
+        "memory.max": "1000",
+        "memory.current": "700",
+        "memory.stat": "anon 1\ninactive_file 250",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert machine._left_by_group(tmp_path, "memory.max", "memory.current") == [550]
+    (tmp_path / "memory.max").write_text("max")
+    assert machine._left_by_group(tmp_path, "memory.max", "memory.current") == []
+
+
+# ---------------------------------------------------------------- progress
+
+
+def test_progress_is_read_from_the_metrics(launcher, tmp_path):
+    made = launcher(["ok"])
+    progress = Progress(made.queue[0][1])
+    assert progress.cells() == ["a, seed 0", "starting", "", ""]
+    made.run()
+    progress.look()
+    assert progress.cells() == ["a, seed 0", "step 5/20", "knn top1 71.50", "30 s left"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_a_table_and_a_log_a_line_now_and_then(launcher, terminal):
+    made = launcher(["ok"])
+    progress = Progress(made.queue[0][1])
+    made.run()
+    progress.look()
+    console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
+    with Screen(console, alone=False) as screen:
+        screen.show([progress])
+        assert "step 5/20" not in console.file.getvalue()
+        screen.shown -= Screen.LINES_EVERY_S
+        screen.show([progress])
+        screen.show([progress])
+        assert console.file.getvalue().count("step 5/20") == 1
+    assert ("\x1b" in console.file.getvalue()) == terminal
+
+
+# ---------------------------------------------------------------- threads
+
+
+def configs(*threads):
+    return [{"train": {"threads": n}} for n in threads]
+
+
+@pytest.mark.parametrize(
+    "alone, few, expected", [(0.04, 0.04, (1, 2)), (0.02, 0.04, (2, 1)), (0.035, 0.06, (2, 1))]
+)
+def test_auto_measures_whether_runs_of_few_threads_get_more_done(monkeypatch, alone, few, expected):
+    monkeypatch.setattr(
+        division, "seconds_per_step", lambda config, threads: alone if threads == 2 else few
+    )
+    settled = settle(configs("auto", "auto", "auto"), "auto", cores=2, gpus=0)
+    assert (settled.threads, settled.jobs) == expected
+    assert "2 runs side by side are" in settled.why
+
+
+def test_all_cores_are_used_where_there_are_fewer_runs_than_cores(monkeypatch):
+    timed = []
+    monkeypatch.setattr(
+        division, "seconds_per_step", lambda config, threads: timed.append(threads) or 0.1
+    )
+    settled = settle(configs("auto", "auto", "auto"), "auto", cores=16, gpus=0)
+    assert (settled.threads, settled.jobs) == (5, 3) and timed == [16, 5]
+    assert settle(configs("auto"), "auto", cores=16, gpus=0).threads == 16
+
+
+@pytest.mark.parametrize(
+    "threads, jobs, gpus, expected",
+    [
+        (("auto", "auto"), 2, 0, (4, 2)),
+        (("auto",), 20, 0, (1, 20)),
+        (("auto", "auto"), "auto", 4, (2, 4)),
+        ((2, 4), "auto", 0, (4, 2)),
+    ],
+)
+def test_what_is_asked_for_is_not_measured(monkeypatch, threads, jobs, gpus, expected):
+    monkeypatch.setattr(division, "seconds_per_step", None)
+    settled = settle(configs(*threads), jobs, cores=8, gpus=gpus)
+    assert (settled.threads, settled.jobs) == expected
+
+
+def test_a_step_that_cannot_be_timed_leaves_one_run_at_a_time(monkeypatch):
+    def fail(config, threads):
+        raise subprocess.CalledProcessError(1, "python", stderr="Traceback\nValueError: no data")
+
+    monkeypatch.setattr(division, "seconds_per_step", fail)
+    settled = settle(configs("auto", "auto"), "auto", cores=2, gpus=0)
+    assert settled == Division(2, 1, "a step could not be timed: ValueError: no data")
+
+
+def test_steps_are_timed_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(
+        division, "MEASURE", "import json, sys; print('said'); print(len(json.load(sys.stdin)))"
+    )
+    assert division.seconds_per_step({"a": 1, "b": 2}, threads=1) == 2.0
+
+
+def test_what_was_settled_is_kept(tmp_path):
+    assert division.kept(tmp_path) is None
+    division.keep(tmp_path, Division(1, 2, "so"))
+    assert json.loads((tmp_path / "study.json").read_text())["threads"] == 1
+    assert division.kept(tmp_path) == Division(1, 2, "so")
