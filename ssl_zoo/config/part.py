@@ -34,10 +34,10 @@ RENAMED = {
     "knn": "evaluations: {knn: {type: KNN, ...}}",
     "centre_momentum": "center_momentum",
     "centring": "centering",
-    "EndToEnd.symmetric": "same_view_negatives here, and symmetric of method",
     "normalise_pixels": "normalize_pixels",
     "drop_colours": "drop_colors",
     "neighbours": "neighbors",
+    "EndToEnd.symmetric": "same_view_negatives here, and symmetric of method",
 }
 
 

@@ -146,9 +146,8 @@ class CPC(Method):
                 positive.append(below[:, k:].flatten(0, 2))
                 columns.append(below_place[:, k:].flatten())
         patches = distributed.gather(y.flatten(0, 2))  # [world x N h w, D]
-        lookup = Lookup(
-            torch.cat(q), torch.cat(positive), patches, masked=torch.cat(columns)[:, None]
-        )
+        masked = torch.cat(columns)[:, None]  # the positive's column is no negative's
+        lookup = Lookup(torch.cat(q), torch.cat(positive), patches, masked=masked)
         loss, nearer = info_nce(lookup, self.temperature)
         return {
             "loss": loss,

@@ -50,7 +50,10 @@ class GaussianBlur(Transform):
         check_order("sigma", sigma)
         if kernel_size is not None and kernel_size % 2 == 0:
             raise ConfigError(
-                "kernel_size", "not a filter's", found=str(kernel_size), expected="an odd number"
+                "kernel_size",
+                "a filter without a middle",
+                found=str(kernel_size),
+                expected="an odd number",
             )
         self.sigma, self.kernel_size = sigma, kernel_size
 

@@ -153,8 +153,8 @@ class Normalize(Transform):
     def __init__(self, *, mean: list[float], std: list[PositiveFloat], views: ViewNumbers = None):
         super().__init__(views=views)
         if not len(mean) == len(std) > 0:
-            found = f"{len(mean)} means and {len(std)} stds"
-            raise ConfigError("std", "as many as means, one a channel", found=found)
+            numbers = f"{len(mean)} means and {len(std)} stds"
+            raise ConfigError("std", "not one for each mean", found=numbers)
         self.mean, self.std = mean, std
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
