@@ -39,7 +39,7 @@ if how == "fail":
     sys.exit("what went wrong")
 if how == "interrupted":
     os.kill(os.getpid(), signal.SIGINT)
-time.sleep({"sleep": 60, "deaf": 60, "slow": 2.5}.get(how, 0.3))
+time.sleep({"sleep": 60, "deaf": 60, "slow": 1.2, "slower": 3}.get(how, 0.1))
 (folder / "ended").write_text(str(time.time()))
 (folder / "result.json").write_text(json.dumps({"peak_memory_gb": 3.0}))
 """
@@ -180,7 +180,7 @@ def test_a_run_waits_until_it_fits_beside_those_under_way(launcher, tmp_path):
 
 
 def test_the_second_run_waits_until_the_first_has_shown_what_it_takes(launcher, tmp_path):
-    made = launcher(["slow", "slow"], available=lambda: 10**12)
+    made = launcher(["slower", "slow"], available=lambda: 10**12)
     made.run()
     a, b = (when(tmp_path / name) for name in "ab")
     assert a[0] < b[0] and together(a, b)
