@@ -24,6 +24,7 @@ from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits
 from ssl_zoo.engine.hooks import Checkpoints, MetricsLogger, ProgressBar
 from ssl_zoo.engine.schedules import Schedules
+from ssl_zoo.engine.settings import TrainSettings
 from ssl_zoo.engine.stop import StopSignal
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.features import Labeled, extract_split
@@ -192,10 +193,8 @@ class Context:
                 hooks,
                 self.device,
                 self.folder,
-                epochs=epochs,
-                precision=self.precision,
-                stop=self.stop,
-                **settings,
+                TrainSettings(epochs=epochs, precision=self.precision, **settings),
+                self.stop,
             )
             scheduled.attach(trainer)
             trainer.resume()

@@ -257,7 +257,7 @@ def best_of(parts: dict[str, Part], best: str | None) -> tuple[str, str]:
         raise ConfigError(
             "best",
             "names no evaluation of this config",
-            measured=repr(best),
+            found=repr(best),
             expected=f"NAME.metric, NAME one of {', '.join(parts) or 'none'}",
             nearest=closest(name, parts),
         )

@@ -36,7 +36,6 @@ class CMC(Method):
 
     Args:
         backbone: a `LabPair`, which makes the two views out of the image's color.
-        num_samples: size of the training set.
         head: features of one view -> z, normalized here to unit length; one for each view.
         bank: a view's memory; one for each.
         loss: of a look-up; one for each direction.

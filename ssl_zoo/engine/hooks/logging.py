@@ -59,7 +59,7 @@ class MetricsLogger(Hook):
             with trainer.paused(memory=False):
                 observed = self._observe(trainer)
             lr = trainer.optimizer.param_groups[0]["lr"]
-            scheduled = self.schedules.current()
+            scheduled = self.schedules.current(trainer)
             trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **observed)
         self._warn(trainer, means)
         trainer.status["loss"] = f"loss {means['loss']:.3f}"
