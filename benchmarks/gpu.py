@@ -42,7 +42,7 @@ from ssl_zoo import config
 from ssl_zoo.config import DATASETS, Part
 from ssl_zoo.data.datasets import InMemory
 from ssl_zoo.evaluation import knn
-from ssl_zoo.evaluation.features import extract
+from ssl_zoo.evaluation.features import Labeled, extract
 from ssl_zoo.experiment import build_trainer
 from ssl_zoo.losses import NCE, InfoNCE
 from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
@@ -257,10 +257,10 @@ def plain_step(size: Size):
     optimizer = torch.optim.SGD(query.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     x_q, x_k = images(size).views
     target = torch.zeros(size.batch, dtype=torch.long, device=size.on)
-    head = 0
+    pointer = 0
 
     def step() -> None:
-        nonlocal head
+        nonlocal pointer
         with torch.autocast(size.device, torch.bfloat16):
             q = F.normalize(query(x_q), dim=1)  # [N, D]
             with torch.no_grad():
@@ -272,8 +272,8 @@ def plain_step(size: Size):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        queue[head : head + size.batch] = k.float()
-        head = (head + size.batch) % size.queue
+        queue[pointer : pointer + size.batch] = k.float()
+        pointer = (pointer + size.batch) % size.queue
 
     return counted(size, step)
 
@@ -491,8 +491,8 @@ def knn_section(size: Size, rounds: int) -> str:
 
     said = interleaved({f"extract, {p}": extraction(p) for p in ("fp32", "bf16")}, rounds)
     rows = [[name, f"{statistics.median(values):.1f} images/s"] for name, values in said.items()]
-    features = [(torch.randn(n, width), torch.arange(n) % 1000) for n in (bank, queries)]
-    spent = seconds(lambda: knn.vote(*features[0], *features[1], k=min(200, bank)))
+    features = [Labeled(torch.randn(n, width), torch.arange(n) % 1000) for n in (bank, queries)]
+    spent = seconds(lambda: knn.KNN(k=min(200, bank)).judge(*features))
     rows.append([f"vote, {queries} queries, bank {bank} x {width}", f"{spent:.2f} s"])
     return table(rows, ["", "median"])
 

@@ -166,7 +166,7 @@ def test_fp16_on_a_cpu_is_refused_and_bf16_recommended(tmp_path):
 def test_to_compile_what_has_no_encoder_is_refused(tmp_path):
     method = "method={type: CPC, patch_size: 4, stride: 2, rows_down: [1]}"
     with pytest.raises(ConfigError, match="CPC has no Encoder to compile") as caught:
-        make(tmp_path, "train.compile=true", method, "data.views.count=1")
+        make(tmp_path, "train.compile=true", method)
     assert caught.value.key == "train.compile"
 
 

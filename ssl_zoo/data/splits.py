@@ -77,6 +77,12 @@ class Splits:
             "classes": train.num_classes,
         }
 
+    def chosen(self, split: str, limit: int | None = None) -> Tensor:
+        """Positions of `limit` images, evenly spaced (files are often sorted by class), or of all."""
+        size = len(self.split(split))
+        count = min(limit or size, size)
+        return torch.arange(count) * size // count
+
     def clean_batches(
         self,
         split: str,
@@ -88,13 +94,11 @@ class Splits:
         """(images [n, C, H, W] after the clean operations, labels [n]) of a split, in order.
 
         Args:
-            limit: that many samples, evenly spaced (files are often sorted by class); None: all.
+            limit: see `chosen`.
             share: (r, n) gives the r-th of n runs of whole batches; the first runs get one more.
         """
         dataset = self.split(split)
-        count = len(dataset) if limit is None else min(limit, len(dataset))
-        index = torch.arange(count) * len(dataset) // count  # [count]
-        batches = index.split(batch_size)
+        batches = self.chosen(split, limit).split(batch_size)
         number, shares = share
         mine = torch.arange(len(batches)).tensor_split(shares)[number]
         samples = (Samples(self.seed, 0, batches[i]) for i in mine)
