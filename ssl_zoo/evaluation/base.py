@@ -213,8 +213,8 @@ class Context:
             "metrics": MetricsLogger(scheduled),
             "checkpoints": Checkpoints(every_epochs=epochs / 10, keep=1),
         }
-<<<<<<< HEAD
-        with kept_random_state(self.device), eval_mode(self.backbone):
+        settings |= {"epochs": epochs, "precision": self.precision}
+        with eval_mode(self.backbone):
             trainer = Trainer(
                 method,
                 data,
@@ -222,14 +222,9 @@ class Context:
                 hooks,
                 self.device,
                 self.folder,
-                TrainSettings(epochs=epochs, precision=self.precision, **settings),
+                TrainSettings(**settings),
                 self.stop,
             )
-=======
-        settings |= {"epochs": epochs, "precision": self.precision, "stop": self.stop}
-        with eval_mode(self.backbone):
-            trainer = Trainer(method, data, optimizer, hooks, self.device, self.folder, **settings)
->>>>>>> h-eval
             scheduled.attach(trainer)
             torch.manual_seed(self.splits.seed * 1_000_003 + distributed.rank())
             trainer.resume()
