@@ -189,6 +189,10 @@ def test_a_key_that_moved_to_another_block_says_where():
             "schedules={method.loss.type: {type: Cosine}}",
             ["not a number that can be scheduled", "one of InfoNCE's: temperature"],
         ),
+        (
+            "schedules={method.memory: {type: Cosine}}",
+            ["not a number that can be scheduled", "one of Contrastive's: it has none"],
+        ),
         ("best=knm.top1", ["best", "names no evaluation", "knm.top1", "nearest:  knn"]),
         ("train.epochs=-1", ["train.epochs", "too small", "above 0"]),
         ("method.memory.size=0", ["method.memory.size", "too small"]),

@@ -33,7 +33,7 @@ def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
     *path, number = name.split(".")
     part, key = whole, f"schedules.{name}"
     for depth, step in enumerate(path):
-        parts = {k: v for k, v in part.kwargs.items() if isinstance(v, Part)}
+        parts = {k: v for k, v in part.arguments().items() if isinstance(v, Part)}
         if step not in parts or (depth == 0 and step not in ("optimizer", "method")):
             choices = ["optimizer", "method"] if depth == 0 else list(parts)
             raise ConfigError(
@@ -44,7 +44,8 @@ def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
                 nearest=closest(step, choices),
             )
         part = parts[step]
-    numbers = marked(part.target, SCHEDULED) if path else []
+    declared = marked(part.target, SCHEDULED) if path else []
+    numbers = [name for name in declared if part.arguments()[name] is not None]
     if number not in numbers:
         raise ConfigError(
             key,
