@@ -261,27 +261,3 @@ class Monitor(Hook):
         self.latest[name] = measured
         value = measured["metrics"][measured["main"]]
         trainer.status[f"evaluation {name}"] = f"{name} {value:.2f}{measured['unit']}"
-<<<<<<< HEAD
-
-
-def best_of(parts: dict[str, Part], best: str | None) -> tuple[str, str]:
-    """(evaluation, metric) that decides which checkpoint is best; ('', '') without evaluations.
-
-    Raises:
-        ConfigError: no such evaluation.
-    """
-    if best is None:
-        first = next(iter(parts), "")
-        return first, parts[first].target.metric if first else ""
-    name, _, metric = best.partition(".")
-    if name not in parts:
-        raise ConfigError(
-            "best",
-            "names no evaluation of this config",
-            found=repr(best),
-            expected=f"NAME.metric, NAME one of {', '.join(parts) or 'none'}",
-            nearest=closest(name, parts),
-        )
-    return name, metric or parts[name].target.metric
-=======
->>>>>>> h-eval

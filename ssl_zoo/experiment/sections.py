@@ -42,7 +42,7 @@ from ssl_zoo.engine.hooks import (
     ProgressBar,
     ResultWriter,
 )
-from ssl_zoo.engine.schedules import Schedules
+from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
