@@ -103,8 +103,8 @@ def mean(x: Tensor) -> Tensor:
 
 
 def local_rows(x: Tensor) -> Tensor:
-    """This rank's share of rows that all ranks hold, [world x N, ...] -> [N, ...]."""
-    return x.chunk(world())[rank()] if world() > 1 else x
+    """This rank's run of rows that all ranks hold, [N, ...] -> [n, ...]; runs may differ by one."""
+    return x.tensor_split(world())[rank()]
 
 
 def collect(value: Any) -> list[Any]:

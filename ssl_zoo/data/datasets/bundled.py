@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from ssl_zoo.config import DATASETS, ConfigError, PositiveInt
-from ssl_zoo.data.datasets.in_memory import InMemory
-from ssl_zoo.data.source import Split, check_split
+from ssl_zoo.data.source import InMemory, Split, check_split
 from ssl_zoo.system import rng
 
 

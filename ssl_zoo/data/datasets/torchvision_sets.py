@@ -9,8 +9,7 @@ import torch
 import torchvision
 
 from ssl_zoo.config import DATASETS, OfMachine, PositiveInt
-from ssl_zoo.data.datasets.in_memory import InMemory
-from ssl_zoo.data.source import Split, check_split, roots
+from ssl_zoo.data.source import InMemory, Split, check_split, roots
 
 
 def _from_torchvision(name: str, root: str | None, build: Callable[[Path], object]):
