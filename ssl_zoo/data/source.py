@@ -41,8 +41,7 @@ class ImageSet:
     def fetch(self, index: Tensor) -> Tensor | list[Tensor]:
         """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W].
 
-        Args:
-            shrink (where `scaled`): [n] of 1, 2, 4 or 8, how much smaller to decode each.
+        Where `scaled` there is a `shrink`, [n] of 1, 2, 4 or 8: how much smaller to decode each.
         """
         raise NotImplementedError
 

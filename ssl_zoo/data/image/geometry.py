@@ -22,7 +22,7 @@ from ssl_zoo.data.image.transform import (
     uniforms,
 )
 
-Size = PositiveInt | tuple[PositiveInt, PositiveInt]  # in pixels; of both sides, or [H, W]
+Size = PositiveInt | tuple[PositiveInt, PositiveInt]  # in pixels: of both sides, or [H, W]
 Share = Annotated[float, Range(0, 1, open_low=True)]
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -63,10 +63,9 @@ class RandomResizedCrop(GeometricTransform):
     """A random part of the image, resized with antialiasing (Szegedy et al., arXiv:1409.4842).
 
     As torchvision's: ten tries to fit a box of random area and aspect ratio, then the largest
-    central one. The crop and the resize are two products with matrices of each sample's own.
+    central one.
 
     Args:
-        size: output height and width in pixels, or one number for both.
         scale: bounds of the box's area as a share of the image's.
         ratio: bounds of width / height, drawn uniformly in the logarithm.
     """
@@ -177,11 +176,7 @@ class Resize(GeometricTransform):
 
 @TRANSFORMS.register_module()
 class CenterCrop(GeometricTransform):
-    """The central part of the image, padded with black where the image is smaller.
-
-    Args:
-        size: height and width in pixels, or one number for both.
-    """
+    """The central part of the image, padded with black where the image is smaller."""
 
     random = False
     one_size = True

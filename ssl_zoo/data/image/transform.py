@@ -50,9 +50,9 @@ class Transform:
         return rng.uniform(key, "p") < self.p
 
     def source_box(self, shapes: Tensor, params: Params) -> Tensor:
-        """What is seen of images of (C, H, W) `shapes` [N, 3] when all are changed, [N, 4] float32.
+        """What is seen of images of (C, H, W) `shapes` [N, 3] if all are changed.
 
-        (top, left, bottom, right) in their pixels; left > right where they are mirrored.
+        (top, left, bottom, right) [N, 4] in their pixels; left > right where they are mirrored.
         """
         return whole_images(shapes)
 
