@@ -29,7 +29,7 @@ from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.features import Labeled, extract_split
 from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.runs import RunFolder
-from ssl_zoo.system.random_state import kept_random_state
+from ssl_zoo.system.rng import kept_random_state
 
 UNTRAINED = "random backbone"
 

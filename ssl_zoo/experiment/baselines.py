@@ -16,7 +16,7 @@ from ssl_zoo.experiment.sections import build_trainer, parse, seeded
 from ssl_zoo.experiment.subject import run_splits
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
-from ssl_zoo.system.random_state import kept_random_state
+from ssl_zoo.system.rng import kept_random_state
 
 
 def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
