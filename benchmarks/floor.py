@@ -321,7 +321,7 @@ def floors(trainer: Trainer, network: Network, rate: float, repeats: int) -> dic
     forward = sum(f for f, _, _ in timed)
     backward = sum(d + w for _, d, w in timed) - timed[0][1]  # images need no gradient
     weights = sum(p.nbytes for p in method.encoder.parameters())
-    n, (k, d) = data.batch_size, method.memory.queue.shape
+    n, (k, d) = data.batch_size, method.memory.stored.shape
     # BatchNorm reads for the statistics, reads again and writes; backward, both times with the
     # gradient.
     normalize = sum(moving(3 * size) for size in network.norms)

@@ -38,7 +38,7 @@ def seconds(function: Callable[[], None]) -> float:
 
 def loss_pass(loss: nn.Module, queue: torch.Tensor, index: torch.Tensor) -> None:
     q, k = (F.normalize(torch.randn(N, D), dim=1) for _ in range(2))
-    loss(Lookup(q.requires_grad_(), k, queue, index)).backward()
+    loss(Lookup(q.requires_grad_(), k, queue, index)).loss.backward()
 
 
 def network_pass(query: nn.Module, key: nn.Module, images: torch.Tensor) -> None:

@@ -25,7 +25,7 @@ from ssl_zoo.engine.precision import choose
 from ssl_zoo.engine.settings import TrainSettings, prepare
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.heads import MLP
-from ssl_zoo.losses import InfoNCE
+from ssl_zoo.losses import InfoNCE, accuracy
 from ssl_zoo.memory import EndToEnd, Lookup, MoCoQueue
 from ssl_zoo.methods.contrastive import Contrastive
 from ssl_zoo.runs import RunFolder
@@ -182,10 +182,10 @@ def queue_pass(size: int, batch: int, device: torch.device) -> Callable[[], None
     index = torch.arange(batch, device=device)
 
     def run() -> None:
-        lookup = memory.lookup(q, k, index)
-        loss(lookup).backward()
-        lookup.accuracy()
-        memory.update(encoder, q.detach(), k, index)
+        value, nearer = loss(memory.lookup(q, k, index))
+        value.backward()
+        accuracy(nearer)
+        memory.update(encoder, q.detach()[:, None], k[:, None], index)
         q.grad = None
 
     return run
@@ -198,7 +198,7 @@ def loss_pass(loss: nn.Module, size: int, batch: int, device: torch.device) -> C
     keys, index = unit(size, device), torch.arange(size, device=device)
 
     def run() -> None:
-        loss(Lookup(q, k, keys, index)).backward()
+        loss(Lookup(q, k, keys, index)).loss.backward()
         q.grad = None
 
     return run
@@ -211,7 +211,7 @@ def end_to_end_pass(batch: int, device: torch.device) -> Callable[[], None]:
     index = torch.arange(batch, device=device)
 
     def run() -> None:
-        loss(memory.lookup(q, k, index)).backward()
+        loss(memory.lookup(q, k, index)).loss.backward()
         q.grad = k.grad = None
 
     return run

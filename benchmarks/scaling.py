@@ -137,17 +137,17 @@ def network_parts(trainer: Trainer, batch: int, side: int) -> dict[str, Callable
 
 def with_queue(trainer: Trainer, size: int) -> Callable[[], None]:
     """Gives the trainer's memory another size, keeping its key encoder."""
-    memory = trainer.method.memory
+    queue = trainer.method.memory.queue
     buffers = {
-        "queue": F.normalize(torch.randn(size, memory.queue.shape[1]), dim=1),
+        "keys": F.normalize(torch.randn(size, queue.keys.shape[1]), dim=1),
         "index": torch.full((size,), -1),
-        "written": torch.zeros(size, dtype=torch.int64),
-        "head": torch.zeros((), dtype=torch.int64),
+        "step": torch.zeros(size, dtype=torch.int64),
+        "pushed": torch.zeros((), dtype=torch.int64),
     }
 
     def put() -> None:
         for name, value in buffers.items():
-            setattr(memory, name, value)
+            setattr(queue, name, value)
 
     return put
 

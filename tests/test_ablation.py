@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ssl_zoo import config, experiment
-from ssl_zoo.config import Config, ConfigError
+from ssl_zoo.config import EVALUATIONS, ConfigError
+from ssl_zoo.evaluation.base import Evaluation
 from ssl_zoo.study import division, grid, launch, report
 from ssl_zoo.system import distributed
 
@@ -93,9 +94,8 @@ environment = {"versions": {"torch": "2.6"}, "device": "a <fake>"}
 knn = {"type": "KNN", "metrics": metrics, "main": "top1", "higher_is_better": True, "unit": "%",
        "protocol": {"k": k, "temperature": 0.07, "index": "flat"}, "hash": f"k{k}"}
 evaluations = {"knn": knn} if block else {}
-if (here / "loss").exists():
-    evaluations["probe"] = knn | {"metrics": {"error": 100 - level}, "main": "error",
-                                  "higher_is_better": False, "unit": ""}
+if (here / "probe").exists():
+    evaluations["probe"] = knn | {"metrics": {"error": 100 - level}, "main": "error"}
 result = {"evaluations": evaluations, "pretext_top1": 12.5,
           "loss": 1.0, "images_per_s": 1000.0, "peak_memory_gb": 0.5, "seconds": 90.0,
           "steps": 3, "epochs": 3.0}
@@ -142,26 +142,6 @@ class Study:
             return {(row["arm"], row["K"]): row for row in csv.DictReader(file)}
 
 
-def baselines_of(cfg):
-    """experiment.baselines_of: pixels of the images, the backbone by its seed."""
-    of_each = {}
-    for name, block in (cfg["evaluations"] or {}).items():
-        pixels = {"dataset": cfg["data"]["dataset"], "clean": cfg["data"]["clean"], name: block}
-        random = {**pixels, "backbone": cfg["backbone"], "seed": cfg["seed"]}
-        of_each[name] = {"raw pixels": pixels, "random backbone": random}
-    return of_each
-
-
-def resolve_without_evaluations(loaded):
-    """TO GO once the config has `evaluations`: stands in for `grid.resolve` until then."""
-    data = {k: v for k, v in loaded.data.items() if k not in ("evaluations", "best")}
-    threads = data.get("train", {}).pop("threads", "auto")
-    evaluations = {k: {"k": 200, **v} for k, v in (loaded.data.get("evaluations") or {}).items()}
-    resolved = grid.experiment.parse(Config(data, loaded.origins)).spelled_out()
-    resolved["train"]["threads"] = threads
-    return resolved | {"evaluations": evaluations, "best": loaded.data.get("best")}
-
-
 @pytest.fixture(scope="module")
 def measured():
     """Seeds of the runs for which baselines were measured; nothing is really measured."""
@@ -179,11 +159,7 @@ def measured():
         return {n: result | {"metrics": {"top1": top1[n], "top5": 99.0}} for n in wanted}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "baselines_of", baselines_of, raising=False)
-        patch.setattr(experiment, "measure_baselines", measure_baselines, raising=False)
-        if not hasattr(experiment, "changes"):
-            patch.setattr(experiment, "changes", config.differences, raising=False)
-            patch.setattr(grid, "resolve", resolve_without_evaluations)
+        patch.setattr(experiment, "measure_baselines", measure_baselines)
         yield seeds
 
 
@@ -221,7 +197,7 @@ def test_a_grid_expands_to_arms_times_points_times_seeds_seed_by_seed(study):
 
 def test_arms_differ_from_the_base_in_what_the_grid_sets_and_nothing_else(study):
     runs = {str(run.folder.relative_to(study.out)): run.config for run in study.expand().runs}
-    base = grid.resolve(config.load(study.folder / "base.yaml"))
+    base = experiment.parse(config.load(study.folder / "base.yaml")).spelled_out()
     always = ["seed: 7 -> 1", "train.epochs: 2.0 -> 3.0"]
     moco, end = runs["moco/256/seed1"], runs["b-end-to-end-b/64/seed1"]
     memory = ["method.memory.size: 128 -> 256", "method.memory.momentum: 0.99 -> 0.9"]
@@ -420,12 +396,12 @@ def test_runs_side_by_side_leave_what_one_after_the_other_leaves(study, finished
 
 def test_threads_are_settled_once_and_hold_whatever_jobs_is(study, monkeypatch, capfd):
     monkeypatch.setattr(distributed, "cores", lambda: 6)
-    monkeypatch.setattr(launch.machine, "gpus", lambda: [])
+    monkeypatch.setattr(launch, "gpus", lambda: [])
     monkeypatch.setattr(division, "seconds_per_step", lambda cfg, threads: 0.1)
     study.fake("moco/256: sorry")
     study.ablate(only=["MoCo"], jobs="auto")
     assert json.loads(study.text("study.json"))["threads"] == 1 and threads(study) == {1}
-    assert "runs side by side: 4; threads: 1 (a step takes 100 ms with 6" in capfd.readouterr().out
+    assert "4 at once, of 1 threads each: a step takes 100 ms with 6" in capfd.readouterr().out
     study.fake("")
     monkeypatch.setattr(division, "seconds_per_step", None)
     assert study.ablate(jobs=2) == 0 and threads(study) == {1}
@@ -449,9 +425,9 @@ def test_threads_that_the_config_asks_for_hold(study):
     assert threads(study) == {3}
 
 
-@pytest.mark.parametrize("jobs", [0, -1])
-def test_fewer_jobs_than_one_are_an_error(study, jobs):
-    with pytest.raises(ConfigError, match="--jobs: too small"):
+@pytest.mark.parametrize("jobs", [0, "-1", "many"])
+def test_jobs_that_are_no_number_of_runs_are_an_error(study, jobs):
+    with pytest.raises(ConfigError, match="--jobs: no such number"):
         study.ablate(jobs=jobs)
 
 
@@ -471,9 +447,9 @@ def test_baselines_are_measured_once_for_the_study_and_each_seed(study, measured
     study.ablate(only=["memory bank"])
     assert measured == [0, 1]
     pixels, *random = json.loads(study.text("baselines.json"))
-    assert [result["of"]["seed"] for result in random] == [0, 1]
+    assert [result["depends_on"]["seed"] for result in random] == [0, 1]
     assert random[0]["metrics"] != random[1]["metrics"]
-    assert "seed" not in pixels["of"] and pixels["protocol"]["k"] == 20
+    assert "seed" not in pixels["depends_on"] and pixels["protocol"]["k"] == 20
     study.ablate(only=["MoCo"])
     assert measured == [0, 1]
 
@@ -500,7 +476,7 @@ def test_each_backbone_among_the_arms_is_measured_and_the_same_one_once(study, m
     study.ablate()
     assert measured == [0, 0]
     known = json.loads(study.text("baselines.json"))
-    names = [result["of"].get("backbone", {}).get("name") for result in known]
+    names = [result["depends_on"].get("backbone", {}).get("name") for result in known]
     assert names == [None, "resnet18", "resnet34"]
 
 
@@ -562,8 +538,11 @@ def test_arms_with_different_starts_are_compared_each_with_its_own(study):
     study.ablate()
     with open(study.out / "table.csv", newline="") as file:
         first, *table = csv.DictReader(file)
-    known = [r for r in json.loads(study.text("baselines.json")) if "seed" in r["of"]]
-    known = {(r["of"]["backbone"]["name"], r["of"]["seed"]): r["metrics"]["top1"] for r in known}
+    known = [r for r in json.loads(study.text("baselines.json")) if "seed" in r["depends_on"]]
+    known = {
+        (r["depends_on"]["backbone"]["name"], r["depends_on"]["seed"]): r["metrics"]["top1"]
+        for r in known
+    }
     assert first["arm"] == "raw pixels" and "random backbone" not in [r["arm"] for r in table]
     for row, name in zip(table, ("resnet18", "resnet18", "resnet34"), strict=True):
         start = [known[name, seed] for seed in (0, 1)]
@@ -572,7 +551,7 @@ def test_arms_with_different_starts_are_compared_each_with_its_own(study):
         assert float(row["against_random_backbone_mean"]) == pytest.approx(gain)
     text = study.text("table.md")
     assert "| against MoCo | random backbone | against random backbone | pretext" in text
-    assert "random backbone: knn top1 of the arm's own before training" in text
+    assert "random backbone: knn top1 of each arm's own" in text
     assert "arms of one base see the same images" in study.text("report.html")
 
 
@@ -621,10 +600,17 @@ def test_sizes_stand_on_a_logarithmic_axis_and_the_rest_side_by_side():
     assert report.figure._positions(["on", "off"]) == ({"on": 0, "off": 1}, False)
 
 
-def test_every_evaluation_has_a_column_and_the_main_ones_direction_says_which_row_is_best(study):
-    probe = "evaluations:\n  probe: {type: KNN, k: 5}\n"
+class Error(Evaluation):
+    metric, higher_is_better, unit = "error", False, ""
+
+
+def test_every_evaluation_has_a_column_and_the_main_ones_direction_says_which_row_is_best(
+    study, monkeypatch
+):
+    monkeypatch.setitem(EVALUATIONS.module_dict, "Error", Error)
+    probe = "evaluations:\n  probe: {type: Error}\n"
     study.write(base=BASE.replace("evaluations:\n", probe))
-    (study.folder / "loss").touch()
+    (study.folder / "probe").touch()
     study.ablate(only=["MoCo", "memory bank"])
     lines = study.text("table.md").splitlines()
     assert lines[2].startswith("| arm | K | seeds | probe error | against MoCo | knn top1, % |")

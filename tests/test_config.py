@@ -115,10 +115,19 @@ def test_a_schedule_is_added_by_its_dotted_name():
 
 def test_a_mechanism_is_swapped_by_one_override():
     parts = experiment.parse(
-        config.load(DIGITS, ["method.memory={type: EndToEnd, symmetric: true}"])
+        config.load(DIGITS, ["method.memory={type: EndToEnd, shuffle_bn: false}"])
     )
     memory = parts.kwargs["method"].kwargs["memory"]
-    assert memory.spelled_out() == {"type": "EndToEnd", "symmetric": True, "shuffle_bn": True}
+    assert memory.spelled_out() == {
+        "type": "EndToEnd",
+        "same_view_negatives": False,
+        "shuffle_bn": False,
+    }
+
+
+def test_a_key_that_moved_to_another_block_says_where():
+    said = error_of(DIGITS, "method.memory={type: EndToEnd, symmetric: true}")
+    assert "unknown key of EndToEnd" in said and "same_view_negatives" in said
 
 
 @pytest.mark.parametrize(

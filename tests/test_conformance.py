@@ -8,7 +8,7 @@ import torch
 from ranks import on_ranks
 from torch import nn
 
-from ssl_zoo.config import METHODS
+from ssl_zoo.config import METHODS, PositiveFloat, Scheduled
 from ssl_zoo.methods.rotation import Rotation
 
 RECIPE = "fashion_mnist/rotation"
@@ -67,6 +67,16 @@ class ForgetsTheOtherRanks(Rotation):
         return {"loss": logits.var(dim=0).mean() - logits.mean()}
 
 
+class CopiesWhatIsScheduled(Rotation):
+    def __init__(self, backbone: nn.Module, *, weight: Scheduled[PositiveFloat] = 2.0):
+        super().__init__(backbone)
+        self.weight, self.copied = weight, weight
+
+    def forward(self, batch):
+        out = super().forward(batch)
+        return out | {"loss": out["loss"] * self.copied}
+
+
 @pytest.mark.parametrize(
     ("method", "check"),
     [
@@ -82,6 +92,10 @@ class ForgetsTheOtherRanks(Rotation):
         ),
         (TrainsInTelemetry, kit.test_evaluation_leaves_the_method_as_it_was),
         (ReturnsHalfPrecision, kit.test_bf16_agrees_with_fp32),
+        (
+            CopiesWhatIsScheduled,
+            kit.test_every_scheduled_value_is_an_attribute_that_training_reads,
+        ),
     ],
     ids=lambda x: x.__name__,
 )

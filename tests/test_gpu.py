@@ -35,7 +35,10 @@ STEPS = 10
 METHODS = {
     "MoCoQueue": [("method.memory", {"type": "MoCoQueue", "size": 100})],
     "EndToEnd": ["method.memory={type: EndToEnd}"],
-    "SimCLR": ["method.memory={type: EndToEnd, symmetric: true, shuffle_bn: false}"],
+    "SimCLR": [
+        "method.symmetric=true",
+        "method.memory={type: EndToEnd, same_view_negatives: true, shuffle_bn: false}",
+    ],
     "MemoryBank": [
         ("method.memory", {"type": "MemoryBank", "num_negatives": 40}),
         "method.loss={type: NCE}",
@@ -246,7 +249,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatc
     second.fit()
     state, expected = second.method.state_dict(), whole.method.state_dict()
     torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(early["memory.queue"], expected["memory.queue"])
+    assert not torch.allclose(early["memory.queue.keys"], expected["memory.queue.keys"])
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler, which Triton needs")

@@ -12,9 +12,9 @@ import time
 import pytest
 from rich.console import Console
 
-from ssl_zoo.runs.folder import RunFolder
+from ssl_zoo.runs import Lock
 from ssl_zoo.study import division, launch, machine
-from ssl_zoo.study.division import Division, settle
+from ssl_zoo.study.division import Division, divide
 from ssl_zoo.study.grid import Run
 from ssl_zoo.study.progress import Progress, Screen
 
@@ -22,7 +22,7 @@ from ssl_zoo.study.progress import Progress, Screen
 TRAIN = """
 import json, os, pathlib, signal, sys, time
 import yaml
-written, _, folder, _ = sys.argv[1:]
+written, _, folder, *_ = sys.argv[1:]
 how = yaml.safe_load(open(written))["how"]
 folder = pathlib.Path(folder)
 print("says", folder.name, "on", os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -64,7 +64,7 @@ def launcher(tmp_path):
             Run(name, None, 0, tmp_path / name, {"how": how, "train": {"epochs": 2}} | EVALUATED)
             for name, how in zip("abcdefgh", hows, strict=False)
         ]
-        kwargs = {"gpus": [], "ended": lambda: None, "available": lambda: None} | kwargs
+        kwargs = {"devices": [], "after_each": lambda: None, "available": lambda: None} | kwargs
         train = (sys.executable, str(tmp_path / "train.py"))
         return launch.Launcher(runs, jobs, train, screen=Recorded(alone), **kwargs)
 
@@ -112,8 +112,8 @@ def test_each_run_has_a_log_unless_it_is_alone_on_the_screen(launcher, tmp_path,
 
 
 def test_a_run_that_another_process_holds_is_left_to_it(launcher, tmp_path, monkeypatch):
-    holder = lambda self: "process 7 on host x" if self.path.name == "a" else ""  # noqa: E731
-    monkeypatch.setattr(RunFolder, "holder", holder)
+    holder = lambda lock: "process 7 on host x" if lock.path.parent.name == "a" else ""  # noqa: E731
+    monkeypatch.setattr(Lock, "holder", holder)
     made = launcher(["ok", "ok"])
     assert made.run() == {"failed"}
     assert "a, seed 0  left to process 7 on host x" in made.screen.text
@@ -150,9 +150,9 @@ def test_who_does_not_stop_in_time_or_at_the_second_signal_is_killed(
     assert launcher(["deaf"]).run() == {"stopped"}
     thread.join()
     monkeypatch.setattr(launch, "SECONDS_TO_STOP", 0.2)
+    (tmp_path / "a" / "began").unlink()
     thread = send_when_begun([tmp_path / "a"], signal.SIGTERM)
     made = launcher(["deaf"])
-    (tmp_path / "a" / "began").unlink()
     began = time.monotonic()
     assert made.run() == {"stopped"} and time.monotonic() - began < 20
     thread.join()
@@ -163,11 +163,11 @@ def test_who_does_not_stop_in_time_or_at_the_second_signal_is_killed(
 
 def test_a_run_waits_until_it_fits_beside_those_under_way(launcher, tmp_path):
     made = launcher(["slow", "ok"], available=lambda: 4 * 10**9)
-    made.peak, made.peak_known = 3.8e9, True
+    made.peak = 3.8e9
     made.run()
     a, b = (when(tmp_path / name) for name in "ab")
     assert not together(a, b)
-    said = "2/2  b, seed 0  waits for memory: 4.0 GB are free; a run takes up to 3.8 GB"
+    said = "2/2  b, seed 0  waits for memory: 4.0 GB are free, a run takes up to 3.8 GB"
     assert made.screen.text.count(said) == 1
 
 
@@ -183,13 +183,13 @@ def test_the_second_run_waits_until_the_first_has_shown_what_it_takes(launcher, 
 def test_what_finished_runs_took_is_known_from_the_start(launcher, tmp_path):
     launcher(["ok"]).run()
     made = launcher(["ok", "ok"])
-    assert made.peak == 3e9 and made.peak_known
-    on_gpus = launcher(["ok", "ok"], gpus=["0"])
-    assert not on_gpus.peak_known  # the result tells the GPU's memory
+    assert made.peak == 3e9
+    on_gpus = launcher(["ok", "ok"], devices=["0"])
+    assert on_gpus.peak == 0  # the result tells the GPU's memory
 
 
 def test_each_gpu_has_a_run_of_its_own(launcher, tmp_path):
-    launcher(["slow", "slow", "slow", "slow"], jobs=4, gpus=["2", "5"]).run()
+    launcher(["slow", "slow", "slow", "slow"], jobs=4, devices=["2", "5"]).run()
     said = [(tmp_path / name / "stdout.txt").read_text().split()[-1] for name in "abcd"]
     assert said == ["2", "5", "2", "5"]
 
@@ -220,9 +220,9 @@ def test_a_control_groups_limit_counts_less_what_can_be_dropped(tmp_path):
         "memory.stat": "anon 1\ninactive_file 250",
     }.items():
         (tmp_path / name).write_text(text)
-    assert machine._left_by_group(tmp_path, "memory.max", "memory.current") == [550]
+    assert machine._left_by_group(tmp_path, "memory.max", "memory.current") == 550
     (tmp_path / "memory.max").write_text("max")
-    assert machine._left_by_group(tmp_path, "memory.max", "memory.current") == []
+    assert machine._left_by_group(tmp_path, "memory.max", "memory.current") is None
 
 
 # ---------------------------------------------------------------- progress
@@ -231,10 +231,10 @@ def test_a_control_groups_limit_counts_less_what_can_be_dropped(tmp_path):
 def test_progress_is_read_from_the_metrics(launcher, tmp_path):
     made = launcher(["ok"])
     progress = Progress(made.queue[0][1])
-    assert progress.cells() == ["a, seed 0", "starting", "", ""]
+    assert progress.cells == ["a, seed 0", "starting", "", ""]
     made.run()
     progress.look()
-    assert progress.cells() == ["a, seed 0", "step 5/20", "knn top1 71.50", "30 s left"]
+    assert progress.cells == ["a, seed 0", "step 5/20", "knn top1 71.50", "0:00:30 left"]
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -244,7 +244,8 @@ def test_a_terminal_shows_a_table_and_a_log_a_line_now_and_then(launcher, termin
     made.run()
     progress.look()
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
-    with Screen(console, alone=False) as screen:
+    screen = Screen(console, alone=False)
+    with screen.live:
         screen.show([progress])
         assert "step 5/20" not in console.file.getvalue()
         screen.shown -= Screen.LINES_EVERY_S
@@ -268,9 +269,9 @@ def test_auto_measures_whether_runs_of_few_threads_get_more_done(monkeypatch, al
     monkeypatch.setattr(
         division, "seconds_per_step", lambda config, threads: alone if threads == 2 else few
     )
-    settled = settle(configs("auto", "auto", "auto"), "auto", cores=2, gpus=0)
-    assert (settled.threads, settled.jobs) == expected
-    assert "2 runs side by side are" in settled.why
+    divided = divide(configs("auto", "auto", "auto"), "auto", cores=2, gpus=0)
+    assert (divided.threads, divided.jobs) == expected
+    assert "2 runs side by side are" in divided.why
 
 
 def test_all_cores_are_used_where_there_are_fewer_runs_than_cores(monkeypatch):
@@ -278,9 +279,9 @@ def test_all_cores_are_used_where_there_are_fewer_runs_than_cores(monkeypatch):
     monkeypatch.setattr(
         division, "seconds_per_step", lambda config, threads: timed.append(threads) or 0.1
     )
-    settled = settle(configs("auto", "auto", "auto"), "auto", cores=16, gpus=0)
-    assert (settled.threads, settled.jobs) == (5, 3) and timed == [16, 5]
-    assert settle(configs("auto"), "auto", cores=16, gpus=0).threads == 16
+    divided = divide(configs("auto", "auto", "auto"), "auto", cores=16, gpus=0)
+    assert (divided.threads, divided.jobs) == (5, 3) and timed == [16, 5]
+    assert divide(configs("auto"), "auto", cores=16, gpus=0).threads == 16
 
 
 @pytest.mark.parametrize(
@@ -294,8 +295,8 @@ def test_all_cores_are_used_where_there_are_fewer_runs_than_cores(monkeypatch):
 )
 def test_what_is_asked_for_is_not_measured(monkeypatch, threads, jobs, gpus, expected):
     monkeypatch.setattr(division, "seconds_per_step", None)
-    settled = settle(configs(*threads), jobs, cores=8, gpus=gpus)
-    assert (settled.threads, settled.jobs) == expected
+    divided = divide(configs(*threads), jobs, cores=8, gpus=gpus)
+    assert (divided.threads, divided.jobs) == expected
 
 
 def test_a_step_that_cannot_be_timed_leaves_one_run_at_a_time(monkeypatch):
@@ -303,8 +304,8 @@ def test_a_step_that_cannot_be_timed_leaves_one_run_at_a_time(monkeypatch):
         raise subprocess.CalledProcessError(1, "python", stderr="Traceback\nValueError: no data")
 
     monkeypatch.setattr(division, "seconds_per_step", fail)
-    settled = settle(configs("auto", "auto"), "auto", cores=2, gpus=0)
-    assert settled == Division(2, 1, "a step could not be timed: ValueError: no data")
+    divided = divide(configs("auto", "auto"), "auto", cores=2, gpus=0)
+    assert divided == Division(2, 1, "a step could not be timed: ValueError: no data")
 
 
 def test_steps_are_timed_in_a_process_of_its_own(monkeypatch):
@@ -314,8 +315,8 @@ def test_steps_are_timed_in_a_process_of_its_own(monkeypatch):
     assert division.seconds_per_step({"a": 1, "b": 2}, threads=1) == 2.0
 
 
-def test_what_was_settled_is_kept(tmp_path):
-    assert division.kept(tmp_path) is None
-    division.keep(tmp_path, Division(1, 2, "so"))
+def test_what_was_divided_is_kept(tmp_path):
+    assert Division.read(tmp_path) is None
+    Division(1, 2, "so").write(tmp_path)
     assert json.loads((tmp_path / "study.json").read_text())["threads"] == 1
-    assert division.kept(tmp_path) == Division(1, 2, "so")
+    assert Division.read(tmp_path) == Division(1, 2, "so")

@@ -8,18 +8,27 @@ from ranks import on_ranks
 from torch.nn import functional as F
 
 from ssl_zoo.config import LOSSES
-from ssl_zoo.losses import DCL, NCE, InfoNCE, Margin, in_batch
+from ssl_zoo.losses import DCL, NCE, InfoNCE, Margin, accuracy, in_batch
 from ssl_zoo.memory import Lookup
 from ssl_zoo.system import distributed
 
-R, M, D, SAMPLES = 5, 12, 4, 50
+R, M, E, D, SAMPLES = 5, 12, 3, 4, 50
 
 
-def rows(own: bool):
+def rows(masked: bool, extra: bool = False):
     torch.manual_seed(1)
     q, positive, dictionary = (F.normalize(torch.randn(n, D), dim=1) for n in (R, R, M))
-    excluded = torch.tensor([[i, i + R] for i in range(R)]) if own else None
-    return q.requires_grad_(), positive.requires_grad_(), dictionary.requires_grad_(), excluded
+    columns = torch.tensor([[i, i + R] for i in range(R)]) if masked else None
+    alone = F.normalize(torch.randn(R, E, D), dim=2).requires_grad_() if extra else None
+    q, positive, dictionary = (x.requires_grad_() for x in (q, positive, dictionary))
+    return q, positive, dictionary, columns, alone
+
+
+def negatives(i, q, dictionary, masked, extra):
+    """q_i . k of all that the i-th query is compared with, one by one."""
+    skip = [] if masked is None else masked[i].tolist()
+    of_all = [q[i] @ dictionary[j] for j in range(M) if j not in skip]
+    return of_all + ([] if extra is None else [q[i] @ k for k in extra[i]])
 
 
 def info_nce(pos, neg, t=0.1):
@@ -46,23 +55,20 @@ def triplet(pos, neg, margin=0.4):
     return sum(torch.clamp(margin - pos + n, min=0) for n in neg) / len(neg)
 
 
-def reference(equation, q, positive, dictionary, excluded, **kwargs):
+def reference(equation, q, positive, *others, **kwargs):
     total = 0
     for i in range(R):
-        skip = [] if excluded is None else excluded[i].tolist()
-        neg = [q[i] @ dictionary[j] for j in range(M) if j not in skip]
-        own = {
+        of_query = {
             name: value[i] if isinstance(value, list) else value for name, value in kwargs.items()
         }
-        total = total + equation(q[i] @ positive[i], neg, **own)
+        total = total + equation(q[i] @ positive[i], negatives(i, q, *others), **of_query)
     return total / R
 
 
-def first_batch_constant(q, positive, dictionary, excluded, t=0.1):
+def first_batch_constant(q, positive, *others, t=0.1):
     values = []
     for i in range(R):
-        skip = [] if excluded is None else excluded[i].tolist()
-        values += [q[i] @ positive[i], *(q[i] @ dictionary[j] for j in range(M) if j not in skip)]
+        values += [q[i] @ positive[i], *negatives(i, q, *others)]
     return SAMPLES * torch.exp(torch.stack(values) / t).mean().detach()
 
 
@@ -80,29 +86,36 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_loss_equals_its_equation_gradients_included(name, own):
+def test_loss_equals_its_equation_gradients_included(name, masked, extra):
     make, equation = CASES[name]
     loss = make()
-    ours, theirs = rows(own), rows(own)
-    extra = {}
+    ours, theirs = rows(masked, extra), rows(masked, extra)
+    constants = {}
     if name == "NCE":
-        extra = {"z": first_batch_constant(*theirs)}
+        constants = {"z": first_batch_constant(*theirs)}
     if name == "DCLW":
-        extra = {"w": mises_fisher(*theirs[:2])}
-    value = loss(Lookup(*ours[:3], torch.arange(M), ours[3]))
-    expected = reference(equation, *theirs, **extra)
+        constants = {"w": mises_fisher(*theirs[:2])}
+    value, nearer = loss(Lookup(*ours[:3], torch.arange(M), *ours[3:]))
+    expected = reference(equation, *theirs, **constants)
     torch.testing.assert_close(value, expected)
+    q, positive, *others = theirs
+    ranks = [sum(n >= q[i] @ positive[i] for n in negatives(i, q, *others)) for i in range(R)]
+    assert nearer.tolist() == [rank.item() for rank in ranks]
+    within = sum(rank.item() < 5 for rank in ranks) / R
+    assert accuracy(nearer)["top5"].item() == pytest.approx(100 * within)
     value.backward()
     expected.backward()
-    for a, b in zip(ours[:3], theirs[:3], strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+    for a, b in zip(ours, theirs, strict=True):
+        if a is not None and a.requires_grad:
+            torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_nce_keeps_the_constant_of_its_first_batch():
     loss = NCE(SAMPLES)
-    q, positive, dictionary, _ = rows(False)
+    q, positive, dictionary, *_ = rows(False)
     loss(Lookup(q, positive, dictionary, torch.arange(M)))
     first = loss.log_z.clone()
     loss(Lookup(-q, positive, dictionary, torch.arange(M)))
@@ -114,12 +127,12 @@ def test_nce_keeps_the_constant_of_its_first_batch():
 
 
 def test_nce_survives_a_small_temperature():
-    q, _, dictionary, _ = rows(False)
-    assert NCE(SAMPLES, temperature=0.005)(Lookup(q, q, dictionary, torch.arange(M))).isfinite()
+    q, _, dictionary, *_ = rows(False)
+    assert NCE(SAMPLES, temperature=0.005)(Lookup(q, q, dictionary)).loss.isfinite()
 
 
 def nce_constant_of_my_half() -> torch.Tensor:
-    q, positive, dictionary, _ = (x.detach() if x is not None else None for x in rows(False))
+    q, positive, dictionary = (x.detach() for x in rows(False)[:3])
     mine = slice(2 * distributed.rank(), 2 * distributed.rank() + 4 // distributed.world())
     loss = NCE(SAMPLES)
     loss(Lookup(q[mine], positive[mine], dictionary, torch.arange(M)))
@@ -133,9 +146,9 @@ def test_nce_constant_is_the_same_on_two_ranks_as_on_one():
 
 
 def weighted_loss_of_my_half() -> torch.Tensor:
-    q, positive, dictionary, _ = (x.detach() if x is not None else None for x in rows(False))
+    q, positive, dictionary = (x.detach() for x in rows(False)[:3])
     mine = slice(2 * distributed.rank(), 2 * distributed.rank() + 4 // distributed.world())
-    loss = DCL(sigma=0.5)(Lookup(q[mine], positive[mine], dictionary, torch.arange(M)))
+    loss, _ = DCL(sigma=0.5)(Lookup(q[mine], positive[mine], dictionary, torch.arange(M)))
     return distributed.mean(loss)
 
 
@@ -168,7 +181,7 @@ def test_in_batch_finds_each_querys_own_key_among_all_ranks():
 def test_identical_keys_give_a_finite_loss_and_gradient(name):
     loss = CASES[name][0]()
     q = F.normalize(torch.ones(R, D), dim=1).requires_grad_()
-    value = loss(Lookup(q, q.detach(), q.detach(), torch.arange(R), torch.arange(R)[:, None]))
+    value, _ = loss(Lookup(q, q.detach(), q.detach(), torch.arange(R), torch.arange(R)[:, None]))
     value.backward()
     assert value.isfinite() and q.grad.isfinite().all()
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,10 +17,12 @@ from tiny import TinyNet, batch, share
 from torch.nn import functional as F
 
 from ssl_zoo.config import MEMORY, Part
-from ssl_zoo.core import Encoder
+from ssl_zoo.core import Encoder, Method
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import InfoNCE
-from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
+from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue, Ring
+from ssl_zoo.memory.mochi import MoCHi
+from ssl_zoo.memory.observers import KeyDrift, SameLabel
 from ssl_zoo.methods.contrastive import Contrastive
 from ssl_zoo.system import distributed
 
@@ -23,11 +31,17 @@ MEMORIES = {
     "queue": Part(MoCoQueue, size=20, momentum=0.9),
     "bank": Part(MemoryBank, num_negatives=24),
     "end-to-end": Part(EndToEnd),
-    "symmetric": Part(EndToEnd, symmetric=True),
+    "same-view": Part(EndToEnd, same_view_negatives=True),
+    "mochi": Part(MoCHi, size=20, momentum=0.9, hardest=6, mix_negatives=4, mix_query=3),
 }
+# A new memory is tested for being registered, with its defaults.
+KNOWN = {part.target for part in MEMORIES.values()}
+MEMORIES |= {name: Part(kind) for name, kind in MEMORY.module_dict.items() if kind not in KNOWN}
 
 
-def make(memory: Part, temperature: float = 0.2, **backbone) -> Contrastive:
+def make(
+    memory: Part, temperature: float = 0.2, symmetric: bool = False, **backbone
+) -> Contrastive:
     torch.manual_seed(0)
     return Contrastive(
         TinyNet(**backbone),
@@ -35,6 +49,7 @@ def make(memory: Part, temperature: float = 0.2, **backbone) -> Contrastive:
         head=Part(Linear, out_features=6),
         memory=memory,
         loss=Part(InfoNCE, temperature=temperature),
+        symmetric=symmetric,
     )
 
 
@@ -44,7 +59,7 @@ def test_moco_queue_follows_algorithm_1_for_12_steps():
     m, t, lr, K = 0.9, 0.2, 0.5, 20
     f_q = copy.deepcopy(method.encoder)
     f_k = copy.deepcopy(method.encoder)  # f_k.params = f_q.params
-    queue = method.memory.queue.clone().T  # C x K
+    queue = method.memory.stored.clone().T  # C x K
     pointer = 0
     ours = torch.optim.SGD(method.param_groups(0.0), lr=lr)
     theirs = torch.optim.SGD(f_q.parameters(), lr=lr)
@@ -74,7 +89,7 @@ def test_moco_queue_follows_algorithm_1_for_12_steps():
             pointer = (pointer + 1) % K
 
         torch.testing.assert_close(out["loss"], loss)
-        torch.testing.assert_close(method.memory.queue.T, queue)
+        torch.testing.assert_close(method.memory.stored.T, queue)
     for a, b in zip(method.encoder.parameters(), f_q.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     for a, b in zip(method.memory.key_encoder.parameters(), f_k.parameters(), strict=True):
@@ -84,16 +99,16 @@ def test_moco_queue_follows_algorithm_1_for_12_steps():
 def test_memory_bank_follows_instdisc():
     """Row i <- normalise(m v_i + (1 - m) q_i) (arXiv:1805.01978); the positive is the old row."""
     method = make(MEMORIES["bank"])
-    bank = method.memory.features.clone()
+    bank = method.memory.stored.clone()
     for step in range(3):
         whole = batch(N, step)
         out = method(whole)
-        torch.testing.assert_close(out["k"], bank[whole.index])
+        torch.testing.assert_close(out["k"][:, 0], bank[whole.index])
         method.after_step(whole, out)
-        for i, q in zip(whole.index.tolist(), out["q"].detach(), strict=True):
+        for i, q in zip(whole.index.tolist(), out["q"][:, 0].detach(), strict=True):
             row = 0.5 * bank[i] + 0.5 * q
             bank[i] = row / row.norm()
-        torch.testing.assert_close(method.memory.features, bank)
+        torch.testing.assert_close(method.memory.stored, bank)
 
 
 def test_memory_bank_draws_evenly_from_all_rows_outside_the_batch():
@@ -125,7 +140,7 @@ def test_end_to_end_scores_the_batchs_other_keys():
 
 def test_symmetric_end_to_end_equals_lightlys_ntxent():
     lightly_loss = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.2)
-    method = make(MEMORIES["symmetric"])
+    method = make(MEMORIES["same-view"], symmetric=True)
     whole = batch(N)
     method(whole)["loss"].backward()
     ours = [p.grad.clone() for p in method.encoder.parameters()]
@@ -142,33 +157,32 @@ def test_symmetric_end_to_end_equals_lightlys_ntxent():
 def test_only_end_to_end_keys_carry_a_gradient():
     for name, memory in MEMORIES.items():
         k = make(memory)(batch(N))["k"]
-        assert k.requires_grad == (name in ("end-to-end", "symmetric")), name
+        assert k.requires_grad == memory.target.online_keys, name
+    assert MEMORIES["end-to-end"].target.online_keys
 
 
 # Traps that other frameworks fell into.
 
 
-@pytest.mark.parametrize("name", ["queue", "bank"])
+@pytest.mark.parametrize("name", ["queue", "bank", "mochi"])
 def test_trap_6_dictionary_lacks_the_batch_before_the_update_and_holds_it_after(name):
     method = make(MEMORIES[name])
     memory = method.memory
     for step in range(5):
         whole = batch(N, step)
         out = method(whole)
-        found = memory.lookup(out["q"], out["k"], whole.index)
-        nearest = (out["k"] @ found.dictionary.T).max(dim=1).values
-        assert (nearest < 1 - 1e-6).all()
+        q, k = out["q"][:, 0], out["k"][:, 0]
+        dictionary = memory.lookup(q, k, whole.index).dictionary
+        assert ((k @ dictionary.T).max(dim=1).values < 1 - 1e-6).all()
         method.after_step(whole, {n: v.detach() for n, v in out.items()})
-        stored = memory.queue if name == "queue" else memory.features
-        written = out["k"] if name == "queue" else memory.features[whole.index]
-        assert ((written @ stored.T).max(dim=1).values > 1 - 1e-6).all()
+        written = memory.stored[whole.index] if name == "bank" else k
+        assert ((written @ memory.stored.T).max(dim=1).values > 1 - 1e-6).all()
 
 
 @pytest.mark.parametrize("name", ["queue", "bank"])
 def test_trap_9_rows_have_unit_length_from_the_start(name):
     memory = make(MEMORIES[name]).memory
-    rows = memory.queue if name == "queue" else memory.features
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+    torch.testing.assert_close(memory.stored.norm(dim=1), torch.ones(len(memory.stored)))
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 20])
@@ -176,14 +190,29 @@ def test_trap_9_rows_have_unit_length_from_the_start(name):
 def test_trap_13_any_queue_size_takes_any_batch(size, n):
     method = make(Part(MoCoQueue, size=size))
     memory = method.memory
-    newest = list(memory.queue)
+    newest = list(memory.stored)
     for step in range(4):
         whole = batch(n, step)
         out = {name: value.detach() for name, value in method(whole).items()}
         method.after_step(whole, out)
-        newest = [*newest, *out["k"]][-size:]
-    order = (int(memory.head) + torch.arange(size)) % size  # oldest first
-    torch.testing.assert_close(memory.queue[order], torch.stack(newest))
+        newest = [*newest, *out["k"][:, 0]][-size:]
+    order = (int(memory.queue.pushed) + torch.arange(size)) % size  # oldest first
+    torch.testing.assert_close(memory.stored[order], torch.stack(newest))
+
+
+@pytest.mark.parametrize("size", [1, 7, 8])
+def test_a_ring_keeps_the_newest_rows_of_every_column_and_says_where(size):
+    ring, pushed = Ring(a=torch.zeros(size, 2), b=torch.zeros(size).long()), []
+    for count in (3, 8, 1, 20):
+        rows = torch.arange(len(pushed), len(pushed) + count)
+        slots = ring.push(a=rows[:, None] * torch.ones(2), b=rows)
+        pushed += rows.tolist()
+        assert len(slots) == count
+        stayed = slots[-size:]
+        assert ring.b[stayed].tolist() == rows[-size:].tolist()
+        assert torch.equal(ring.a, ring.b[:, None] * torch.ones(2))
+    assert len(ring) == size and ring.pushed == len(pushed)
+    assert sorted(ring.b.tolist()) == pushed[-size:]
 
 
 @pytest.mark.parametrize("name", MEMORIES)
@@ -207,7 +236,7 @@ def test_trap_7_key_encoder_starts_equal_head_included_and_follows_all_of_it():
         for p in encoder.parameters():
             p.add_(1.0)
     q = F.normalize(torch.randn(2, 6), dim=1)
-    queue.update(encoder, q, q, torch.arange(2))
+    queue.update(encoder, q[:, None], q[:, None], torch.arange(2))
     for a, b in zip(old, queue.key_encoder.parameters(), strict=True):
         torch.testing.assert_close(b, a + 0.25)
         assert not b.requires_grad
@@ -229,10 +258,10 @@ def test_gather_leaves_other_inputs_gradients_alone():
     assert first.tolist() == [1.0, 1.0] and second.tolist() == [2.0, 2.0]
 
 
-def train_two_steps(name: str) -> dict:
+def train_two_steps(name: str, symmetric: bool) -> dict:
     """Loss, gradients and memory after two steps of a global batch of 8, on any world size."""
     torch.manual_seed(0)
-    method = make(MEMORIES[name])
+    method = make(MEMORIES[name], symmetric=symmetric)
     optimizer = torch.optim.SGD(method.param_groups(0.0), lr=0.1)
     losses, gradients = [], []
     for step in range(2):
@@ -249,10 +278,14 @@ def train_two_steps(name: str) -> dict:
     return {"losses": losses, "gradients": gradients, "memory": dict(method.memory.state_dict())}
 
 
-@pytest.mark.parametrize("name", MEMORIES)
-def test_trap_3_and_4_two_ranks_equal_one_in_loss_gradient_and_memory(name):
-    (one,) = on_ranks(1, train_two_steps, name)
-    for rank in on_ranks(2, train_two_steps, name):
+TRAINED = [(name, False) for name in MEMORIES]
+TRAINED += [(name, True) for name, part in MEMORIES.items() if part.target.num_views > 1]
+
+
+@pytest.mark.parametrize(("name", "symmetric"), TRAINED)
+def test_trap_3_and_4_two_ranks_equal_one_in_loss_gradient_and_memory(name, symmetric):
+    (one,) = on_ranks(1, train_two_steps, name, symmetric)
+    for rank in on_ranks(2, train_two_steps, name, symmetric):
         torch.testing.assert_close(rank, one)
 
 
@@ -300,43 +333,105 @@ def test_shuffled_end_to_end_keys_come_back_in_order_with_their_gradient():
     torch.testing.assert_close(*gradients)
 
 
-# Telemetry.
+# Observers.
 
 
-def test_telemetry_of_fresh_and_of_drifted_keys():
-    method = make(Part(MoCoQueue, size=16, momentum=1.0))
-    labels = torch.arange(SAMPLES) % 10
-    for step in range(2):
-        whole = batch(N, step)
-        method.after_step(whole, {n: v.detach() for n, v in method(whole).items()})
-    told = method.telemetry(labels)
-    assert told["key_age"] == 0.5  # half written one step ago, half now
-    assert told["key_cosine"] == pytest.approx(1.0, abs=1e-5)
-    with torch.no_grad():
-        for p in method.memory.key_encoder.parameters():
-            p.add_(torch.randn_like(p))
-    assert method.telemetry(labels)["key_cosine"] < 0.99
+class Probe:
+    """Key age and drift as the memories themselves once told them, in plain words."""
+
+    def __init__(self, size: int, bank: bool):
+        self.size, self.bank, self.age, self.probe = size, bank, 0, None
+        self.next, self.written = 0, [0] * size
+
+    def after_step(self, method, whole):
+        memory, views = method.memory, 1 + method.symmetric
+        if self.bank:
+            slots = whole.index.tolist()
+        else:
+            count = views * len(whole.index)
+            slots = [(self.next + i) % self.size for i in range(count)]
+            self.next += count
+        for slot in slots:
+            self.written[slot] = int(memory.steps)
+        self.age += 1
+        if len(slots) <= self.size and (self.probe is None or self.age >= self.size // len(slots)):
+            images = whole.views[0 if self.bank else 1][:16]
+            self.probe, self.age = (images, slots[: len(images)]), 0
+
+    def told(self, method) -> dict[str, float]:
+        memory = method.memory
+        told = {"key_age": sum(int(memory.steps) - w for w in self.written) / self.size}
+        if self.probe is not None:
+            images, slots = self.probe
+            encoder = method.encoder if self.bank else memory.key_encoder
+            cosines = [
+                F.cosine_similarity(memory.stored[slot], encoder(image[None])[0], dim=0)
+                for slot, image in zip(slots, images, strict=True)
+            ]
+            told["key_cosine"] = (sum(cosines) / len(cosines)).item()
+        return told
 
 
-def test_a_memory_follows_the_view_its_rows_are_of_and_only_a_few_images():
-    for name, view in (("bank", 0), ("queue", 1)):
-        method = make(MEMORIES[name])
-        whole = batch(20)
-        method.after_step(whole, {n: v.detach() for n, v in method(whole).items()})
-        images, rows = method.memory._probe
-        assert torch.equal(images, whole.views[view][:16]) and len(rows) == 16
+@pytest.mark.parametrize(
+    ("memory", "symmetric", "n"),
+    [
+        (Part(MoCoQueue, size=50, momentum=0.5), False, 18),
+        (Part(MoCoQueue, size=50, momentum=0.5), True, 8),
+        (Part(MoCoQueue, size=7, momentum=0.5), False, 8),  # overwritten at once
+        (Part(MemoryBank, num_negatives=24), False, 18),
+    ],
+    ids=["queue", "symmetric", "small queue", "bank"],
+)
+def test_key_drift_follows_a_few_keys_until_they_are_overwritten(memory, symmetric, n):
+    method, drift = make(memory, symmetric=symmetric), KeyDrift()
+    probe = Probe(len(method.memory.stored), isinstance(method.memory, MemoryBank))
+    optimizer = torch.optim.SGD(method.param_groups(0.0), lr=5.0)
+    for step in range(9):
+        whole = batch(n, step)
+        out = method(whole)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        out = {name: value.detach() for name, value in out.items()}
+        method.after_step(whole, out)
+        drift.after_step(method, whole, out)
+        probe.after_step(method, whole)
+        assert drift.scalars(method, None) == pytest.approx(probe.told(method), abs=1e-5)
+    if drift.followed is not None:
+        images, rows = drift.followed
+        assert len(images) == len(rows) == min(n, 16)
         assert images.untyped_storage().nbytes() == images.numel() * 4
 
 
-def test_share_of_same_label_negatives():
+def test_keys_that_are_not_stored_have_no_age_and_a_method_without_memory_nothing_to_say():
+    drift, whole = KeyDrift(), batch(N)
     method = make(MEMORIES["end-to-end"])
+    drift.after_step(method, whole, {})
+    assert drift.scalars(method, None) == {"key_age": 0.0, "key_cosine": 1.0}
+    plain = Method()
+    drift.after_step(plain, whole, {})
+    assert drift.scalars(plain, None) == SameLabel().scalars(plain, torch.zeros(9)) == {}
+
+
+def test_a_bank_of_half_the_embedding_has_an_age_alone():
+    method, drift, whole = make(Part(MemoryBank)), KeyDrift(), batch(N)
+    method.memory = MemoryBank(Linear(8, out_features=3), SAMPLES)
+    method.memory.update(method.encoder, torch.ones(N, 1, 3), torch.ones(N, 1, 3), whole.index)
+    drift.after_step(method, whole, {})
+    assert drift.scalars(method, None) == {"key_age": 1 - N / SAMPLES}
+
+
+def test_share_of_same_label_negatives():
+    method, observer = make(MEMORIES["end-to-end"]), SameLabel()
     whole = batch(N)
+    assert observer.scalars(method, torch.zeros(SAMPLES).long()) == {}  # nothing compared yet
     method(whole)
     labels = torch.zeros(SAMPLES, dtype=torch.int64)
-    assert method.telemetry(labels)["same_label_negatives"] == 100.0
+    assert observer.scalars(method, labels)["same_label_negatives"] == 100.0
     labels[whole.index[:4]] = 1
-    assert method.telemetry(labels)["same_label_negatives"] == 50.0
-    assert "same_label_negatives" not in method.telemetry(torch.full_like(labels, -1))
+    assert observer.scalars(method, labels)["same_label_negatives"] == 50.0
+    assert observer.scalars(method, torch.full_like(labels, -1)) == {}
+    assert observer.scalars(method, None) == {}
 
 
 @pytest.mark.parametrize("name", MEMORIES)
@@ -344,12 +439,57 @@ def test_pretext_accuracy_counts_the_positives_rank(name):
     method = make(MEMORIES[name])
     whole = batch(N)
     out = method(whole)
-    found = method.memory.lookup(out["q"], out["k"], whole.index)
-    logits = torch.cat([found.positives, found.negatives], dim=1)
+    lookup = method.memory.lookup(out["q"][:, 0], out["k"][:, 0], whole.index)
+    logits = torch.cat([lookup.positives, lookup.negatives], dim=1)
     rank = (logits[:, 1:] >= logits[:, :1]).sum(1)
     assert out["top1"] == pytest.approx(100 * (rank == 0).float().mean().item())
     assert out["top5"] == pytest.approx(100 * (rank < 5).float().mean().item())
 
 
-def test_every_registered_memory_is_tested_here():
-    assert {part.target for part in MEMORIES.values()} == set(MEMORY.module_dict.values())
+NEW = '''
+import torch
+from torch.nn import functional as F
+
+from ssl_zoo.config import MEMORY, PositiveInt
+from ssl_zoo.memory.base import Memory
+from ssl_zoo.memory.lookup import Lookup
+from ssl_zoo.system import rng
+
+
+@MEMORY.register_module()
+class Noise(Memory):
+    """Keys of the online encoder among random ones."""
+
+    online_keys = True
+
+    def __init__(self, encoder, *, size: PositiveInt = 32):
+        super().__init__()
+        self.shape = (size, encoder.out_features)
+
+    def encode(self, encoder, images, index):
+        return F.normalize(encoder(images).float(), dim=1)
+
+    def lookup(self, q, k, index):
+        rows, columns = (torch.arange(n) for n in self.shape)
+        noise = rng.uniform(*self.random_keys("noise"), rows[:, None], columns) - 0.5
+        return Lookup(q, k, F.normalize(noise, dim=1))
+'''
+
+
+def test_a_new_memory_is_one_new_file_and_a_block_of_yaml(root, tmp_path):
+    shutil.copytree(root / "ssl_zoo", tmp_path / "ssl_zoo")
+    (tmp_path / "ssl_zoo" / "memory" / "noise.py").write_text(NEW)
+    train = [
+        sys.executable,
+        "-m",
+        "ssl_zoo.cli",
+        "train",
+        str(root / "configs/digits/moco_v2.yaml"),
+    ]
+    train += ["method.memory={type: Noise, size: 40}", "train.epochs=0.1", "evaluations.knn=null"]
+    train += ["--out", str(tmp_path / "run"), "--device", "cpu"]
+    here = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(tmp_path)}}
+    subprocess.run(train, check=True, capture_output=True, **here)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    last = next(line for line in map(json.loads, lines) if line["kind"] == "train")
+    assert last["key_age"] == 0.0 and math.isfinite(last["loss"])

@@ -206,13 +206,13 @@ def test_swav_queue_holds_the_newest_embeddings_and_joins_the_balance():
     written = [step(method, crops(step=number))["z"] for number in range(3)]  # 36 rows
     newest = torch.cat(written)[-20:].transpose(0, 1)  # [2, 20, D]
     for view in range(2):
-        held = {tuple(row) for row in method.queue[view].tolist()}
+        held = {tuple(row) for row in method.queue.z[:, view].tolist()}
         assert held == {tuple(row) for row in newest[view].tolist()}
     batch = crops(step=9)
     z, c = embeddings(method, batch), method.prototypes.weight
     expected = 0.0
     for s in range(2):
-        rows = torch.cat([z[s], method.queue[s]]) @ c.T
+        rows = torch.cat([z[s], method.queue.z[:, s]]) @ c.T
         q = plain_sinkhorn(rows.detach(), 0.1, 3)[:N]
         for v in set(range(4)) - {s}:
             expected -= (q * (z[v] @ c.T / 0.1).log_softmax(dim=1)).sum() / N / 3 / 2
@@ -270,7 +270,7 @@ def test_swav_on_equal_embeddings_is_seen_although_its_codes_are_balanced():
     torch.nn.init.zeros_(method.encoder.head.layers[-1].weight)
     out = method(batch)
     assert "same embedding" in health.verdict({"embedding_std": out["embedding_std"].item()})
-    codes = method._assign(method.prototypes(embeddings(method, batch)[0]), method.queue[0])
+    codes = method._assign(method.prototypes(embeddings(method, batch)[0]), method.queue.z[:, 0])
     assert health.assignment_entropy(codes) > 0.99
 
 

@@ -18,15 +18,19 @@ from ssl_zoo.core import Batch, Method
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import DCL, InfoNCE
 from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
+from ssl_zoo.memory.mochi import MoCHi
+from ssl_zoo.memory.observers import KeyDrift
 from ssl_zoo.methods.contrastive import Contrastive
 from ssl_zoo.methods.moco_v3 import MoCoV3
 from ssl_zoo.methods.nnclr import NNCLR
 from ssl_zoo.methods.ressl import ReSSL
 from ssl_zoo.methods.supcon import SupCon
+from ssl_zoo.system import rng
 
 N, D, SAMPLES = 6, 5, 64
 HEAD = Part(Linear, out_features=D)
 PREDICTOR = Part(MLP, out_features=D, hidden_features=7)
+NT_XENT = Part(EndToEnd, same_view_negatives=True)
 
 
 def contrastive(memory: Part, loss: Part = Part(InfoNCE, temperature=0.2), **others) -> Contrastive:  # noqa: B008
@@ -71,10 +75,12 @@ def assert_equal_with_gradients(method: Method, whole: Batch, equation) -> None:
             torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f"{name} {text}")
 
 
-def train(method: Method, steps: int = 1, n: int = N, **of_batch) -> list[dict[str, Tensor]]:
+def train(
+    method: Method, steps: int = 1, n: int = N, first: int = 0, **of_batch
+) -> list[dict[str, Tensor]]:
     optimizer = torch.optim.SGD(method.param_groups(0.0), lr=0.5)
     outputs = []
-    for step in range(steps):
+    for step in range(first, first + steps):
         whole = batch(n, step, **of_batch)
         out = method(whole)
         optimizer.zero_grad()
@@ -94,9 +100,10 @@ def train(method: Method, steps: int = 1, n: int = N, **of_batch) -> list[dict[s
     [
         Part(MoCoQueue, size=20, momentum=0.9),
         Part(EndToEnd),
-        Part(EndToEnd, symmetric=True),
+        Part(EndToEnd, same_view_negatives=True),
+        Part(MoCHi, size=20, hardest=6, mix_negatives=4, mix_query=3),
     ],
-    ids=["queue", "end-to-end", "NT-Xent"],
+    ids=["queue", "end-to-end", "NT-Xent", "MoCHi"],
 )
 def test_a_symmetric_loss_is_the_mean_of_both_directions(memory):
     def both_ways(method, whole):
@@ -112,10 +119,11 @@ def test_moco_v2_plus_enqueues_the_keys_of_both_views_view_after_view():
     before, whole = copy.deepcopy(method), batch(N)
     train(method)
     first, second = (unit(before.memory.key_encoder(x)) for x in whole.views)
-    queue = torch.cat([second, first, before.memory.queue[2 * N :]])
-    torch.testing.assert_close(method.memory.queue, queue)
-    assert method.memory.index.tolist() == [*whole.index.tolist() * 2, *[-1] * (20 - 2 * N)]
-    assert method.memory.head == 2 * N
+    keys = torch.cat([second, first, before.memory.stored[2 * N :]])
+    torch.testing.assert_close(method.memory.stored, keys)
+    queue = method.memory.queue
+    assert queue.index.tolist() == [*whole.index.tolist() * 2, *[-1] * (20 - 2 * N)]
+    assert queue.pushed == 2 * N
 
 
 def test_moco_v2_plus_takes_one_momentum_step_an_optimiser_step():
@@ -129,10 +137,14 @@ def test_moco_v2_plus_takes_one_momentum_step_an_optimiser_step():
 
 
 def test_moco_v2_plus_follows_the_key_that_it_says_it_follows():
-    method = contrastive(Part(MoCoQueue, size=4 * N, momentum=1.0), symmetric=True)
-    for steps in (1, 2, 3):
-        train(method, steps)
-        assert method.telemetry(None)["key_cosine"] == pytest.approx(1.0, abs=1e-5)
+    method, drift = (
+        contrastive(Part(MoCoQueue, size=4 * N, momentum=1.0), symmetric=True),
+        KeyDrift(),
+    )
+    for number in range(6):
+        (out,) = train(method, first=number)
+        drift.after_step(method, batch(N, number), out)
+        assert drift.scalars(method, None)["key_cosine"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_moco_v2_plus_fills_its_queue_in_half_the_steps():
@@ -149,6 +161,109 @@ def test_a_memory_bank_has_no_key_for_a_second_view_and_says_so():
     assert Contrastive.views_needed(memory=Part(MoCoQueue), symmetric=True) == 2
 
 
+class Counted(TinyNet):
+    """Counts its passes."""
+
+    passes = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(("memory", "passes"), [(Part(EndToEnd), 2), (NT_XENT, 2)])
+def test_symmetric_and_end_to_end_nothing_is_encoded_twice(memory, passes):
+    backbone, loss = Counted(), Part(InfoNCE)
+    Contrastive(backbone, SAMPLES, head=HEAD, memory=memory, loss=loss, symmetric=True)(batch(N))
+    assert backbone.passes == passes
+
+
+def test_symmetric_directions_into_one_dictionary_are_one_look_up():
+    whole = batch(N)
+    for memory, count in ((Part(MoCoQueue, size=20), 1), (NT_XENT, 1), (Part(EndToEnd), 2)):
+        method, seen = contrastive(memory, symmetric=True), []
+        method.loss.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        method(whole)
+        assert [len(lookup.q) for lookup in seen] == [2 * N // count] * count
+
+
+def test_simclr_is_nt_xent_written_out():
+    def equation(method, whole):
+        z = torch.cat([unit(method.encoder(x)) for x in whole.views])
+        loss = 0
+        for i in range(2 * N):
+            others = [j for j in range(2 * N) if j != i]
+            scores = [z[i] @ z[j] / 0.2 for j in others]
+            loss = loss + cross_entropy(scores, others.index((i + N) % (2 * N))) / (2 * N)
+        return loss
+
+    assert_equal_with_gradients(contrastive(NT_XENT, symmetric=True), batch(N), equation)
+
+
+# MoCHi.
+
+
+def mochi(**others) -> Contrastive:
+    sizes = {"size": 20, "momentum": 0.9, "hardest": 6, "mix_negatives": 4, "mix_query": 3}
+    return contrastive(Part(MoCHi, **sizes | others))
+
+
+def test_mochi_is_its_equations_and_mixtures_are_constants():
+    def equation(method, whole):
+        memory = method.memory
+        q = unit(method.encoder(whole.views[0]))
+        k = unit(memory.key_encoder(whole.views[1])).detach()
+        loss = 0
+        for i, row in enumerate(whole.index):
+
+            def drawn(what, count, purpose, row=row):
+                keys = (memory.seed, memory.steps, purpose, row, torch.arange(count))
+                return rng.integers(6, *keys) if what == "place" else rng.uniform(*keys)
+
+            n = sorted(memory.stored, key=lambda key, i=i: -(q[i] @ key).item())[:6]
+            h = []
+            for a, x, y in zip(
+                drawn("share", 4, "a"), drawn("place", 4, "i"), drawn("place", 4, "j"), strict=True
+            ):
+                h.append(a * n[x] + (1 - a) * n[y])
+            places = drawn("place", 3, "with query")
+            for b, x in zip(drawn("share", 3, "b") / 2, places, strict=True):
+                assert 0 <= b < 0.5
+                h.append(b * q[i].detach() + (1 - b) * n[x])
+            negatives = [*memory.stored, *(x / x.norm() for x in h)]
+            scores = [q[i] @ k[i], *(q[i] @ x for x in negatives)]
+            loss = loss + cross_entropy([score / 0.2 for score in scores], 0) / N
+        return loss
+
+    method = mochi()
+    train(method, 3)
+    method.zero_grad()
+    assert_equal_with_gradients(method, batch(N, 3), equation)
+
+
+def test_mochi_warms_up_as_moco():
+    method, plain = mochi(warmup_steps=2), contrastive(Part(MoCoQueue, size=20, momentum=0.9))
+    plain.load_state_dict(method.state_dict())
+    for number in range(4):
+        (ours,), (theirs,) = (train(m, first=number) for m in (method, plain))
+        assert torch.equal(ours["loss"], theirs["loss"]) == (number < 2)
+
+
+def test_mochis_mixtures_count_as_negatives_and_are_new_at_each_step():
+    method, whole = mochi(), batch(N)
+    q = unit(torch.randn(N, D))
+    lookup = method.memory.lookup(q, q, whole.index)
+    assert lookup.num_negatives == 20 + 4 + 3
+    torch.testing.assert_close(lookup.extra.norm(dim=2), torch.ones(N, 7))
+    method.memory.steps += 1
+    assert not torch.equal(method.memory.lookup(q, q, whole.index).extra, lookup.extra)
+
+
+def test_mochi_without_as_many_keys_as_it_mixes_is_refused():
+    with pytest.raises(ConfigError, match="hardest: too large"):
+        mochi(hardest=21)
+
+
 # DCL.
 
 
@@ -157,7 +272,8 @@ def test_a_memory_bank_has_no_key_for_a_second_view_and_says_so():
 )
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 def test_dcl_and_dclw_with_simclrs_look_up_equal_lightlys(sigma, theirs):
-    method = contrastive(Part(EndToEnd, symmetric=True), Part(DCL, temperature=0.2, sigma=sigma))
+    loss = Part(DCL, temperature=0.2, sigma=sigma)
+    method = contrastive(NT_XENT, loss, symmetric=True)
     assert_equal_with_gradients(
         method, batch(N), lambda other, whole: theirs(*(other.encoder(x) for x in whole.views))
     )
@@ -177,8 +293,10 @@ def classical(root: Path, recipe: str, override: str) -> Contrastive:
 def test_the_classical_recipes_take_dcl(root, recipe):
     method, whole = classical(root, recipe, "method.loss={type: DCL, temperature: 0.2}"), batch(N)
     out = method(whole)
-    found = method.memory.lookup(out["q"], out["k"], whole.index)
-    expected = (found.negatives / 0.2).logsumexp(1) - found.positives[:, 0] / 0.2
+    q, k = (list(out[name].unbind(dim=1)) for name in ("q", "k"))
+    k = q[::-1] if method.symmetric else k  # SimCLR: one view's query is the other's key
+    (lookup,) = method.memory.lookups(q, k, whole.index)
+    expected = (lookup.negatives / 0.2).logsumexp(1) - lookup.positives[:, 0] / 0.2
     torch.testing.assert_close(out["loss"], expected.mean())
 
 
@@ -289,7 +407,7 @@ def test_supcon_without_any_label_is_refused():
 
 
 def test_supcon_on_a_batch_without_labels_is_simclr():
-    simclr = contrastive(Part(EndToEnd, symmetric=True))
+    simclr = contrastive(NT_XENT, symmetric=True)
     supcon = SupCon(TinyNet(), LABELS, head=HEAD, temperature=0.2)
     supcon.encoder = simclr.encoder
     whole = batch(N)
@@ -308,8 +426,8 @@ def test_nnclr_equals_its_equation_and_neighbours_carry_no_gradient():
         for z, other in ((z1, z2), (z2, z1)):
             p = unit(method.predictor(other))
             for i in range(N):
-                distance = [(unit(z.detach())[i] - row).norm() for row in method.queue]
-                nn_i = method.queue[min(range(len(distance)), key=lambda j: distance[j])]
+                distance = [(unit(z.detach())[i] - row).norm() for row in method.queue.z]
+                nn_i = method.queue.z[min(range(len(distance)), key=lambda j: distance[j])]
                 scores = [nn_i @ p[k] / method.temperature for k in range(N)]
                 loss = loss + cross_entropy(scores, i) / N / 2
         return loss
@@ -324,15 +442,16 @@ def test_nnclr_equals_its_equation_and_neighbours_carry_no_gradient():
 @pytest.mark.parametrize("n", [1, 6, 13])
 def test_nnclrs_support_set_holds_the_newest_embeddings_of_the_first_view(size, n):
     method = nnclr(size)
-    newest = list(method.queue.clone())
+    newest = list(method.queue.z.clone())
     for step in range(4):
         whole = batch(n, step)
         out = {name: value.detach() for name, value in method(whole).items()}
-        assert torch.equal(method.queue[method.oldest], newest[0])  # not yet written
+        oldest = method.queue.pushed % size
+        assert torch.equal(method.queue.z[oldest], newest[0])  # not yet written
         newest = [*newest, *unit(method.encoder(whole.views[0]).detach())][-size:]
         method.after_step(whole, out)
-    order = (int(method.oldest) + torch.arange(size)) % size  # oldest first
-    torch.testing.assert_close(method.queue[order], torch.stack(newest))
+    order = (int(method.queue.pushed) + torch.arange(size)) % size  # oldest first
+    torch.testing.assert_close(method.queue.z[order], torch.stack(newest))
 
 
 # ReSSL.
@@ -342,7 +461,7 @@ def test_ressl_equals_its_equation():
     def equation(method, whole):
         q = unit(method.encoder(whole.views[0]))  # strong
         k = unit(method.memory.key_encoder(whole.views[1]))  # weak
-        queue, loss = method.memory.queue, 0
+        queue, loss = method.memory.stored, 0
         for i in range(N):
             target = torch.stack([k[i] @ row / 0.04 for row in queue]).softmax(0)
             scores = [q[i] @ row / 0.1 for row in queue]
@@ -361,7 +480,7 @@ def test_ressl_enqueues_the_teachers_keys_and_the_teacher_follows_once_a_step():
     before, whole = copy.deepcopy(method), batch(N)
     train(method)
     weak = unit(before.memory.key_encoder(whole.views[1]))
-    torch.testing.assert_close(method.memory.queue[:N], weak)
+    torch.testing.assert_close(method.memory.stored[:N], weak)
     old, new = before.encoder.parameters(), method.encoder.parameters()
     for a, b, k in zip(old, new, method.memory.key_encoder.parameters(), strict=True):
         torch.testing.assert_close(k, 0.75 * a + 0.25 * b)

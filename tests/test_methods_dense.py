@@ -148,27 +148,27 @@ def test_cmc_is_nce_from_each_view_to_the_other_views_bank():
     for i, row in enumerate(batch.index):
         z_l = unit(heads.l(backbone.l(x_l[i : i + 1]))[0])
         z_ab = unit(heads.ab(backbone.ab(x_ab[i : i + 1]))[0])
-        torch.testing.assert_close(out["z_l"][i], z_l)
-        torch.testing.assert_close(out["z_ab"][i], z_ab)
+        torch.testing.assert_close(out["z_l"][i, 0], z_l)
+        torch.testing.assert_close(out["z_ab"][i, 0], z_ab)
         for z, bank, loss in (
-            (z_l, method.bank_ab, method.loss_l),
-            (z_ab, method.bank_l, method.loss_ab),
+            (z_l, method.bank_ab, method.loss),
+            (z_ab, method.bank, method.loss_ab),
         ):
-            negatives = bank.features[bank._other_rows(batch.index)]
-            total = total + nce(z, bank.features[row], negatives, loss.log_z, 0.3)
+            negatives = bank.stored[bank._other_rows(batch.index)]
+            total = total + nce(z, bank.stored[row], negatives, loss.log_z, 0.3)
     assert_same_with_gradients(method, out["loss"], total / N)
 
 
 def test_each_cmc_bank_keeps_its_own_view():
     method, batch = cmc()
-    before = {name: getattr(method, name).features.clone() for name in ("bank_l", "bank_ab")}
+    before = {name: getattr(method, name).stored.clone() for name in ("bank", "bank_ab")}
     out = {name: value.detach() for name, value in method(batch).items()}
     method.after_step(batch, out)
-    for name, z in (("bank_l", out["z_l"]), ("bank_ab", out["z_ab"])):
+    for name, z in (("bank", out["z_l"]), ("bank_ab", out["z_ab"])):
         expected = before[name].clone()
         for i, row in enumerate(batch.index):
-            expected[row] = unit(expected[row] + z[i])
-        torch.testing.assert_close(getattr(method, name).features, expected)
+            expected[row] = unit(expected[row] + z[i, 0])
+        torch.testing.assert_close(getattr(method, name).stored, expected)
 
 
 def test_cmc_refuses_a_network_without_two_halves(root):
@@ -225,12 +225,12 @@ def test_pirl_is_nce_of_the_transformed_and_of_the_image_to_the_bank(transform):
     method, batch = pirl(transform)
     out = method(batch)
     bank, key = method.memory, method.random_key(transform, batch.index)
-    negatives = bank.features[bank._other_rows(batch.index)]
+    negatives = bank.stored[bank._other_rows(batch.index)]
     total = 0
     for i, row in enumerate(batch.index):
         f = unit(method.encoder(batch.views[0][i : i + 1])[0])
         g = g_of(method, batch.views[1][i], key[i : i + 1])
-        of = [nce(z, bank.features[row], negatives, method.loss.log_z, 0.3) for z in (g, f)]
+        of = [nce(z, bank.stored[row], negatives, method.loss.log_z, 0.3) for z in (g, f)]
         total = total + 0.3 * of[0] + 0.7 * of[1]
     assert_same_with_gradients(method, out["loss"], total / N)
 
@@ -238,12 +238,12 @@ def test_pirl_is_nce_of_the_transformed_and_of_the_image_to_the_bank(transform):
 @pytest.mark.parametrize("transform", ["jigsaw", "rotation"])
 def test_the_bank_keeps_the_untransformed_image(transform):
     method, batch = pirl(transform)
-    expected = method.memory.features.clone()
+    expected = method.memory.stored.clone()
     f = F.normalize(method.encoder(batch.views[0]), dim=1).detach()
     for i, row in enumerate(batch.index):
         expected[row] = unit(expected[row] + f[i])
     method.after_step(batch, {name: value.detach() for name, value in method(batch).items()})
-    torch.testing.assert_close(method.memory.features, expected)
+    torch.testing.assert_close(method.memory.stored, expected)
 
 
 @pytest.mark.parametrize("transform", ["jigsaw", "rotation"])
@@ -429,7 +429,7 @@ def test_densecl_is_moco_for_the_image_and_for_each_place_with_its_match():
         with torch.no_grad():
             f_k = keys.backbone.feature_map(x_k[None])[0]
             k = unit(keys.head(f_k.mean(dim=(1, 2))[None])[0])
-        image_losses.append(info_nce(q, k, method.queue, 0.3))
+        image_losses.append(info_nce(q, k, method.queue.keys, 0.3))
         places = [(i, j) for i in range(3) for j in range(3)]
         for i, j in places:
             r = unit(method.encoder.dense_head(f_q[:, i, j][None])[0])
@@ -437,7 +437,7 @@ def test_densecl_is_moco_for_the_image_and_for_each_place_with_its_match():
             a, b = places[max(range(9), key=lambda s: cosines[s].item())]
             with torch.no_grad():
                 t = unit(keys.dense_head(f_k[:, a, b][None])[0])
-            place_losses.append(info_nce(r, t, method.dense_queue, 0.3))
+            place_losses.append(info_nce(r, t, method.queue.dense_keys, 0.3))
     expected = 0.6 * sum(image_losses) / N + 0.4 * sum(place_losses) / (9 * N)
     assert_same_with_gradients(method, method(batch)["loss"], expected)
 
@@ -447,14 +447,20 @@ def test_the_dense_queue_takes_the_mean_of_an_images_keys():
     out = {name: value.detach() for name, value in method(batch).items()}
     keys = method.key_encoder.encoder
     _, k, t = keys(batch.views[1])
-    queue, dense_queue = method.queue.clone(), method.dense_queue.clone()
+    queue, dense_queue = method.queue.keys.clone(), method.queue.dense_keys.clone()
     method.after_step(batch, out)
     for i in range(N):
-        torch.testing.assert_close(method.queue[i], unit(k[i]).detach())
-        torch.testing.assert_close(method.dense_queue[i], unit(t[i].mean(dim=0)).detach())
-    assert torch.equal(method.index[:N], batch.index)
-    assert torch.equal(method.queue[N:], queue[N:])
-    assert torch.equal(method.dense_queue[N:], dense_queue[N:])
+        torch.testing.assert_close(method.queue.keys[i], unit(k[i]).detach())
+        torch.testing.assert_close(method.queue.dense_keys[i], unit(t[i].mean(dim=0)).detach())
+    assert torch.equal(method.queue.keys[N:], queue[N:])
+    assert torch.equal(method.queue.dense_keys[N:], dense_queue[N:])
+
+
+def test_densecls_temperature_is_read_at_each_step():
+    method, batch = densecl()
+    before = method(batch)["loss"]
+    method.temperature = 3.0  # as a schedule sets it
+    assert method(batch)["loss"] != before
 
 
 def test_keys_start_as_queries_and_follow_once_a_step_heads_included():

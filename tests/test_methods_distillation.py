@@ -216,6 +216,15 @@ def test_nonsense_is_refused(name):
         assert caught.value.key in wrong
 
 
+@pytest.mark.parametrize("name", ["DINO", "IBOT"])
+def test_the_centers_momentum_may_change_from_step_to_step(name):
+    method = MAKE[name]()
+    train(method, [batch(seed=0)])
+    was, method.center_momentum = method.center.c.clone(), 0.5
+    out = train(method, [batch(seed=1)])
+    torch.testing.assert_close(method.center.c, 0.5 * was + 0.5 * out["g_t"].mean(dim=0))
+
+
 def test_freezing_the_last_layer_of_a_head_that_has_none_is_refused():
     with pytest.raises(ConfigError, match="DINOHead") as caught:
         DINO(tiny.TinyNet(), head=PROJECTION, frozen_steps=3)

@@ -187,6 +187,28 @@ def test_masks_are_of_the_sample_and_the_step_alone(name):
     assert not torch.equal(method(whole)["loss"], before)
 
 
+@pytest.mark.parametrize("name", [name for name in MAKE if name != "IJEPA"])
+def test_the_share_that_is_masked_may_change_from_step_to_step(name, monkeypatch):
+    method, counts = MAKE[name](vit()), []
+    calls = spy(monkeypatch, method.encoder.backbone, "tokens")
+    for method.mask_ratio in (0.25, 0.75, 0.0):
+        assert method(batch())["loss"].isfinite()
+        (_, *masked), named, _ = calls[-1]
+        counts.append(L - named["kept"].shape[1] if named else masked[0].sum().item() // N)
+    unit = 4 if name == "SimMIM" else 1  # patches that are masked together
+    assert counts == [4, 12, unit]
+
+
+def test_ijepas_shares_may_change_from_step_to_step():
+    method = MAKE["IJEPA"](vit())
+    method.target_scale, method.context_scale, method.context_kept = 0.25, 1.0, 0.125
+    context, targets = method.blocks(torch.arange(N))
+    assert context.shape == (N, 2) and targets.shape == (N, 4, 4)
+    with pytest.raises(ConfigError, match="at most context_scale") as caught:
+        IJEPA(vit(), predictor=DECODER, context_scale=0.3)
+    assert caught.value.key == "context_kept"
+
+
 # MAE
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ssl_zoo import config
-from ssl_zoo.study import ablation
-from ssl_zoo.study.baselines import Baselines, depends_on
+from ssl_zoo.study.baselines import Baselines
+from ssl_zoo.study.grid import Study, expand
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
@@ -30,22 +30,31 @@ def entries():
         yield found
 
 
-def finished(grid, folder, arms) -> ablation.Study:
+def knn(top1):
+    return {
+        "type": "KNN",
+        "metrics": {"top1": top1, "top5": 99.0},
+        "main": "top1",
+        "protocol": PROTOCOL,
+        "hash": "1a2b",
+    }
+
+
+def finished(grid, folder, arms) -> Study:
     """A study in which these arms are finished."""
-    study = ablation.expand(grid, folder / grid.stem)
+    study = expand(grid, folder / grid.stem)
     known = Baselines(study.out / "baselines.json")
     for run in study.runs:
         if run.arm in arms:
             run.folder.mkdir(parents=True)
             config.dump(run.config, run.folder / "config.yaml")
-            knn = {"top1": 80.25, "top5": 99.0, "protocol": PROTOCOL}
-            (run.folder / "result.json").write_text(json.dumps({"knn": knn}))
+            result = {"evaluations": {"knn": knn(80.25)}}
+            (run.folder / "result.json").write_text(json.dumps(result))
             environment = {"versions": {"torch": "2.15.0"}, "device": "cpu: a <fake>", "cores": 2}
             environment |= {"git_commit": "0123456789", "started": "2026-11-22T18:00:00+0000"}
             (run.folder / "environment.json").write_text(json.dumps(environment))
-            for top1, of in zip((79.5, 70.0), depends_on(run.config).values(), strict=True):
-                if known.find(of) is None:
-                    known.keep(of, {"top1": top1, "top5": 99.0, "protocol": PROTOCOL})
+            if None in known.of(run)["knn"].values():
+                known.keep(run, "knn", {"raw pixels": knn(79.5), "random backbone": knn(70.0)})
     return study
 
 
@@ -82,7 +91,7 @@ def test_check_says_that_a_page_is_old(tmp_path, monkeypatch, capsys):
 
 def test_every_method_and_every_arm_has_a_line(entries):
     page = methods_page.render({})
-    arms = [run.arm for run in ablation.expand(methods_page.ZOO).runs]
+    arms = [run.arm for run in expand(methods_page.ZOO).runs]
     files = {path.stem for path in (ROOT / "ssl_zoo" / "methods").glob("[!_]*.py")}
     assert set(arms) <= {entry.name for entry in entries}
     assert files == {entry.file.stem for entry in entries}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,9 +13,13 @@ from tiny import TinyNet
 from torch import nn
 from torch.nn import functional as F
 
-from ssl_zoo import experiment  # noqa: F401
+from ssl_zoo import (
+    config,
+    experiment,  # noqa: F401
+    heads,
+)
 from ssl_zoo.backbones import Timm
-from ssl_zoo.cli.main import KINDS
+from ssl_zoo.cli.list_command import KINDS
 from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, Registry, bind
 from ssl_zoo.core import Encoder, MomentumEncoder
 from ssl_zoo.heads import MLP, Linear
@@ -258,7 +264,7 @@ def test_random_numbers_agree_between_devices():
 
 def test_everything_registered_has_a_line_and_what_has_a_paper_cites_it():
     for kind, registry in KINDS.items():
-        for name, line, paper in registry.summary():
+        for name, line, paper in getattr(config, registry).summary():
             assert line and line.endswith((".", ")", ".")), (kind, name)
             if kind in ("methods", "memory", "losses"):
                 assert paper, f"{kind}: {name} cites no paper"
@@ -278,6 +284,28 @@ def test_a_users_part_is_registered_and_built_like_ours():
     assert (built.given, built.size) == ("x", 3)
     with pytest.raises(ConfigError, match="nearest:  Thing"):
         bind(registry, {"type": "thing"})(given="x")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "MLP", "hidden_features": 0},
+        {"type": "Linear", "out_features": 0},
+        {"type": "DINOHead", "bottleneck_features": 0},
+        {"type": "DiscreteVAE", "vocabulary": 1},
+        {"type": "ViTDecoder", "depth": 0},
+    ],
+    ids=lambda block: block["type"],
+)
+def test_heads_refuse_widths_and_depths_of_nothing(block):
+    with pytest.raises(ConfigError, match="too small") as caught:
+        bind(HEADS, block, "method.head")
+    assert caught.value.key == f"method.head.{list(block)[1]}"
+
+
+def test_every_file_of_heads_is_imported():
+    files = Path(heads.__file__).parent.glob("[!_]*.py")
+    assert {f"ssl_zoo.heads.{path.stem}" for path in files} <= sys.modules.keys()
 
 
 def test_heads_build_from_yaml_blocks():

@@ -10,7 +10,7 @@ import pytest
 
 from ssl_zoo import cli, config, experiment
 from ssl_zoo.config import MEMORY, bind
-from ssl_zoo.study import ablation
+from ssl_zoo.study.grid import expand
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -58,7 +58,7 @@ def test_every_command_in_the_docs_is_accepted(file, command, monkeypatch):
     if words[0] == "train":
         experiment.parse(config.load(arguments.config, arguments.overrides))
     elif words[0] == "ablate":
-        study = ablation.expand(arguments.grid, arguments.out, arguments.overrides, arguments.base)
+        study = expand(arguments.grid, arguments.out, arguments.overrides, arguments.base)
         assert study.runs
 
 

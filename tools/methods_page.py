@@ -16,7 +16,7 @@ import re
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without ins
 from ssl_zoo import config
 from ssl_zoo.config import METHODS, Part, signature
 from ssl_zoo.core import Family
-from ssl_zoo.experiment import parse, views_needed
-from ssl_zoo.study import ablation
-from ssl_zoo.study.baselines import PIXELS, RANDOM
-from ssl_zoo.study.report.results import Outcome, protocols, rows
+from ssl_zoo.evaluation.base import UNTRAINED
+from ssl_zoo.experiment import changes, parse, views_needed
+from ssl_zoo.study.grid import expand
+from ssl_zoo.study.report.results import Outcome, protocols, read
 from ssl_zoo.study.report.tables import spread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,7 +166,7 @@ def entries() -> list[Entry]:
 
 def arms(grid: Path) -> list[Entry]:
     """The arms of a grid, each once, in its order."""
-    study = ablation.expand(grid)
+    study = expand(grid)
     by_arm = {}
     for run in study.runs:
         if run.arm not in by_arm:
@@ -279,40 +279,41 @@ def study_results(
     grid = grids.get(folder.resolve().name)
     if grid is None:
         raise ValueError(f"{folder}: expected a folder named {' or '.join(grids)}, as the study is")
-    study, known = ablation.expand(grid, folder), known or {}
-    measured, table = {}, []
-    for row in rows(study):
-        differing = [changes(outcome) for outcome in row.finished]
+    study, known = expand(grid, folder), known or {}
+    table = read(study)
+    measured, rows = {}, []
+    for row in table.rows:
+        differing = [differences(outcome) for outcome in row.finished]
         if any(differing):
             print(f"left out: {row.arm}, whose config has changed: {'; '.join(max(differing))}")
-        elif row.knn:
+        elif row.scores("knn"):
             environment = row.finished[-1].environment
             measured[row.arm] = {
-                "knn": row.knn,
-                "random": row.against(RANDOM),
-                "pixels": row.against(PIXELS),
+                "knn": row.scores("knn"),
+                "random": row.against("knn", UNTRAINED),
+                "pixels": row.against("knn", "raw pixels"),
                 "date": environment["started"][:10],
                 "commit": (environment["git_commit"] or "unknown")[:7],
                 "machine": machine or in_words(environment),
                 "torch": environment["versions"]["torch"],
             }
-            table.append(row)
+            rows.append(row)
         elif row.arm in known.get("arms", {}):
             measured[row.arm] = known["arms"][row.arm]
-    if not table:
+    if not rows:
         raise ValueError(f"{folder}: no finished run of {grid.relative_to(ROOT)}")
+    ways = protocols(replace(table, rows=rows))
     return {
         "command": f"ssl-zoo ablate {grid.relative_to(ROOT)}",
         "seeds": sorted({run.seed for run in study.runs}),
-        "protocol": list(dict.fromkeys([*known.get("protocol", []), *protocols(table)])),
+        "protocol": list(dict.fromkeys([*known.get("protocol", []), *ways])),
         "arms": measured,
     }
 
 
-def changes(outcome: Outcome) -> list[str]:
-    """What differs between the config that a run was trained with and the arm's of today."""
-    trained = config.load(outcome.run.folder / "config.yaml").data
-    return config.differences(trained, outcome.run.config)
+def differences(outcome: Outcome) -> list[str]:
+    """Between the config that a run was trained with and the arm's of today."""
+    return changes(outcome.run.files.config(), outcome.run.config)
 
 
 def in_words(environment: dict[str, Any]) -> str:

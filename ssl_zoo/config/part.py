@@ -29,7 +29,7 @@ from ssl_zoo.config.registry import Registry
 
 # A key that begins so is whole already: a method objects to its backbone, or to its data.
 _SECTIONS = ("backbone.", "data.")
-# Keys of earlier versions, and what stands in their place.
+# Keys of earlier versions, of any block or of one type's, and what stands in their place.
 RENAMED = {
     "knn": "evaluations: {knn: {type: KNN, ...}}",
     "centre_momentum": "center_momentum",
@@ -37,6 +37,7 @@ RENAMED = {
     "normalise_pixels": "normalize_pixels",
     "drop_colours": "drop_colors",
     "neighbours": "neighbors",
+    "EndToEnd.symmetric": "same_view_negatives here, and symmetric of method",
 }
 
 
@@ -195,10 +196,11 @@ def _call(target: Callable, arguments: Mapping, key: str, others: Mapping) -> Pa
         if name not in parameters:
             handed = f" ('{name}' is handed over by the code)" if name in offered else ""
             valid = [*parameters, *others]
+            renamed = RENAMED.get(f"{target_name}.{name}") or RENAMED.get(name)
             raise ConfigError(
                 join(key, name),
                 f"unknown key of {target_name}{handed}",
-                found=repr(name) + (f", now {RENAMED[name]}" if name in RENAMED else ""),
+                found=repr(name) + (f", now {renamed}" if renamed else ""),
                 expected=f"one of {', '.join(valid)}" if valid else "no keys at all",
                 nearest=closest(name, valid),
             )

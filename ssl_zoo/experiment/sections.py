@@ -56,6 +56,8 @@ from ssl_zoo.system.rng import seed_all
 _OBSERVERS = {
     "telemetry": bind(OBSERVERS, {"type": "Telemetry"}),
     "collapse": bind(OBSERVERS, {"type": "Collapse"}),
+    "keys": bind(OBSERVERS, {"type": "KeyDrift"}),
+    "labels": bind(OBSERVERS, {"type": "SameLabel"}),
 }
 
 

@@ -6,37 +6,50 @@ InfoNCE and NCE never keep the matrix of similarities; see `Lookup`.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import LOSSES, above
-from ssl_zoo.memory.base import Lookup
+from ssl_zoo.config import LOSSES, PositiveFloat, Scheduled
+from ssl_zoo.memory import Lookup
 from ssl_zoo.system import distributed
+
+
+class Scored(NamedTuple):
+    """A loss [], and for each query how many negatives are as near as its positive, [R]."""
+
+    loss: Tensor
+    nearer: Tensor
+
+
+def accuracy(nearer: Tensor) -> dict[str, Tensor]:
+    """Pretext accuracy: is the positive the nearest key (top1), or among five (top5)? In %."""
+    return {f"top{n}": 100 * (nearer < n).float().mean() for n in (1, 5)}
+
+
+def info_nce(lookup: Lookup, temperature: float) -> Scored:
+    """L = -log exp(q.k+/t) / (exp(q.k+/t) + sum_i exp(q.k_i/t)) (arXiv:1911.05722, eq. 1)."""
+    pos = lookup.positives[:, 0] / temperature  # [R]
+    neg, nearer = lookup.logsumexp(temperature)  # [R]
+    return Scored(F.softplus(neg - pos).mean(), nearer)  # -log(e^pos / (e^pos + e^neg))
 
 
 @LOSSES.register_module()
 class InfoNCE(nn.Module):
-    """L = -log exp(q.k+/t) / (exp(q.k+/t) + sum_i exp(q.k_i/t)) (arXiv:1911.05722, eq. 1).
+    """`info_nce` (arXiv:1807.03748).
 
     Args:
         temperature: t; 0.07 in MoCo v1 and InstDisc, 0.2 in v2.
     """
 
-    def __init__(self, *, temperature: float = 0.07):
+    def __init__(self, *, temperature: Scheduled[PositiveFloat] = 0.07):
         super().__init__()
-        self.validate(temperature=temperature)
         self.temperature = temperature
 
-    @staticmethod
-    def validate(*, temperature: float = 1.0) -> None:
-        above("temperature", temperature, 0)
-
-    def forward(self, lookup: Lookup) -> Tensor:
-        pos = lookup.positives[:, 0] / self.temperature  # [R]
-        neg = lookup.logsumexp(self.temperature)  # [R]
-        return F.softplus(neg - pos).mean()  # -log(e^pos / (e^pos + e^neg))
+    def forward(self, lookup: Lookup) -> Scored:
+        return info_nce(lookup, self.temperature)
 
 
 @LOSSES.register_module()
@@ -52,20 +65,17 @@ class DCL(nn.Module):
         sigma: s of DCLW, 0.5 in the paper; null for DCL, w = 1.
     """
 
-    def __init__(self, *, temperature: float = 0.1, sigma: float | None = None):
+    def __init__(
+        self, *, temperature: Scheduled[PositiveFloat] = 0.1, sigma: PositiveFloat | None = None
+    ):
         super().__init__()
-        self.validate(temperature=temperature, sigma=sigma)
         self.temperature, self.sigma = temperature, sigma
 
-    @staticmethod
-    def validate(*, temperature: float = 1.0, sigma: float | None = None) -> None:
-        above("temperature", temperature, 0)
-        above("sigma", sigma, 0)
-
-    def forward(self, lookup: Lookup) -> Tensor:
+    def forward(self, lookup: Lookup) -> Scored:
         pos = lookup.positives[:, 0]  # [R]
-        neg = lookup.logsumexp(self.temperature)  # [R]
-        return (neg - self._weight(pos.detach()) * pos / self.temperature).mean()
+        neg, nearer = lookup.logsumexp(self.temperature)  # [R]
+        weighted = self._weight(pos.detach()) * pos / self.temperature
+        return Scored((neg - weighted).mean(), nearer)
 
     def _weight(self, pos: Tensor) -> Tensor | float:
         if self.sigma is None:
@@ -87,18 +97,13 @@ class NCE(nn.Module):
         temperature: t.
     """
 
-    def __init__(self, num_samples: int, *, temperature: float = 0.07):
+    def __init__(self, num_samples: int, *, temperature: PositiveFloat = 0.07):
         super().__init__()
-        self.validate(temperature=temperature)
         self.num_samples, self.temperature = num_samples, temperature
         self.register_buffer("log_z", torch.tensor(math.nan))  # nan: not estimated yet
         self.known = False
 
-    @staticmethod
-    def validate(*, temperature: float = 1.0) -> None:
-        above("temperature", temperature, 0)
-
-    def forward(self, lookup: Lookup) -> Tensor:
+    def forward(self, lookup: Lookup) -> Scored:
         pos = lookup.positives[:, 0] / self.temperature  # [R]
         if self.training and not self.known:
             self.known = not self.log_z.isnan().item()  # a checkpoint may have brought it
@@ -107,13 +112,15 @@ class NCE(nn.Module):
         log_noise = math.log(lookup.num_negatives / self.num_samples)  # log(m Pn)
         # h = P / (P + m Pn) = sigmoid(log P - log(m Pn)), and -log sigmoid(x) = softplus(-x).
         even = self.log_z + log_noise  # where h = 1/2
-        return (F.softplus(even - pos) + lookup.softplus_sum(self.temperature, even)).mean()
+        neg, nearer = lookup.softplus_sum(self.temperature, even)  # [R]
+        return Scored((F.softplus(even - pos) + neg).mean(), nearer)
 
     @torch.no_grad()
     def _estimate(self, pos: Tensor, lookup: Lookup) -> None:
         """log Z = log n + log of the mean of exp(q.k / t) over all pairs of all ranks."""
         pairs = len(pos) * (1 + lookup.num_negatives)
-        log_sum = torch.logaddexp(pos, lookup.logsumexp(self.temperature)).logsumexp(0)
+        neg, _ = lookup.logsumexp(self.temperature)
+        log_sum = torch.logaddexp(pos, neg).logsumexp(0)
         ranks = distributed.gather((log_sum - math.log(pairs))[None])  # [world]
         log_mean = torch.logsumexp(ranks, 0) - math.log(len(ranks))
         self.log_z.copy_(math.log(self.num_samples) + log_mean)
@@ -128,18 +135,15 @@ class Margin(nn.Module):
         margin: in cosine similarity, in (0, 2].
     """
 
-    def __init__(self, *, margin: float = 0.4):
+    def __init__(self, *, margin: Scheduled[PositiveFloat] = 0.4):
         super().__init__()
-        self.validate(margin=margin)
         self.margin = margin
 
-    @staticmethod
-    def validate(*, margin: float = 1.0) -> None:
-        above("margin", margin, 0)
-
-    def forward(self, lookup: Lookup) -> Tensor:
-        hinge = F.relu(self.margin - lookup.positives + lookup.negatives)  # [R, M]
-        return hinge.sum(dim=1).mean() / lookup.num_negatives
+    def forward(self, lookup: Lookup) -> Scored:
+        pos, neg = lookup.positives, lookup.negatives  # [R, 1], [R, M]
+        hinge = F.relu(self.margin - pos + neg)
+        nearer = (neg >= pos).sum(dim=1)
+        return Scored(hinge.sum(dim=1).mean() / lookup.num_negatives, nearer)
 
 
 def in_batch(q: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -152,10 +156,10 @@ def in_batch(q: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         q, k: [N, D] of this rank, unit length.
 
     Returns:
-        Loss [], and how often the own key is the nearest, [] in %.
+        Loss [], and how often a query's own key is the nearest, [] in %.
     """
-    own = distributed.rank() * len(q) + torch.arange(len(q), device=q.device)  # [N]
+    mine = distributed.rank() * len(q) + torch.arange(len(q), device=q.device)  # [N]
     with torch.autocast(q.device.type, enabled=False):
         logits = q @ distributed.gather(k).T / temperature  # [N, world x N]
-    top1 = 100 * (logits.argmax(dim=1) == own).float().mean()
-    return F.cross_entropy(logits, own), top1
+    top1 = 100 * (logits.argmax(dim=1) == mine).float().mean()
+    return F.cross_entropy(logits, mine), top1

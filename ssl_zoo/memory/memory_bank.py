@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import MEMORY, at_least, within
-from ssl_zoo.memory.base import Lookup, Memory
+from ssl_zoo.config import MEMORY, PositiveInt, Scheduled, UnitInterval
+from ssl_zoo.memory.base import Memory
+from ssl_zoo.memory.lookup import Lookup
 from ssl_zoo.system import distributed, rng
 
 
@@ -23,7 +24,7 @@ class MemoryBank(Memory):
         encoder: gives the width D.
         num_samples: rows; the size of the training set.
         num_negatives: K.
-        momentum: of a row: v <- normalise(m v + (1 - m) q).
+        momentum: of a row: v <- normalize(m v + (1 - m) q), with the mean q of an image's views.
     """
 
     num_views = 1
@@ -33,54 +34,42 @@ class MemoryBank(Memory):
         encoder: nn.Module,
         num_samples: int,
         *,
-        num_negatives: int = 4096,
-        momentum: float = 0.5,
+        num_negatives: PositiveInt = 4096,
+        momentum: Scheduled[UnitInterval] = 0.5,
     ):
         super().__init__()
-        self.validate(num_negatives=num_negatives, momentum=momentum)
         self.num_negatives, self.momentum = num_negatives, momentum
         self.register_buffer(
-            "features", F.normalize(torch.randn(num_samples, encoder.out_features), dim=1)
+            "stored", F.normalize(torch.randn(num_samples, encoder.out_features), dim=1)
         )
         self.register_buffer("written", torch.zeros(num_samples, dtype=torch.int64))
 
-    @staticmethod
-    def validate(*, num_negatives: int = 1, momentum: float = 0.0, **_) -> None:
-        at_least("num_negatives", num_negatives, 1)
-        within("momentum", momentum, 0, 1)
-
     def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
-        self._show(images)
-        return self.features[index]  # [N, D]
+        return self.stored[index]  # [N, D]
 
     def lookup(self, q: Tensor, k: Tensor, index: Tensor) -> Lookup:
         rows = self._other_rows(distributed.gather(index))  # [K]
-        return Lookup(q, k, self.features[rows], rows)
+        return Lookup(q, k, self.stored[rows], rows)
 
-    def _other_rows(self, index: Tensor) -> Tensor:
+    def _other_rows(self, batch: Tensor) -> Tensor:
         """K uniform draws from the rows outside the batch, [K] int64."""
-        others = len(self.features) - len(index)
+        others = len(self.stored) - len(batch)
         if others < 1:
             raise ValueError(
-                f"a memory bank of {len(self.features)} rows has no negatives for a batch of "
-                f"{len(index)}"
+                f"a memory bank of {len(self.stored)} rows has no negatives for a batch of "
+                f"{len(batch)}"
             )
-        slots = torch.arange(self.num_negatives, device=index.device)
-        draw = rng.integers(others, *self._draw("negatives"), slots)
-        # The draw-th row that is not in the batch: step over the batch's rows below it.
-        batch = index.sort().values
-        below = batch - torch.arange(len(batch), device=index.device)
-        return draw + torch.searchsorted(below, draw, right=True)
+        slots = torch.arange(self.num_negatives, device=batch.device)
+        places = rng.integers(others, *self.random_keys("negatives"), slots)  # among the others
+        # From a place among the others to a row: step over the batch's rows below it.
+        batch = batch.sort().values
+        below = batch - torch.arange(len(batch), device=batch.device)
+        return places + torch.searchsorted(below, places, right=True)
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, q: Tensor, k: Tensor, index: Tensor) -> None:
         super().update(encoder, q, k, index)
-        index, q = distributed.gather(index), distributed.gather(q).float()
-        blend = self.momentum * self.features[index] + (1 - self.momentum) * q
-        self.features[index] = F.normalize(blend, dim=1)
-        self.written[index] = self.steps
-        self._watch(index, lifetime=len(self.features) // len(index))
-
-    def telemetry(self, encoder: nn.Module) -> dict[str, float]:
-        age = (self.steps - self.written).float().mean().item()
-        return {"key_age": age, **self._cosine(self.features, encoder)}
+        self.rows, q = distributed.gather(index), distributed.gather(q.mean(dim=1)).float()
+        blend = self.momentum * self.stored[self.rows] + (1 - self.momentum) * q
+        self.stored[self.rows] = F.normalize(blend, dim=1)
+        self.written[self.rows] = self.steps

@@ -21,70 +21,67 @@ _BLOCK = {"cpu": 2**19, "cuda": 2**24}
 class LogSumExp(torch.autograd.Function):
     """log sum_j exp(q_i . k_j), and how many keys are at least as near as the positive.
 
-    `apply(q, keys, own, positive)`: q [R, D] scaled by 1 / t, keys [M, D], own [R, E] columns
-    that do not count or None, positive [R, 1] the positives' q . k.
-    Returns [R] and, without gradient, [R] float32.
+    `apply(q, keys, masked, extra, positive)`: q [R, D] scaled by 1 / t, keys [M, D], masked [R, C]
+    columns that do not count or None, extra [R, E, D] keys of one query each or None, positive
+    [R, 1] the positives' q . k. Returns [R] and, without gradient, [R] float32.
     """
 
     @staticmethod
-    def forward(
-        ctx, q: Tensor, keys: Tensor, own: Tensor | None, positive: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx, q, keys, masked, extra, positive) -> tuple[Tensor, Tensor]:
         # Running maximum and, relative to it, running sums.
         top = q.new_full((len(q), 1), -torch.inf)  # [R, 1]
         total, nearer = torch.zeros_like(top), torch.zeros_like(top)
         mean = torch.zeros_like(q)  # [R, D], sum_j exp(s_ij - top_i) k_j
-        for block, s in _similarities(q, keys, own):
+        for block, s in _similarities(q, keys, masked, extra):
             nearer += _count(s, positive)
             higher = torch.maximum(top, s.amax(dim=1, keepdim=True))
-            # A row that has only seen its own keys is at -inf, and -inf - -inf is no number.
+            # A row that has only seen masked keys is at -inf, and -inf - -inf is no number.
             shift = higher.clamp(min=torch.finfo(q.dtype).min)
             shrink = (top - shift).exp_()
             s.sub_(shift).exp_()
             total.mul_(shrink).add_(s.sum(dim=1, keepdim=True))
-            mean.mul_(shrink).addmm_(s, block)
+            _add_weighted(mean.mul_(shrink), s, block)
             top = higher
         result = top[:, 0] + total[:, 0].log()
         # The nearest key alone adds 1 to the total; 0 is a row without any key that counts.
-        ctx.save_for_backward(q, keys, own, mean / total.clamp(min=1), result)
+        ctx.save_for_backward(q, keys, masked, extra, mean / total.clamp(min=1), result)
         ctx.mark_non_differentiable(nearer)
         return result, nearer[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, _):
-        q, keys, own, mean, result = ctx.saved_tensors
-        shift = result[:, None].clamp(min=torch.finfo(q.dtype).min)  # as in the forward pass
-        return _gradients(ctx, grad, q, keys, own, mean, lambda s: s.sub_(shift).exp_())
+        *rows, mean, result = ctx.saved_tensors
+        shift = result[:, None].clamp(min=torch.finfo(mean.dtype).min)  # as in the forward pass
+        return *_gradients(ctx, grad, *rows, mean, lambda s: s.sub_(shift).exp_()), None
 
 
 class SoftplusSum(torch.autograd.Function):
     """sum_j log(1 + exp(q_i . k_j - even)), and how many keys are as near as the positive.
 
-    `apply(q, keys, own, positive, even)`: as in `LogSumExp`; even [], without gradient.
+    `apply(q, keys, masked, extra, positive, even)`: as in `LogSumExp`; even [], without gradient.
     Returns [R] and, without gradient, [R] float32.
     """
 
     @staticmethod
-    def forward(
-        ctx, q: Tensor, keys: Tensor, own: Tensor | None, positive: Tensor, even: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx, q, keys, masked, extra, positive, even) -> tuple[Tensor, Tensor]:
         total, nearer = q.new_zeros(len(q)), q.new_zeros(len(q), 1)
         mean = torch.zeros_like(q)  # [R, D], sum_j sigmoid(s_ij - even) k_j
-        for block, s in _similarities(q, keys, own):
+        for block, s in _similarities(q, keys, masked, extra):
             nearer += _count(s, positive)
             s -= even
             total += F.softplus(s).sum(dim=1)
-            mean.addmm_(s.sigmoid_(), block)
-        ctx.save_for_backward(q, keys, own, mean, even)
+            _add_weighted(mean, s.sigmoid_(), block)
+        ctx.save_for_backward(q, keys, masked, extra, mean, even)
         ctx.mark_non_differentiable(nearer)
         return total, nearer[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, _):
-        q, keys, own, mean, even = ctx.saved_tensors
-        return *_gradients(ctx, grad, q, keys, own, mean, lambda s: s.sub_(even).sigmoid_()), None
+        *rows, mean, even = ctx.saved_tensors
+        gradients = _gradients(ctx, grad, *rows, mean, lambda s: s.sub_(even).sigmoid_())
+        return *gradients, None, None
 
 
 def _count(s: Tensor, positive: Tensor) -> Tensor:
@@ -95,36 +92,44 @@ def _count(s: Tensor, positive: Tensor) -> Tensor:
     return torch.ge(s, positive, out=torch.empty_like(s)).sum(dim=1, keepdim=True)
 
 
-def _similarities(q: Tensor, keys: Tensor, own: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of keys [B, D] and their similarities [R, B], -inf in a query's own columns."""
+def _add_weighted(total: Tensor, weight: Tensor, block: Tensor) -> None:
+    """total_i += sum_j w_ij k_j: w [R, B], of keys [B, D] for all queries or [R, B, D] of each."""
+    if block.dim() == 2:
+        total.addmm_(weight, block)
+    else:
+        total[:, None].baddbmm_(weight[:, None], block)
+
+
+def _similarities(
+    q: Tensor, keys: Tensor, masked: Tensor | None, extra: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of keys, [B, D] or [R, E, D], and similarities [R, B], -inf in masked columns."""
     size = max(1, _BLOCK.get(q.device.type, 2**18) // max(1, len(q)))
     for first in range(0, len(keys), size):
         block = keys[first : first + size]
         s = q @ block.T  # [R, B]
-        if own is not None:
-            column = own - first  # [R, E]
+        if masked is not None:
+            column = masked - first  # [R, C]
             elsewhere = (column < 0) | (column >= len(block))
             # The minimum with inf changes nothing, so columns of other blocks may land anywhere.
             floor = torch.where(elsewhere, torch.inf, -torch.inf)
             s.scatter_reduce_(1, column.clamp(0, len(block) - 1), floor.to(s.dtype), "amin")
         yield block, s
+    if extra is not None:
+        yield extra, (extra @ q[:, :, None])[:, :, 0]
 
 
 def _gradients(
-    ctx,
-    grad: Tensor,
-    q: Tensor,
-    keys: Tensor,
-    own: Tensor | None,
-    mean: Tensor,
-    weigh: Callable[[Tensor], Tensor],
+    ctx, grad, q, keys, masked, extra, mean, weigh: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """dL/dq_i = g_i sum_j w_ij k_j, known already, and dL/dk_j = sum_i g_i w_ij q_i."""
-    of_q = of_keys = None
+    """dL/dq_i = g_i sum_j w_ij k_j = g_i mean_i, and dL/dk_j = sum_i g_i w_ij q_i, w = weigh(s)."""
+    of_q = of_keys = of_extra = None
+    weighted = grad[:, None] * q  # [R, D]
     if ctx.needs_input_grad[0]:
         of_q = grad[:, None] * mean
     if ctx.needs_input_grad[1]:
-        weighted = grad[:, None] * q  # [R, D]
-        blocks = [weigh(s).T @ weighted for _, s in _similarities(q, keys, own)]
-        of_keys = torch.cat(blocks)
-    return of_q, of_keys, None, None
+        of_keys = torch.cat([weigh(s).T @ weighted for _, s in _similarities(q, keys, masked)])
+    if ctx.needs_input_grad[3]:
+        ((_, s),) = _similarities(q, keys[:0], None, extra)
+        of_extra = weigh(s)[:, :, None] * weighted[:, None]
+    return of_q, of_keys, None, of_extra

@@ -1,4 +1,4 @@
-"""Contrastive multiview coding: what lightness and colour know of each other."""
+"""Contrastive multiview coding: what lightness and color know of each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo.config import HEADS, LOSSES, METHODS, Part
+from ssl_zoo.config.constraints import SCHEDULED, marked
 from ssl_zoo.core import Batch, Encoder, Method
+from ssl_zoo.losses import accuracy
 from ssl_zoo.memory import MemoryBank
 from ssl_zoo.ops import health
 
@@ -27,15 +29,15 @@ class HalfHeads(nn.Module):
 
 @METHODS.register_module()
 class CMC(Method):
-    """Lightness finds its colour among many, and colour its lightness (arXiv:1906.05849).
+    """Lightness finds its color among many, and color its lightness (arXiv:1906.05849).
 
     L = L_NCE(z_L; bank_ab) + L_NCE(z_ab; bank_L), where row i of a bank is the positive of image
     i and rows drawn at random are the negatives.
 
     Args:
-        backbone: a `LabPair`, which makes the two views out of the image's colour.
+        backbone: a `LabPair`, which makes the two views out of the image's color.
         num_samples: size of the training set.
-        head: features of one view -> z, normalised here to unit length; one for each view.
+        head: features of one view -> z, normalized here to unit length; one for each view.
         bank: a view's memory; one for each.
         loss: of a look-up; one for each direction.
     """
@@ -55,29 +57,31 @@ class CMC(Method):
         super().__init__()
         heads = HalfHeads(backbone.num_features, head)
         self.encoder = Encoder(backbone, heads)
-        self.bank_l = bank(encoder=heads.l, num_samples=num_samples)
+        self.bank = bank(encoder=heads.l, num_samples=num_samples)
         self.bank_ab = bank(encoder=heads.ab, num_samples=num_samples)
-        self.loss_l, self.loss_ab = (loss(num_samples=num_samples) for _ in range(2))
+        self.loss, self.loss_ab = (loss(num_samples=num_samples) for _ in range(2))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        z_l, z_ab = (  # [N, D]
-            F.normalize(z, dim=1) for z in self.encoder(batch.views[0]).float().chunk(2, dim=1)
+        for part, twin in ((self.bank, self.bank_ab), (self.loss, self.loss_ab)):
+            for name in marked(type(part), SCHEDULED):  # what a schedule moves, of both
+                setattr(twin, name, getattr(part, name))
+        x = batch.views[0]  # [N, 3, H, W]
+        z_l, z_ab = (F.normalize(z, dim=1) for z in self.encoder(x).float().chunk(2, dim=1))
+        k_l, k_ab = (  # [N, D]
+            bank.encode(self.encoder, x, batch.index) for bank in (self.bank, self.bank_ab)
         )
-        k_l, k_ab = self.bank_l.features[batch.index], self.bank_ab.features[batch.index]  # [N, D]
-        colours = self.bank_ab.lookup(z_l, k_ab, batch.index)
-        lights = self.bank_l.lookup(z_ab, k_l, batch.index)
+        colors = self.bank_ab.lookup(z_l, k_ab, batch.index)
+        lights = self.bank.lookup(z_ab, k_l, batch.index)
+        (of_color, nearer_l), (of_light, nearer_ab) = self.loss(colors), self.loss_ab(lights)
         return {
-            "loss": self.loss_l(colours) + self.loss_ab(lights),
-            "top1": (colours.accuracy()["top1"] + lights.accuracy()["top1"]) / 2,
+            "loss": of_color + of_light,
+            "top1": (accuracy(nearer_l)["top1"] + accuracy(nearer_ab)["top1"]) / 2,
             "embedding_std": torch.minimum(health.embedding_std(z_l), health.embedding_std(z_ab)),
-            "z_l": z_l,
-            "z_ab": z_ab,
+            "z_l": z_l[:, None],  # [N, 1, D]
+            "z_ab": z_ab[:, None],
         }
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
-        for bank, z in ((self.bank_l, out["z_l"]), (self.bank_ab, out["z_ab"])):
+        for bank, z in ((self.bank, out["z_l"]), (self.bank_ab, out["z_ab"])):
             bank.update(self.encoder, z, z, batch.index)
-
-    def telemetry(self, labels: Tensor | None) -> dict[str, float]:
-        return self.bank_l.telemetry(self.encoder)

@@ -8,25 +8,29 @@ from torch.nn import functional as F
 
 from ssl_zoo.config import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part
 from ssl_zoo.core import Batch, Encoder, Method
+from ssl_zoo.losses import accuracy
 
 
 @METHODS.register_module()
 class Contrastive(Method):
     """Queries against a dictionary of keys (Figure 2 of arXiv:1911.05722).
 
-    With `memory: MoCoQueue` this is MoCo v1 and v2, with a symmetric `EndToEnd` SimCLR, with a
-    `MemoryBank` InstDisc.
+    With `memory: MoCoQueue` this is MoCo v1 and v2, with a `MemoryBank` InstDisc, and symmetric
+    with an `EndToEnd` that has `same_view_negatives` SimCLR.
 
     Args:
         backbone: images -> features.
         num_samples: size of the training set.
-        head: features -> embeddings, normalised here to unit length.
+        head: features -> embeddings, normalized here to unit length.
         memory: where keys come from.
         loss: of a look-up.
         symmetric: each view is a query once and a key once; the loss is the mean of both, and the
             keys of both are written. With a MoCoQueue this is MoCo v2+, the better MoCo v2 that
-            SimSiam is compared with (arXiv:2011.10566, table 4). A symmetric `EndToEnd` is so
-            already.
+            SimSiam is compared with (arXiv:2011.10566, table 4).
+
+    Attributes:
+        compared: data-set positions of the last forward pass's queries and of the keys that they
+            were compared with; for observers.
 
     Raises:
         ConfigError: `symmetric` with a memory that looks at one view.
@@ -45,15 +49,14 @@ class Contrastive(Method):
         symmetric: bool = False,
     ):
         super().__init__()
-        self.validate(memory=memory, symmetric=symmetric)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.memory = memory(encoder=self.encoder, num_samples=num_samples)
         self.loss = loss(num_samples=num_samples)
         self.symmetric = symmetric
-        self._compared: tuple[Tensor, Tensor] | None = None  # data-set positions, for telemetry
+        self.compared: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def validate(*, memory: Part[MEMORY], symmetric: bool = False, **_) -> None:
+    def validate(*, memory: Part[MEMORY], symmetric: bool, **_) -> None:
         if symmetric and memory.target.num_views == 1:
             raise ConfigError(
                 "symmetric",
@@ -63,49 +66,35 @@ class Contrastive(Method):
                 expected="false, or a memory that encodes a second view: MoCoQueue, EndToEnd",
             )
 
+    @staticmethod
+    def views_needed(memory: Part[MEMORY], **_) -> int:
+        return memory.target.num_views
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        # 2 x [N, C, H, W], once the same for a memory that looks at one view.
-        x_q, x_k = batch.views[0], batch.views[self.memory.num_views - 1]
-        there = self._compare(x_q, x_k, batch.index)
-        if not self.symmetric:
-            return there
-        back = self._compare(x_k, x_q, batch.index)
-        both = {name: (there[name], back[name]) for name in there}
+        # [N, C, H, W] each; the same one for a memory that looks at one view.
+        x1, x2 = batch.views[0], batch.views[self.memory.num_views - 1]
+        q, k = [self.embed(x1)], [self.memory.encode(self.encoder, x2, batch.index)]  # [N, D]
+        if self.symmetric and self.memory.online_keys:
+            q, k = [*q, *k], [*k, *q]
+        elif self.symmetric:
+            q.append(self.embed(x2))
+            k.append(self.memory.encode(self.encoder, x1, batch.index))
+        lookups = self.memory.lookups(q, k, batch.index)
+        self.compared = batch.index, lookups[-1].index
+        losses, nearer = zip(*map(self.loss, lookups), strict=True)
         return {
-            name: torch.stack(pair, dim=1) if pair[0].dim() else sum(pair) / 2  # [N, 2, D] or []
-            for name, pair in both.items()
+            "loss": sum(losses) / len(losses),
+            **accuracy(torch.cat(nearer)),
+            "q": torch.stack(q, dim=1),  # [N, V, D]
+            "k": torch.stack(k, dim=1),
         }
 
-    def _compare(self, x_q: Tensor, x_k: Tensor, index: Tensor) -> dict[str, Tensor]:
-        q = F.normalize(self.encoder(x_q).float(), dim=1)  # [N, D]
-        k = self.memory.encode(self.encoder, x_k, index)  # [N, D]
-        found = self.memory.lookup(q, k, index)
-        self._compared = index, found.index
-        return {"loss": self.loss(found), **found.accuracy(), "q": q, "k": k}
+    def embed(self, images: Tensor) -> Tensor:
+        return F.normalize(self.encoder(images).float(), dim=1)
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.memory.update(self.encoder, out["q"], out["k"], batch.index)
 
-    def telemetry(self, labels: Tensor | None) -> dict[str, float]:
-        scalars = self.memory.telemetry(self.encoder)
-        if labels is not None and self._compared is not None:
-            scalars |= _same_label(labels, *self._compared)
-        return scalars
-
     def remark(self, batch_size: int) -> str:
         return self.memory.remark(2 * batch_size if self.symmetric else batch_size)
-
-    @staticmethod
-    def views_needed(memory: Part[MEMORY], **_) -> int:
-        return memory.target.num_views
-
-
-def _same_label(labels: Tensor, queries: Tensor, keys: Tensor) -> dict[str, float]:
-    """Share of labelled (query, key) pairs with the same label, in %; own pairs count."""
-    of_queries, of_keys = labels[queries.cpu()], labels[keys[keys >= 0].cpu()]
-    of_queries, of_keys = of_queries[of_queries >= 0], of_keys[of_keys >= 0]
-    if len(of_queries) == 0 or len(of_keys) == 0:
-        return {}
-    share = torch.bincount(of_keys, minlength=int(labels.max()) + 1) / len(of_keys)  # [classes]
-    return {"same_label_negatives": 100 * share[of_queries].mean().item()}

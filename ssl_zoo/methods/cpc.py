@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.config import METHODS, ConfigError, PositiveFloat, PositiveInt, Scheduled
 from ssl_zoo.core import Batch, Method
-from ssl_zoo.losses import InfoNCE
+from ssl_zoo.losses import accuracy, info_nce
 from ssl_zoo.memory import Lookup
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
@@ -113,7 +113,6 @@ class CPC(Method):
             nn.ModuleList(nn.Conv2d(features, out_features, 1) for _ in rows_down)
             for _ in range(directions)
         )
-        self.loss = InfoNCE(temperature=temperature)
         self.temperature, self.rows_down = temperature, rows_down
 
     @staticmethod
@@ -147,11 +146,11 @@ class CPC(Method):
                 positive.append(below[:, k:].flatten(0, 2))
                 columns.append(below_place[:, k:].flatten())
         patches = distributed.gather(y.flatten(0, 2))  # [world x N h w, D]
-        own = torch.cat(columns)[:, None]  # the positive's column is no negative's
-        lookup = Lookup(torch.cat(q), torch.cat(positive), patches, own=own)
-        self.loss.temperature = self.temperature  # which a schedule may have moved
+        masked = torch.cat(columns)[:, None]  # the positive's column is no negative's
+        lookup = Lookup(torch.cat(q), torch.cat(positive), patches, masked=masked)
+        loss, nearer = info_nce(lookup, self.temperature)
         return {
-            "loss": self.loss(lookup),
-            **lookup.accuracy(),
+            "loss": loss,
+            **accuracy(nearer),
             "embedding_std": health.embedding_std(y.flatten(0, 2)),
         }

@@ -6,12 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, above, at_least, within
+from ssl_zoo.config import (
+    HEADS,
+    METHODS,
+    Part,
+    PositiveFloat,
+    PositiveInt,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Batch, Method, MomentumEncoder
-from ssl_zoo.losses import InfoNCE
-from ssl_zoo.memory import Lookup
-from ssl_zoo.memory.base import shuffled
-from ssl_zoo.memory.fifo import enqueue
+from ssl_zoo.losses import accuracy, info_nce
+from ssl_zoo.memory import Lookup, Ring, shuffled
 from ssl_zoo.ops import health
 from ssl_zoo.ops.batchnorm import has_batchnorm, split_batchnorm
 from ssl_zoo.system import distributed
@@ -57,6 +63,7 @@ class DenseCL(Method):
 
     family = "contrastive"
     needs = "map"
+    views_needed = 2
 
     def __init__(
         self,
@@ -64,41 +71,26 @@ class DenseCL(Method):
         *,
         head: Part[HEADS],
         dense_head: Part[HEADS],
-        size: int = 65536,
-        momentum: float = 0.999,
-        temperature: float = 0.2,
-        weight: float = 0.5,
+        size: PositiveInt = 65536,
+        momentum: Scheduled[UnitInterval] = 0.999,
+        temperature: Scheduled[PositiveFloat] = 0.2,
+        weight: Scheduled[UnitInterval] = 0.5,
         shuffle_bn: bool = True,
     ):
         super().__init__()
-        self.validate(size=size, momentum=momentum, temperature=temperature, weight=weight)
         heads = (
             head(in_features=backbone.num_features),
             dense_head(in_features=backbone.map_features),
         )
         self.encoder = DenseEncoder(backbone, *heads)
         self.key_encoder = MomentumEncoder(self.encoder)
-        for name, part in zip(("queue", "dense_queue"), heads, strict=True):
-            rows = F.normalize(torch.randn(size, part.out_features), dim=1)  # [K, D]
-            self.register_buffer(name, rows)
-        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))  # of both queues
-        self.register_buffer("index", torch.full((size,), -1))
-        self.loss = InfoNCE(temperature=temperature)
-        self.momentum, self.weight, self.shuffle_bn = momentum, weight, shuffle_bn
-
-    @staticmethod
-    def validate(
-        *,
-        size: int = 1,
-        momentum: float = 0.0,
-        temperature: float = 1.0,
-        weight: float = 0.0,
-        **_,
-    ) -> None:
-        at_least("size", size, 1)
-        within("momentum", momentum, 0, 1)
-        above("temperature", temperature, 0)
-        within("weight", weight, 0, 1)
+        keys, dense_keys = (
+            F.normalize(torch.randn(size, part.out_features), dim=1)  # [K, D]
+            for part in heads
+        )
+        self.queue = Ring(keys=keys, dense_keys=dense_keys)
+        self.momentum, self.temperature = momentum, temperature
+        self.weight, self.shuffle_bn = weight, shuffle_bn
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_q, x_k = batch.views[:2]  # [N, C, H, W]
@@ -108,13 +100,14 @@ class DenseCL(Method):
         with torch.autocast(f_q.device.type, enabled=False), torch.no_grad():
             c = (f_q @ F.normalize(f_k, dim=2).mT).argmax(dim=2)  # [N, S]
         t_c = F.normalize(t, dim=2).take_along_dim(c[:, :, None], dim=1)  # [N, S, D]
-        image = Lookup(q, k, self.queue, self.index)
-        places = Lookup(r_s.flatten(0, 1), t_c.flatten(0, 1), self.dense_queue, self.index)
-        loss_q, loss_r = self.loss(image), self.loss(places)
+        image = Lookup(q, k, self.queue.keys)
+        places = Lookup(r_s.flatten(0, 1), t_c.flatten(0, 1), self.queue.dense_keys)
+        loss_q, nearer = info_nce(image, self.temperature)
+        loss_r, _ = info_nce(places, self.temperature)
         return {
             "loss": (1 - self.weight) * loss_q + self.weight * loss_r,
             "loss_dense": loss_r,
-            **image.accuracy(),
+            **accuracy(nearer),
             "embedding_std": health.embedding_std(q),
             "k": k,
             "t": F.normalize(t.mean(dim=1), dim=1),  # [N, D]
@@ -128,16 +121,8 @@ class DenseCL(Method):
         order = (self.seed, self.steps, "shuffle")
         return keys.project(shuffled(keys.backbone.feature_map, images, *order))
 
-    @torch.no_grad()
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.key_encoder.follow(self.encoder, self.momentum)
-        index = distributed.gather(batch.index)
-        slots, newest = enqueue(self.oldest, len(index), len(self.index))
-        self.queue[slots] = distributed.gather(out["k"])[newest]
-        self.dense_queue[slots] = distributed.gather(out["t"])[newest]
-        self.index[slots] = index[newest]
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
+        k, t = distributed.gather(out["k"]), distributed.gather(out["t"])
+        self.queue.push(keys=k, dense_keys=t)

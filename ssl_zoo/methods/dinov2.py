@@ -7,13 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import (
-    HEADS,
-    METHODS,
+from ssl_zoo.config import HEADS, METHODS, Part
+from ssl_zoo.config.constraints import (
     Bounds,
     NonNegativeFloat,
     NonNegativeInt,
-    Part,
     PositiveFloat,
     Scheduled,
     UnitInterval,

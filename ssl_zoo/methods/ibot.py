@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import (
-    HEADS,
-    METHODS,
+from ssl_zoo.config import HEADS, METHODS, Part
+from ssl_zoo.config.constraints import (
     Bounds,
     NonNegativeInt,
-    Part,
     PositiveFloat,
     Scheduled,
     UnitInterval,

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import (
-    HEADS,
-    METHODS,
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part
+from ssl_zoo.config.constraints import (
     Bounds,
-    ConfigError,
-    Part,
     PositiveFloat,
     PositiveInt,
     Range,
@@ -82,9 +79,9 @@ class IJEPA(Method):
     @staticmethod
     def validate(*, context_scale: float, context_kept: float, **_) -> None:
         if context_kept > context_scale:
-            expected = f"at most context_scale, {context_scale}"
+            most = f"at most context_scale, {context_scale}"
             raise ConfigError(
-                "context_kept", "out of range", found=str(context_kept), expected=expected
+                "context_kept", "out of range", found=str(context_kept), expected=most
             )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import (
-    HEADS,
-    METHODS,
+from ssl_zoo.config import HEADS, METHODS, Part
+from ssl_zoo.config.constraints import (
     AtLeastTwo,
     HalfOpenUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
-    Part,
     PositiveFloat,
     Scheduled,
     UnitInterval,

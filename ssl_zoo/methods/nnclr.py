@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, above, at_least
+from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, PositiveInt, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method, predictor_for
 from ssl_zoo.losses import in_batch
-from ssl_zoo.memory.fifo import enqueue
+from ssl_zoo.memory import Ring
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
 
@@ -24,13 +24,14 @@ class NNCLR(Method):
 
     Args:
         backbone: images -> features.
-        head: the projector, features -> z, normalised here to unit length.
-        predictor: z -> p, before z is normalised.
+        head: the projector, features -> z, normalized here to unit length.
+        predictor: z -> p, before z is normalized.
         queue_size: rows of Q; any size and any batch go together.
         temperature: t.
     """
 
     family = "contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -38,22 +39,15 @@ class NNCLR(Method):
         *,
         head: Part[HEADS],
         predictor: Part[HEADS],
-        queue_size: int = 98304,
-        temperature: float = 0.1,
+        queue_size: PositiveInt = 98304,
+        temperature: Scheduled[PositiveFloat] = 0.1,
     ):
         super().__init__()
-        self.validate(queue_size=queue_size, temperature=temperature)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         width = self.encoder.out_features
         self.predictor = predictor_for(self.encoder, predictor)
         self.temperature = temperature
-        self.register_buffer("queue", F.normalize(torch.randn(queue_size, width), dim=1))  # Q
-        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
-
-    @staticmethod
-    def validate(*, queue_size: int = 1, temperature: float = 1.0, **_) -> None:
-        at_least("queue_size", queue_size, 1)
-        above("temperature", temperature, 0)
+        self.queue = Ring(z=F.normalize(torch.randn(queue_size, width), dim=1))  # Q
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         z1, z2 = (self.encoder(x) for x in batch.views[:2])  # [N, D]
@@ -72,15 +66,8 @@ class NNCLR(Method):
     def nearest(self, z: Tensor) -> Tensor:
         """NN(z, Q), [N, D] -> [N, D]."""
         with torch.autocast(z.device.type, enabled=False):
-            return self.queue[(z @ self.queue.T).argmax(dim=1)]
+            return self.queue.z[(z @ self.queue.z.T).argmax(dim=1)]
 
-    @torch.no_grad()
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
-        z = distributed.gather(out["z"])  # of the first view alone, as in the paper
-        slots, newest = enqueue(self.oldest, len(z), len(self.queue))
-        self.queue[slots] = z[newest]
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
+        self.queue.push(z=distributed.gather(out["z"]))  # the first view's alone, as in the paper

@@ -8,8 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part, at_least, within
+from ssl_zoo.config import (
+    HEADS,
+    LOSSES,
+    MEMORY,
+    METHODS,
+    ConfigError,
+    Part,
+    PositiveInt,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Batch, Encoder, Method
+from ssl_zoo.losses import accuracy
 from ssl_zoo.memory import MemoryBank
 from ssl_zoo.ops import health
 from ssl_zoo.ops.batchnorm import hold_statistics, split_batchnorm
@@ -40,6 +51,7 @@ class PIRL(Method):
     """
 
     family = "contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -50,12 +62,11 @@ class PIRL(Method):
         head: Part[HEADS],
         memory: Part[MEMORY],
         loss: Part[LOSSES],
-        weight: float = 0.5,
-        grid: int = 3,
-        patch_size: int = 64,
+        weight: Scheduled[UnitInterval] = 0.5,
+        grid: PositiveInt = 3,
+        patch_size: PositiveInt = 64,
     ):
         super().__init__()
-        self.validate(memory=memory, weight=weight, grid=grid, patch_size=patch_size)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.g = split_batchnorm(head(in_features=backbone.num_features), backbone.bn_groups)
         d = self.g.out_features
@@ -66,14 +77,7 @@ class PIRL(Method):
         self.grid, self.patch_size = grid, patch_size
 
     @staticmethod
-    def validate(
-        *,
-        memory: Part[MEMORY],
-        weight: float = 0.0,
-        grid: int = 1,
-        patch_size: int = 1,
-        **_,
-    ) -> None:
+    def validate(*, memory: Part[MEMORY], **_) -> None:
         if not issubclass(memory.target, MemoryBank):
             raise ConfigError(
                 "memory.type",
@@ -81,9 +85,6 @@ class PIRL(Method):
                 found=memory.target.__name__,
                 expected="MemoryBank",
             )
-        within("weight", weight, 0, 1)
-        at_least("grid", grid, 1)
-        at_least("patch_size", patch_size, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x, x_t = batch.views[:2]  # [N, C, H, W]
@@ -95,13 +96,14 @@ class PIRL(Method):
         m = self.memory.encode(self.encoder, x, batch.index)  # [N, D], m_I
         of_transformed = self.memory.lookup(g, m, batch.index)
         of_image = self.memory.lookup(f, m, batch.index)
-        loss = self.weight * self.loss(of_transformed) + (1 - self.weight) * self.loss(of_image)
+        loss_g, nearer = self.loss(of_transformed)
+        loss_f, _ = self.loss(of_image)
         return {
-            "loss": loss,
-            **of_transformed.accuracy(),
+            "loss": self.weight * loss_g + (1 - self.weight) * loss_f,
+            **accuracy(nearer),
             "embedding_std": health.embedding_std(f),
-            "f": f,
-            "m": m,
+            "f": f[:, None],  # [N, 1, D]
+            "m": m[:, None],
         }
 
     def encode_jigsaw(self, x: Tensor, key: Tensor) -> Tensor:
@@ -131,12 +133,5 @@ class PIRL(Method):
         super().after_step(batch, out)
         self.memory.update(self.encoder, out["f"], out["m"], batch.index)
 
-    def telemetry(self, labels: Tensor | None) -> dict[str, float]:
-        return self.memory.telemetry(self.encoder)
-
     def remark(self, batch_size: int) -> str:
         return self.memory.remark(batch_size)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2

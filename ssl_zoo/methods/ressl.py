@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, MEMORY, METHODS, ConfigError, Part, above
+from ssl_zoo.config import HEADS, MEMORY, METHODS, ConfigError, Part, PositiveFloat, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.memory import MoCoQueue
 from ssl_zoo.ops import health
@@ -23,13 +23,14 @@ class ReSSL(Method):
     Args:
         backbone: images -> features.
         num_samples: size of the training set.
-        head: features -> embeddings, normalised here to unit length.
+        head: features -> embeddings, normalized here to unit length.
         memory: a MoCoQueue.
         student_temperature: t_student.
         teacher_temperature: t_teacher, the smaller of the two: a sharper target.
     """
 
     family = "contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -38,15 +39,10 @@ class ReSSL(Method):
         *,
         head: Part[HEADS],
         memory: Part[MEMORY],
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
+        student_temperature: Scheduled[PositiveFloat] = 0.1,
+        teacher_temperature: Scheduled[PositiveFloat] = 0.04,
     ):
         super().__init__()
-        self.validate(
-            memory=memory,
-            student_temperature=student_temperature,
-            teacher_temperature=teacher_temperature,
-        )
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.memory = memory(encoder=self.encoder, num_samples=num_samples)
         self.student_temperature = student_temperature
@@ -56,8 +52,8 @@ class ReSSL(Method):
     def validate(
         *,
         memory: Part[MEMORY],
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
+        student_temperature: float,
+        teacher_temperature: float,
         **_,
     ) -> None:
         if not issubclass(memory.target, MoCoQueue):
@@ -67,8 +63,6 @@ class ReSSL(Method):
                 found=memory.target.__name__,
                 expected="MoCoQueue",
             )
-        above("student_temperature", student_temperature, 0)
-        above("teacher_temperature", teacher_temperature, 0)
         if not teacher_temperature < student_temperature:
             raise ConfigError(
                 "teacher_temperature",
@@ -81,27 +75,20 @@ class ReSSL(Method):
         strong, weak = batch.views[:2]  # [N, C, H, W]
         q = F.normalize(self.encoder(strong).float(), dim=1)  # [N, D]
         k = self.memory.encode(self.encoder, weak, batch.index)  # [N, D], no gradient
-        queue = self.memory.lookup(q, k, batch.index).dictionary  # [K, D]
+        queue = self.memory.stored  # [K, D]
         with torch.autocast(q.device.type, enabled=False):
             p = (k @ queue.T / self.teacher_temperature).softmax(dim=1)  # [N, K]
             loss = F.cross_entropy(q @ queue.T / self.student_temperature, p)
         return {
             "loss": loss,
             "embedding_std": health.embedding_std(q),
-            "q": q,
-            "k": k,
+            "q": q[:, None],  # [N, 1, D]
+            "k": k[:, None],
         }
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.memory.update(self.encoder, out["q"], out["k"], batch.index)
 
-    def telemetry(self, labels: Tensor | None) -> dict[str, float]:
-        return self.memory.telemetry(self.encoder)
-
     def remark(self, batch_size: int) -> str:
         return self.memory.remark(batch_size)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, above
+from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
@@ -24,7 +24,7 @@ class SupCon(Method):
     Args:
         backbone: images -> features.
         labels: [num_samples] int64, -1 where unknown.
-        head: features -> embeddings, normalised here to unit length.
+        head: features -> embeddings, normalized here to unit length.
         temperature: t.
 
     Raises:
@@ -32,6 +32,7 @@ class SupCon(Method):
     """
 
     family = "contrastive"
+    views_needed = 2
 
     def __init__(
         self,
@@ -39,18 +40,13 @@ class SupCon(Method):
         labels: Tensor,
         *,
         head: Part[HEADS],
-        temperature: float = 0.1,
+        temperature: Scheduled[PositiveFloat] = 0.1,
     ):
         super().__init__()
-        self.validate(temperature=temperature)
         if not (labels >= 0).any():
             raise ValueError(f"SupCon needs labels; none of the {len(labels)} images has one")
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.temperature = temperature
-
-    @staticmethod
-    def validate(*, temperature: float = 1.0, **_) -> None:
-        above("temperature", temperature, 0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         z1, z2 = (F.normalize(self.encoder(x).float(), dim=1) for x in batch.views[:2])  # [N, D]
@@ -71,7 +67,3 @@ class SupCon(Method):
         log_p = log_p.masked_fill(~positive, 0)  # -inf on the diagonal too
         loss = -(log_p.sum(dim=1) / positive.sum(dim=1)).mean()
         return {"loss": loss, "embedding_std": health.embedding_std(z1)}
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2

@@ -6,10 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, above, at_least
+from ssl_zoo.config import (
+    HEADS,
+    METHODS,
+    AtLeastTwo,
+    NonNegativeInt,
+    Part,
+    PositiveFloat,
+    Scheduled,
+)
 from ssl_zoo.core import Batch, Encoder, Method, encode_views
 from ssl_zoo.heads import Prototypes
 from ssl_zoo.losses import swapped_prediction
+from ssl_zoo.memory import Ring
 from ssl_zoo.ops import health
 from ssl_zoo.ops.sinkhorn import sinkhorn
 from ssl_zoo.system import distributed
@@ -24,7 +33,7 @@ class SwAV(Method):
     which are assigned; any number of further, smaller ones (multi-crop) predict.
 
     Args:
-        head: features -> embeddings, normalised here to unit length.
+        head: features -> embeddings, normalized here to unit length.
         prototypes: K.
         temperature: T, of the predictions.
         epsilon: smoothness of the assignments.
@@ -37,63 +46,36 @@ class SwAV(Method):
     """
 
     family = "clustering"
+    views_needed = 2
 
     def __init__(
         self,
         backbone: nn.Module,
         *,
         head: Part[HEADS],
-        prototypes: int = 3000,
-        temperature: float = 0.1,
-        epsilon: float = 0.05,
-        sinkhorn_iterations: int = 3,
-        queue_size: int = 0,
-        queue_from_step: int = 0,
-        frozen_steps: int = 0,
+        prototypes: AtLeastTwo = 3000,
+        temperature: Scheduled[PositiveFloat] = 0.1,
+        epsilon: Scheduled[PositiveFloat] = 0.05,
+        sinkhorn_iterations: NonNegativeInt = 3,
+        queue_size: NonNegativeInt = 0,
+        queue_from_step: NonNegativeInt = 0,
+        frozen_steps: NonNegativeInt = 0,
     ):
         super().__init__()
-        self.validate(
-            prototypes=prototypes,
-            temperature=temperature,
-            epsilon=epsilon,
-            sinkhorn_iterations=sinkhorn_iterations,
-            queue_size=queue_size,
-        )
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.prototypes = Prototypes(self.encoder.out_features, prototypes)
         self.temperature, self.epsilon = temperature, epsilon
-        self.sinkhorn_iterations, self.queue_size = sinkhorn_iterations, queue_size
+        self.sinkhorn_iterations = sinkhorn_iterations
         self.queue_from_step, self.frozen_steps = queue_from_step, frozen_steps
         # The same on all ranks, which score a share each.
-        self.register_buffer("queue", torch.zeros(2, queue_size, self.encoder.out_features))
-        self.register_buffer("queued", torch.zeros((), dtype=torch.int64))  # rows written so far
-
-    @staticmethod
-    def validate(
-        *,
-        prototypes: int = 2,
-        temperature: float = 1.0,
-        epsilon: float = 1.0,
-        sinkhorn_iterations: int = 0,
-        queue_size: int = 0,
-        **_,
-    ) -> None:
-        at_least("prototypes", prototypes, 2)
-        above("temperature", temperature, 0)
-        above("epsilon", epsilon, 0)
-        at_least("sinkhorn_iterations", sinkhorn_iterations, 0)
-        at_least("queue_size", queue_size, 0)
-
-    @staticmethod
-    def views_needed(**_) -> int:
-        return 2
+        self.queue = Ring(z=torch.zeros(queue_size, 2, self.encoder.out_features))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         outputs = encode_views(self.encoder, batch.views, self.encoder.backbone.bn_groups)
         z = [F.normalize(output.float(), dim=1) for output in outputs]  # V x [N, D]
         scores = [self.prototypes(z_v) for z_v in z]  # V x [N, K]
         log_p = [(score / self.temperature).log_softmax(dim=1) for score in scores]  # V x [N, K]
-        q = [self._assign(scores[s], self.queue[s]) for s in range(2)]  # 2 x [N, K]
+        q = [self._assign(scores[s], self.queue.z[:, s]) for s in range(2)]  # 2 x [N, K]
         # q is balanced by construction; whether images still differ is seen in p.
         p = torch.cat(log_p[:2]).exp()  # [2N, K]
         return {
@@ -108,7 +90,7 @@ class SwAV(Method):
     def _assign(self, scores: Tensor, queue: Tensor) -> Tensor:
         """Codes q [N, K] of the batch, balanced together with the queue [Q, D] once it is used."""
         rows = queue.tensor_split(distributed.world())[distributed.rank()]  # [Q / world, D]
-        in_use = (self.queued >= self.queue_size) & (self.steps >= self.queue_from_step)
+        in_use = (self.queue.pushed >= len(self.queue)) & (self.steps >= self.queue_from_step)
         # Unused rows weigh nothing: to leave them out, the host would have to wait for the answer.
         weight = torch.cat([scores.new_ones(len(scores)), in_use.float().expand(len(rows))])
         together = torch.cat([scores, self.prototypes(rows)])  # [N + Q / world, K]
@@ -125,9 +107,5 @@ class SwAV(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.prototypes.normalize_()
-        if self.queue_size:
-            z = distributed.gather(out["z"]).transpose(0, 1)  # [2, world x N, D]
-            slots = (self.queued + torch.arange(z.shape[1], device=z.device)) % self.queue_size
-            newest = slice(-self.queue_size, None)  # of a batch larger than the queue
-            self.queue[:, slots[newest]] = z[:, newest]
-            self.queued += z.shape[1]
+        if len(self.queue):
+            self.queue.push(z=distributed.gather(out["z"]))

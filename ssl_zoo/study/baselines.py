@@ -15,39 +15,37 @@ from ssl_zoo import experiment
 from ssl_zoo.study.grid import Run
 from ssl_zoo.system.files import write_text
 
-PIXELS, RANDOM = "raw pixels", "random backbone"  # what most evaluations have
-
-
-def depends_on(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Evaluation -> baseline -> what its number depends on; `seed` is among that if it does.
-
-    Args:
-        config: a run's, with every default written down.
-    """
-    return experiment.baselines_of(config)
-
 
 class Baselines:
-    """A study's baselines.json: a list of an evaluation's results.
+    """A study's baselines.json: a list of evaluations' results.
 
-    Each has its `evaluation` and `baseline` by name, and what it depends on, `of`. A file of an
+    Each has its `evaluation` and `baseline` by name, and what it `depends_on`. A file of an
     earlier form counts as empty: its numbers are measured again.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        whole = isinstance(records, list) and all("evaluation" in record for record in records)
-        self.known: list[dict[str, Any]] = records if whole else []
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        ours = isinstance(known, list) and all("depends_on" in result for result in known)
+        self.known: list[dict[str, Any]] = known if ours else []
 
-    def find(self, evaluation: str, baseline: str, of: dict[str, Any]) -> dict[str, Any] | None:
-        """The result that depends on exactly this."""
-        key = {"evaluation": evaluation, "baseline": baseline, "of": of}
+    def of(self, run: Run) -> dict[str, dict[str, dict[str, Any] | None]]:
+        """Evaluation -> baseline -> its result, None if it has not been measured."""
+        return {
+            evaluation: {name: self._find(evaluation, name, of) for name, of in wanted.items()}
+            for evaluation, wanted in run.baselines.items()
+        }
+
+    def _find(self, evaluation: str, baseline: str, of: dict[str, Any]) -> dict[str, Any] | None:
+        key = {"evaluation": evaluation, "baseline": baseline, "depends_on": of}
         return next((result for result in self.known if key.items() <= result.items()), None)
 
-    def keep(self, evaluation: str, baseline: str, of: dict[str, Any], result: dict) -> None:
-        """Adds a result and writes the file."""
-        self.known.append({"evaluation": evaluation, "baseline": baseline, "of": of, **result})
+    def keep(self, run: Run, evaluation: str, results: dict[str, dict[str, Any]]) -> None:
+        """Adds results of a run's baselines, by name, and writes the file."""
+        for baseline, result in results.items():
+            of = run.baselines[evaluation][baseline]
+            key = {"evaluation": evaluation, "baseline": baseline, "depends_on": of}
+            self.known.append(result | key)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps(self.known, indent=1))
 
@@ -55,14 +53,12 @@ class Baselines:
         """Measures what the runs have to beat and is not known.
 
         Raises:
-            ConfigError: an evaluation is impossible on a data set.
+            ValueError: an evaluation does not go with the data.
         """
         for run in runs:
-            for evaluation, wanted in depends_on(run.config).items():
-                lacking = {n: of for n, of in wanted.items() if not self.find(evaluation, n, of)}
-                if not lacking:
-                    continue
-                say(f"baselines of {run}: {evaluation}")
-                results = experiment.measure_baselines(run.config, evaluation, list(lacking))
-                for baseline, of in lacking.items():
-                    self.keep(evaluation, baseline, of, results[baseline])
+            for evaluation, results in self.of(run).items():
+                lacking = [name for name, result in results.items() if result is None]
+                if lacking:
+                    say(f"baselines of {run}: {evaluation}")
+                    measured = experiment.measure_baselines(run.config, evaluation, lacking)
+                    self.keep(run, evaluation, measured)

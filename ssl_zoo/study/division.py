@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssl_zoo.study import machine
+from ssl_zoo.study.machine import child_environment
 from ssl_zoo.system.files import write_text
 
 Jobs = int | Literal["auto"]
 
-STEPS = 10  # timed, after a warm-up
+STEPS = 20  # timed, the first of them a warm-up
 WORTH_IT = 1.2  # several runs at once must be so many times as fast: they take more memory
 MEASURE = (
     "import json, sys; from ssl_zoo import experiment; "
@@ -41,46 +41,38 @@ class Division:
     jobs: int
     why: str
 
+    @classmethod
+    def read(cls, out: Path) -> Division | None:
+        """What an earlier start of the study in this folder has settled."""
+        path = out / "study.json"
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
-def kept(out: Path) -> Division | None:
-    """What an earlier start has settled."""
-    path = out / "study.json"
-    return Division(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-
-
-def keep(out: Path, settled: Division) -> None:
-    write_text(out / "study.json", json.dumps(asdict(settled), indent=1))
-
-
-def threads_of(config: dict[str, Any]) -> Jobs:
-    """`train.threads` of a resolved config."""
-    return config["train"].get("threads", "auto")
+    def write(self, out: Path) -> None:
+        write_text(out / "study.json", json.dumps(asdict(self), indent=1))
 
 
-def settle(configs: Sequence[dict[str, Any]], jobs: Jobs, cores: int, gpus: int) -> Division:
-    """Divides the machine among runs none of which has begun.
+def divide(configs: Sequence[dict[str, Any]], jobs: Jobs, cores: int, gpus: int) -> Division:
+    """Divides the machine among runs of which none has begun.
 
     Args:
         configs: of the runs. `auto` measures on the first whether runs of few threads side by side
             get more done than one that has all cores.
-        cores, gpus: there are.
     """
-    given = [n for n in map(threads_of, configs) if n != "auto"]
+    asked = {config["train"]["threads"] for config in configs}
     if jobs != "auto":
         return Division(max(1, cores // jobs), jobs, f"--jobs {jobs} on {cores} cores")
     if gpus:
         return Division(max(1, cores // gpus), gpus, f"a run on each of {gpus} GPUs")
-    if len(given) == len(configs):
-        most = max(given)
-        return Division(most, max(1, cores // most), f"{most} threads asked for on {cores} cores")
+    if "auto" not in asked:
+        return Division(max(asked), max(1, cores // max(asked)), f"as asked for, on {cores} cores")
     jobs = min(cores, len(configs))
-    if jobs == 1:
-        return Division(cores, 1, f"one run, or one core; {cores} cores")
     few = cores // jobs
+    if jobs == 1:
+        return Division(cores, 1, "one run, or one core")
     try:
         alone, beside = (seconds_per_step(configs[0], threads) for threads in (cores, few))
     except subprocess.CalledProcessError as error:
-        last = (error.stderr or "").strip().rpartition("\n")[2]
+        last = error.stderr.strip().rpartition("\n")[2]
         return Division(cores, 1, f"a step could not be timed: {last}")
     gain = jobs * alone / beside
     why = (
@@ -99,7 +91,7 @@ def seconds_per_step(config: dict[str, Any], threads: int) -> float:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(threads), str(STEPS)],
         input=json.dumps(config),
-        env=machine.environment(),
+        env=child_environment(),
         capture_output=True,
         text=True,
         check=True,

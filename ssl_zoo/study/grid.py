@@ -11,13 +11,15 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ssl_zoo import config, experiment
-from ssl_zoo.config import Config, ConfigError, NonNegativeInt, Part, bind
-from ssl_zoo.runs.folder import RunFolder
-from ssl_zoo.study import division
+from ssl_zoo.config import EVALUATIONS, ConfigError, NonNegativeInt, Part, bind
+from ssl_zoo.evaluation.base import Evaluation
+from ssl_zoo.runs import RunFolder
+from ssl_zoo.study.division import Division
 
 
 class Arm:
@@ -115,19 +117,25 @@ class Run:
         return RunFolder(self.folder)
 
     @property
-    def main(self) -> str | None:
-        """The evaluation that runs are compared in: `best`'s, else the first; None without any."""
-        best = self.config.get("best")
-        return best.rpartition(".")[0] if best else next(iter(self.evaluations), None)
-
-    @property
-    def evaluations(self) -> dict[str, Any]:
-        return self.config.get("evaluations") or {}
-
-    @property
     def trained(self) -> bool:
         """Whether the folder holds what another config would destroy."""
         return self.files.finished or bool(self.files.checkpoints())
+
+    @property
+    def evaluations(self) -> dict[str, type[Evaluation]]:
+        blocks = self.config["evaluations"]
+        return {name: EVALUATIONS.get(block["type"]) for name, block in blocks.items()}
+
+    @property
+    def main(self) -> str:
+        """The evaluation that runs are compared in: `best`'s, else the first; '' without any."""
+        best = self.config["best"]
+        return best.partition(".")[0] if best else next(iter(self.evaluations), "")
+
+    @cached_property
+    def baselines(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Evaluation -> baseline -> what its number depends on; `seed` is in that if it does."""
+        return experiment.baselines_of(self.config)
 
 
 @dataclass(frozen=True)
@@ -157,9 +165,9 @@ class Study:
         """The same study, where runs that left `train.threads` open have so many."""
         runs = []
         for run in self.runs:
-            if division.threads_of(run.config) == "auto":
-                train = {**run.config["train"], "threads": threads}
-                run = replace(run, config={**run.config, "train": train})
+            train = run.config["train"]
+            if train["threads"] == "auto":
+                run = replace(run, config={**run.config, "train": {**train, "threads": threads}})
             runs.append(run)
         return replace(self, runs=runs)
 
@@ -211,7 +219,8 @@ def expand(
             folder = out / slug(arm_name) / slug(label) if label else out / slug(arm_name)
             for seed in grid.seeds:
                 try:
-                    resolved = resolve(config.load(arm_base, [*settings, ("seed", seed)]))
+                    loaded = config.load(arm_base, [*settings, ("seed", seed)])
+                    resolved = experiment.parse(loaded).spelled_out()
                 except ConfigError as error:
                     error.where = f"{grid_path}, arm {arm_name!r}: {error.where}".rstrip(": ")
                     raise
@@ -226,17 +235,8 @@ def expand(
     common = {name: value for name, value in common.items() if value}
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in grid.arms.items()}
     study = Study(name, out, x, runs, common, blocks, shlex.join(command))
-    kept = division.kept(out)
-    return study.with_threads(kept.threads) if kept is not None and study.trained else study
-
-
-def resolve(loaded: Config) -> dict[str, Any]:
-    """A run's config, checked, with every default; its baselines are the study's to measure."""
-    resolved = experiment.parse(loaded).spelled_out()
-    for block in (resolved.get("evaluations") or {}).values():
-        if "baselines" in block:
-            block["baselines"] = False
-    return resolved
+    settled = Division.read(out) if study.trained else None
+    return study if settled is None else study.with_threads(settled.threads)
 
 
 def _check_folders(runs: list[Run], grid_path: Path) -> None:

@@ -19,12 +19,13 @@ from rich.console import Console
 
 from ssl_zoo import experiment
 from ssl_zoo.config import ConfigError, closest
-from ssl_zoo.runs.lock import Lock
-from ssl_zoo.study import division, machine, report
+from ssl_zoo.runs import Lock
 from ssl_zoo.study.baselines import Baselines
-from ssl_zoo.study.division import Jobs
+from ssl_zoo.study.division import Division, Jobs, divide
 from ssl_zoo.study.grid import Run, Study, expand, slug
+from ssl_zoo.study.machine import available_memory, child_environment, gpus, process_memory
 from ssl_zoo.study.progress import Progress, Screen
+from ssl_zoo.study.report import print_table, write_report
 from ssl_zoo.system import distributed
 
 TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train", "--no-baselines")
@@ -41,7 +42,7 @@ def run_study(
     only: Sequence[str] | None = None,
     report_only: bool = False,
     base: str | Path | None = None,
-    jobs: Jobs = "auto",
+    jobs: Jobs | str = "auto",
     train: Sequence[str] = TRAIN,
 ) -> int:
     """Runs what a grid still lacks, and rewrites the report after each run.
@@ -53,7 +54,7 @@ def run_study(
         only: names of the arms to run; None: all.
         report_only: run nothing.
         base: a config in place of the grid's own base.
-        jobs: runs side by side; auto: one on each GPU, or what `division.settle` finds.
+        jobs: runs side by side; auto: one on each GPU, or what `divide` finds.
         train: the command that trains; it gets a config, `--out FOLDER` and `--resume`.
 
     Returns:
@@ -64,28 +65,29 @@ def run_study(
             holds a run of another config. Nothing has been run then.
         FileExistsError: another process runs this study.
     """
-    if jobs != "auto" and jobs < 1:
-        raise ConfigError("--jobs", "too small", found=repr(jobs), expected="at least 1, or auto")
+    if jobs != "auto":
+        if not (str(jobs).isdecimal() and int(jobs) > 0):
+            expected = "a number of runs, at least 1, or auto"
+            raise ConfigError("--jobs", "no such number", found=repr(jobs), expected=expected)
+        jobs = int(jobs)
     study = expand(grid_path, out, overrides, base)
     arms = _chosen(only, list(study.blocks))
     console = Console()
     if not console.is_terminal:
         console.width = 140  # of a log file; rich would wrap the table at 80
+    for run in study.runs:
+        if run.arm in arms and not report_only:
+            _check_unchanged(run)
     ends: set[str] = set()
-    if not report_only:
-        for run in study.runs:
-            if run.arm in arms:
-                _check_unchanged(run)
-    study.out.mkdir(parents=True, exist_ok=True)
     try:
         with Lock(study.out / "study.lock"):
             if not report_only:
                 study, ends = _run(study, arms, jobs, train, console)
-            report.write(study)
+            write_report(study)
     except FileExistsError:
         if not report_only:
-            raise  # else who holds it writes the report
-    report.show(study, console)
+            raise  # else the process that runs the study writes its report
+    print_table(study, console)
     if ends & {"stopped", "interrupted"}:
         console.print("stopped; the same command goes on from here")
     return 130 if "stopped" in ends else 1 if "failed" in ends else 130 if ends else 0
@@ -125,33 +127,32 @@ def _check_unchanged(run: Run) -> None:
 def _run(
     study: Study, arms: list[str], jobs: Jobs, train: Sequence[str], console: Console
 ) -> tuple[Study, set[str]]:
-    """Runs the arms; the study with its threads settled, and how runs ended that did not finish."""
-    gpus = machine.gpus()
+    """Runs the arms; returns the study with its threads settled, and `Launcher.run`'s answer."""
+    devices = gpus()
     try:
-        settled = division.kept(study.out) if study.trained else None
-        if settled is None:
+        division = Division.read(study.out) if study.trained else None
+        if division is None:
             configs = [run.config for run in study.runs]
-            settled = division.settle(configs, jobs, distributed.cores(), len(gpus))
-            division.keep(study.out, settled)
-        study = study.with_threads(settled.threads)
+            division = divide(configs, jobs, distributed.cores(), len(devices))
+            division.write(study.out)
+        study = study.with_threads(division.threads)
         runs = [run for run in study.runs if run.arm in arms]
-        count = min(settled.jobs if jobs == "auto" else jobs, len(runs))
+        count = min(division.jobs if jobs == "auto" else jobs, len(runs))
+        threads = ", ".join(sorted({str(run.config["train"]["threads"]) for run in runs}))
         screen = Screen(console, alone=count == 1)
-        threads = sorted({str(division.threads_of(run.config)) for run in runs})
-        screen.say(f"runs side by side: {count}; threads: {', '.join(threads)} ({settled.why})")
+        screen.say(f"{count} at once, of {threads} threads each: {division.why}")
         Baselines(study.out / "baselines.json").measure(runs, screen.say)
     except KeyboardInterrupt:
         return study, {"stopped"}
-    launcher = Launcher(runs, count, train, gpus, screen, lambda: report.write(study))
-    return study, launcher.run()
+    return study, Launcher(runs, count, train, devices, screen, lambda: write_report(study)).run()
 
 
 class Launcher:
     """Keeps so many runs under way.
 
     Args:
-        gpus: names for CUDA_VISIBLE_DEVICES; a run gets the one that fewest others use.
-        ended: called after a run has ended.
+        devices: GPUs as CUDA_VISIBLE_DEVICES names them; a run gets the one that fewest others use.
+        after_each: called when runs have ended.
         available: bytes of memory that new processes may take, or None.
     """
 
@@ -160,21 +161,22 @@ class Launcher:
         runs: Sequence[Run],
         jobs: int,
         train: Sequence[str],
-        gpus: Sequence[str],
+        devices: Sequence[str],
         screen: Screen,
-        ended: Callable[[], None],
-        available: Callable[[], int | None] = machine.available_memory,
+        after_each: Callable[[], None],
+        available: Callable[[], int | None] = available_memory,
     ):
-        self.jobs, self.train, self.gpus = jobs, train, gpus
-        self.screen, self.ended, self.available = screen, ended, available
-        self.queue = [(f"{i}/{len(runs)}  {run}", run) for i, run in enumerate(runs, 1)]
+        self.jobs, self.train, self.devices = jobs, train, devices
+        self.screen, self.after_each, self.available = screen, after_each, available
+        titles = {f"{i}/{len(runs)}  {run}": run for i, run in enumerate(runs, 1)}
+        self.finished = [title for title, run in titles.items() if run.files.finished]
+        self.queue = [(title, run) for title, run in titles.items() if title not in self.finished]
         self.children: list[Child] = []
         self.ends: set[str] = set()
-        self.said = ""
-        # Bytes that a run takes at the most, of training; on a GPU a result tells the GPU's.
-        peaks = [run.files.result().get("peak_memory_gb") or 0.0 for run in runs if not gpus]
-        self.peak = max(peaks, default=0.0) * 1e9
-        self.peak_known = self.peak > 0
+        # Bytes of main memory that a run takes at the most; 0: none has shown it yet.
+        peaks = [run.files.result().get("peak_memory_gb") or 0.0 for run in runs if not devices]
+        self.peak = 1e9 * max(peaks, default=0.0)
+        self.said: tuple[str, bool] | None = None
 
     def run(self) -> set[str]:
         """Until all have ended, or a signal says stop.
@@ -182,13 +184,15 @@ class Launcher:
         Returns:
             How runs ended that did not finish: 'failed', 'interrupted', 'stopped'.
         """
-        with _signals() as received, self.screen:
+        for title in self.finished:
+            self.screen.say(f"{title}  (finished)")
+        with _signals() as received, self.screen.live:
             while (self.queue or self.children) and not received:
-                some_ended = self._reap()
+                some_ended = self._look()
                 while self.queue and len(self.children) < self.jobs and self._has_room():
                     self._start(*self.queue.pop(0))
                 if some_ended:
-                    self.ended()
+                    self.after_each()
                 self.screen.show(child.progress for child in self.children)
                 time.sleep(POLL_S)
             if received:
@@ -196,49 +200,44 @@ class Launcher:
                 self._stop(received)
         return self.ends
 
+    def _look(self) -> bool:
+        """Notes progress and memory, and which have ended; whether any has."""
+        ended = [child for child in self.children if child.process.poll() is not None]
+        for child in ended:
+            self.children.remove(child)
+            end = child.end()
+            if not self.screen.alone:
+                self.screen.say(f"{child.title}  {end}")
+            self.ends |= {end.partition(":")[0]} - {"finished"}
+        for child in self.children:
+            child.look()
+            if child.progress.step:
+                self.peak = max(self.peak, child.peak)
+        return bool(ended)
+
     def _start(self, title: str, run: Run) -> None:
-        if run.files.finished:
-            self.screen.say(f"{title}  (finished)")
-        elif holder := run.files.holder():
+        if holder := run.files.lock.holder():
             self.screen.say(f"{title}  left to {holder}, which runs it")
             self.ends.add("failed")
         else:
             self.screen.say(title, style="bold")
-            used = [child.gpu for child in self.children]
-            gpu = min(self.gpus, key=used.count) if self.gpus else None
-            self.children.append(Child(title, run, self.train, gpu, self.screen.alone))
-
-    def _reap(self) -> bool:
-        """Notes progress and memory; takes out the children that have ended."""
-        ended = [child for child in self.children if child.process.poll() is not None]
-        for child in ended:
-            self.children.remove(child)
-            end, reason = child.end()
-            if not self.screen.alone:
-                self.screen.say(f"{child.title}  {end}{': ' if reason else ''}{reason}")
-            if end != "finished":
-                self.ends.add(end)
-        for child in self.children:
-            child.look()
-            self.peak = max(self.peak, child.peak)
-            self.peak_known |= child.progress.step > 0
-        return bool(ended)
+            used = [child.device for child in self.children]
+            device = min(self.devices, key=used.count) if self.devices else None
+            self.children.append(Child(title, run, self.train, device, self.screen.alone))
 
     def _has_room(self) -> bool:
         """Whether one more run fits beside those under way, which may still grow to the peak."""
-        if not self.children or self.queue[0][1].files.finished:
+        free = self.available()
+        if not self.children or free is None:
             return True
-        title, free = self.queue[0][0], self.available()
         needed = self.peak + sum(max(0.0, self.peak - child.memory) for child in self.children)
-        if free is None or (self.peak_known and free >= needed + MEMORY_RESERVE):
+        if self.peak and free >= needed + MEMORY_RESERVE:
             return True
-        why = (
-            f"{free / 1e9:.1f} GB are free; a run takes up to {self.peak / 1e9:.1f} GB"
-            if self.peak_known
-            else "the first run has to show how much it takes"
-        )
-        if self.said != f"{title} {self.peak_known}":
-            self.said = f"{title} {self.peak_known}"
+        title = self.queue[0][0]
+        if self.said != (title, self.peak > 0):
+            self.said = (title, self.peak > 0)
+            why = f"{free / 1e9:.1f} GB are free, a run takes up to {self.peak / 1e9:.1f} GB"
+            why = why if self.peak else "the first run has to show how much it takes"
             self.screen.say(f"{title}  waits for memory: {why}")
         return False
 
@@ -251,7 +250,6 @@ class Launcher:
             if len(received) > asked or time.monotonic() > deadline:
                 for child in self.children:
                     child.kill()
-                break
             time.sleep(POLL_S)
 
 
@@ -262,47 +260,46 @@ class Child:
         memory, peak: resident bytes, now and at the most.
     """
 
-    def __init__(self, title: str, run: Run, train: Sequence[str], gpu: str | None, alone: bool):
-        self.title, self.run, self.gpu = title, run, gpu
+    def __init__(self, title: str, run: Run, train: Sequence[str], device: str | None, alone: bool):
+        self.title, self.run, self.device = title, run, device
         self.progress = Progress(run)
         self.memory = self.peak = 0
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run.files.clear_error()
         run.files.write_config(run.config)
-        self.output = None if alone else run.folder / "stdout.txt"
-        env = {"PYTHONUNBUFFERED": "1"} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
-        written = str(run.folder / "config.yaml")
-        with open(self.output or os.devnull, "wb") as output:
-            self.process = subprocess.Popen(
-                [*train, written, "--out", str(run.folder), "--resume"],
-                env=machine.environment(**env),
-                start_new_session=True,
-                stdout=output if self.output else None,
-                stderr=subprocess.STDOUT if self.output else None,
-            )
+        run.files.clear_error()
+        self.log = None if alone else run.folder / "stdout.txt"
+        visible = {"CUDA_VISIBLE_DEVICES": device} if device else {}
+        output = open(self.log, "wb") if self.log else None  # noqa: SIM115  (closed below)
+        self.process = subprocess.Popen(
+            [*train, run.folder / "config.yaml", "--out", run.folder, "--resume"],
+            env=child_environment(PYTHONUNBUFFERED="1", **visible),
+            start_new_session=True,
+            stdout=output,
+            stderr=output and subprocess.STDOUT,
+        )
+        if output:
+            output.close()
 
     def look(self) -> None:
         self.progress.look()
-        self.memory, peak = machine.process_memory(self.process.pid)
+        self.memory, peak = process_memory(self.process.pid)
         self.peak = max(self.peak, peak)  # the process resets the kernel's own mark
 
-    def end(self) -> tuple[str, str]:
-        """'finished', 'failed' or 'interrupted', and the reason's first line."""
+    def end(self) -> str:
+        """'finished', 'interrupted' or 'failed: why'; a failed one gets an error.txt."""
         code, files = self.process.returncode, self.run.files
         if code == 0 and files.finished:
-            return "finished", ""
+            return "finished"
         if code in (-signal.SIGINT, 128 + signal.SIGINT):
-            return "interrupted", ""
+            return "interrupted"
         if not files.error():
-            text = self.output.read_text(errors="replace") if self.output else ""
+            text = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
             files.write_error("\n".join([_why(code), *text.splitlines()[-20:]]) + "\n")
-        return "failed", files.error().partition("\n")[0]
+        return f"failed: {files.error().partition(chr(10))[0]}"
 
     def kill(self) -> None:
         """With the processes that it has started itself."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
 
 
 def _why(code: int) -> str:

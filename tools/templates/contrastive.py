@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from ssl_zoo.config import HEADS, LOSSES, MEMORY, METHODS, Part
 from ssl_zoo.core import Batch, Encoder, Method
+from ssl_zoo.losses import accuracy
 from ssl_zoo.ops import health
 
 
@@ -45,9 +46,14 @@ class NewMethod(Method):
         x_q, x_k = batch.views[:2]  # [N, C, H, W] each
         q = F.normalize(self.encoder(x_q).float(), dim=1)  # [N, D]
         k = self.memory.encode(self.encoder, x_k, batch.index)  # [N, D]
-        lookup = self.memory.lookup(q, k, batch.index)
-        out = {"loss": self.loss(lookup), **lookup.accuracy(), "q": q, "k": k}
-        return {**out, "embedding_std": health.embedding_std(q)}
+        loss, nearer = self.loss(self.memory.lookup(q, k, batch.index))
+        return {
+            "loss": loss,
+            **accuracy(nearer),
+            "embedding_std": health.embedding_std(q),
+            "q": q[:, None],  # [N, 1, D]
+            "k": k[:, None],
+        }
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)

@@ -15,7 +15,7 @@ from ssl_zoo.study.report import figure, page, results, tables
 from ssl_zoo.system.files import write_text
 
 
-def write(study: Study) -> None:
+def write_report(study: Study) -> None:
     """Writes table.md, table.csv, figure.png and report.html into the study's folder."""
     study.out.mkdir(parents=True, exist_ok=True)
     table = results.read(study)
@@ -26,7 +26,7 @@ def write(study: Study) -> None:
     write_text(study.out / "report.html", page.render(table, picture))
 
 
-def show(study: Study, console: Console) -> None:
+def print_table(study: Study, console: Console) -> None:
     """Prints the table and where the report is."""
     table = results.read(study)
     header, body, best = tables.cells(table)

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ssl_zoo.study.baselines import RANDOM
+from ssl_zoo.evaluation.base import UNTRAINED
 from ssl_zoo.study.grid import Study
 from ssl_zoo.study.report.results import Column, Table
 from ssl_zoo.study.report.tables import spread
@@ -43,7 +43,7 @@ def draw(table: Table, path: Path) -> None:
         drawn = Figure(figsize=(12, height), layout="constrained")
         FigureCanvasAgg(drawn)  # no window system is asked for
         left, right = drawn.subplots(1, 2)
-        main = table.main or Column("no evaluation")
+        main = table.main or Column("no", "evaluation")
         if any(row.x is not None for row in table.rows):
             _draw_sweep(left, table, main)
         else:
@@ -65,15 +65,15 @@ def _look(study: Study, arm: str) -> dict[str, Any]:
 
 def _draw_arms(axes, table: Table, main: Column) -> None:
     """A line an arm: a dot for each seed, a large one for their mean, a stroke for its start."""
-    starts = any(baseline.name == RANDOM and not baseline.shared for baseline in main.baselines)
+    starts = any(baseline.name == UNTRAINED and not baseline.shared for baseline in main.baselines)
     for y, row in enumerate(table.rows):
         look = {**_look(table.study, row.arm), "linestyle": "none"}
-        scores = row.scores(main.evaluation)
+        scores = main.of(row)
         if not scores:
             continue
         average = statistics.fmean(scores)
         axes.plot(average, y, markersize=11, **look)
-        if starts and (start := row.start(main.evaluation, RANDOM)):
+        if starts and (start := row.start(main.evaluation, UNTRAINED)):
             axes.plot(statistics.fmean(start), y, "|", color=GRAY, markersize=14)
         if len(scores) > 1:
             look |= {"markerfacecolor": "white", "markersize": 5, "zorder": 3}
@@ -95,18 +95,20 @@ def _draw_sweep(axes, table: Table, main: Column) -> None:
     labels = list(dict.fromkeys(row.x for row in table.rows if row.x is not None))
     position, logarithmic = _positions(labels)
     for arm in table.study.blocks:
-        rows = [row for row in table.rows if row.arm == arm and row.scores(main.evaluation)]
+        rows = [row for row in table.rows if row.arm == arm and main.of(row)]
         look = _look(table.study, arm)
         for row in rows:
             if row.x is None:  # an arm that is not swept
                 line = {"color": look["color"], "linestyle": look["linestyle"], "label": arm}
-                axes.axhline(table.mean(row), **line)
+                axes.axhline(statistics.fmean(main.of(row)), **line)
         points = sorted((row for row in rows if row.x is not None), key=lambda r: position[r.x])
         if not points:
             continue
         at = [position[row.x] for row in points]
-        axes.plot(at, [table.mean(row) for row in points], label=arm, markersize=7, **look)
-        for x, scores in zip(at, (row.scores(main.evaluation) for row in points), strict=True):
+        axes.plot(
+            at, [statistics.fmean(main.of(row)) for row in points], label=arm, markersize=7, **look
+        )
+        for x, scores in zip(at, map(main.of, points), strict=True):
             if len(scores) > 1:
                 dots = {**look, "linestyle": "none", "markersize": 3.5, "alpha": 0.55}
                 axes.plot([x] * len(scores), scores, **dots)
@@ -142,7 +144,7 @@ def _draw_epochs(axes, table: Table, main: Column) -> None:
         rows = [row for row in rows if any(o.curve(main) for o in row.outcomes)]
         if not rows:
             continue
-        row = table.best(rows) or rows[0]
+        row = main.best(rows) or rows[0]
         look = _look(table.study, arm)
         curves = [curve for outcome in row.outcomes if (curve := outcome.curve(main))]
         by_epoch: dict[float, list[float]] = {}

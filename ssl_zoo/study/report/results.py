@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_zoo.study.baselines import Baselines, depends_on
+from ssl_zoo.study.baselines import Baselines
 from ssl_zoo.study.grid import Run, Study
 
-Result = dict[str, Any]  # of one evaluation: metrics, main, higher_is_better, unit, protocol, hash
+Result = dict[str, Any]  # of one evaluation: type, metrics, main, protocol, hash, ...
 
 
 def score(result: Result) -> float:
@@ -24,8 +25,8 @@ class Outcome:
 
     Attributes:
         state: 'finished', 'failed', 'unfinished' or 'not run'.
-        lines: of its metrics, those of evaluations.
-        baselines: evaluation -> baseline -> its result, of those that have been measured.
+        lines: those of its metrics that evaluations wrote.
+        baselines: evaluation -> baseline -> its result, None if it has not been measured.
     """
 
     run: Run
@@ -33,21 +34,20 @@ class Outcome:
     result: dict[str, Any]
     lines: list[dict[str, Any]]
     environment: dict[str, Any]
-    baselines: dict[str, dict[str, Result]]
+    baselines: dict[str, dict[str, Result | None]]
     reason: str = ""
 
     @property
     def evaluations(self) -> dict[str, Result]:
         """At the end of training."""
-        return self.result.get("evaluations") or {}
+        return self.result.get("evaluations", {})
 
-    def score(self, evaluation: str | None) -> float | None:
-        result = self.evaluations.get(evaluation)
-        return None if result is None else score(result)
+    def score(self, evaluation: str) -> float | None:
+        return score(self.evaluations[evaluation]) if evaluation in self.evaluations else None
 
     def curve(self, column: Column) -> list[tuple[float, float]]:
-        """(epoch, main metric) of every time that an evaluation was made."""
-        lines = [x for x in self.lines if x["name"] == column.evaluation and column.metric in x]
+        """(epoch, main metric) of each time that an evaluation was made."""
+        lines = (line for line in self.lines if line["name"] == column.evaluation)
         return [(line["epoch"], line[column.metric]) for line in lines]
 
     @property
@@ -78,20 +78,18 @@ class Row:
         values = [outcome.result.get(name) for outcome in self.finished]
         return [value for value in values if value is not None]
 
-    def scores(self, evaluation: str | None) -> list[float]:
+    def scores(self, evaluation: str) -> list[float]:
         values = [outcome.score(evaluation) for outcome in self.finished]
         return [value for value in values if value is not None]
 
     def start(self, evaluation: str, baseline: str) -> list[float]:
-        """The arm's baseline; of each seed, if it depends on the seed."""
-        return [score(result) for result in _distinct(evaluation, baseline, self.outcomes)]
+        """The arm's own baseline; of each seed, if it depends on the seed."""
+        return [score(result) for result in _distinct(self.outcomes, evaluation, baseline)]
 
     def against(self, evaluation: str, baseline: str) -> list[float]:
         """The arm's score less its baseline's, seed by seed."""
-        pairs = [
-            (o.score(evaluation), o.baselines.get(evaluation, {}).get(baseline))
-            for o in self.finished
-        ]
+        starts = [o.baselines.get(evaluation, {}).get(baseline) for o in self.finished]
+        pairs = zip((o.score(evaluation) for o in self.finished), starts, strict=True)
         return [value - score(start) for value, start in pairs if value is not None and start]
 
 
@@ -100,69 +98,62 @@ class Baseline:
     """What arms have to beat in one evaluation: the same for all of them, or each arm its own.
 
     Attributes:
-        results: all that differ; of a shared one a result a seed.
         seeded: whether it depends on the seed.
+        scores: all that differ; of a shared one a number a seed.
+        protocol: see `describe`.
     """
 
     name: str
     shared: bool
     seeded: bool
-    results: list[Result]
-
-    @property
-    def scores(self) -> list[float]:
-        return [score(result) for result in self.results]
+    scores: list[float]
+    protocol: str
 
 
 @dataclass(frozen=True)
 class Column:
-    """An evaluation's main metric, as the first result that there is names it; '' before that."""
+    """An evaluation's main metric."""
 
     evaluation: str
-    metric: str = ""
+    metric: str
     unit: str = ""
     higher_is_better: bool = True
     baselines: tuple[Baseline, ...] = ()
 
     @property
     def title(self) -> str:
-        return f"{self.evaluation} {self.metric}".strip()
+        return f"{self.evaluation} {self.metric}"
 
     @property
     def header(self) -> str:
-        return ", ".join(filter(None, [self.title, self.unit]))
+        return f"{self.title}, {self.unit}" if self.unit else self.title
 
-    @property
-    def key(self) -> str:
-        return "_".join(filter(None, [self.evaluation, self.metric]))
+    def best(self, rows: list[Row]) -> Row | None:
+        """The row with the best mean; None if no run is finished."""
+        means = {i: statistics.fmean(x) for i, row in enumerate(rows) if (x := self.of(row))}
+        choose = max if self.higher_is_better else min
+        return rows[choose(means, key=means.__getitem__)] if means else None
+
+    def of(self, row: Row) -> list[float]:
+        return row.scores(self.evaluation)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows: arms in the grid's order, points in the sweep's. Columns: by evaluation.
+    """Rows: arms in the grid's order, points in the sweep's. Columns: evaluations.
 
     Attributes:
-        main: the evaluation that arms are compared in; None where there is none.
+        main: the column that arms are compared in; None where nothing is evaluated.
     """
 
     study: Study
     rows: list[Row]
-    columns: dict[str, Column]
+    columns: list[Column]
     main: Column | None
 
     @property
     def outcomes(self) -> list[Outcome]:
         return [outcome for row in self.rows for outcome in row.outcomes]
-
-    def best(self, rows: Iterable[Row]) -> Row | None:
-        """The row with the best mean of the main evaluation."""
-        scored = [row for row in rows if self.main and row.scores(self.main.evaluation)]
-        sign = 1 if self.main is None or self.main.higher_is_better else -1
-        return max(scored, key=lambda row: sign * self.mean(row), default=None)
-
-    def mean(self, row: Row) -> float:
-        scores = row.scores(self.main.evaluation)
-        return sum(scores) / len(scores)
 
 
 def read(study: Study) -> Table:
@@ -174,82 +165,71 @@ def read(study: Study) -> Table:
             if run.arm == arm:
                 groups.setdefault((run.arm, run.x), []).append(_outcome(run, known))
     outcomes = [outcome for group in groups.values() for outcome in group]
-    names = dict.fromkeys(name for run in study.runs for name in run.evaluations)
-    columns = {name: _column(name, outcomes) for name in names}
-    main = next((run.main for run in study.runs if run.main), None)
+    kinds = {name: kind for run in study.runs for name, kind in run.evaluations.items()}
+    columns = {
+        name: Column(
+            name, kind.metric, kind.unit, kind.higher_is_better, _baselines(name, outcomes)
+        )
+        for name, kind in kinds.items()
+    }
+    main = next((run.main for run in study.runs if run.main), "")
     first = next(iter(study.blocks))
-    reference = {(o.run.x, o.run.seed): o.score(main) for o in groups_of(first, groups)}
+    reference = {(o.run.x, o.run.seed): o.score(main) for o in outcomes if o.run.arm == first}
     rows = []
     for (arm, x), group in groups.items():
         pairs = [(o.score(main), reference.get((x, o.run.seed))) for o in group if arm != first]
         differences = [a - b for a, b in pairs if a is not None and b is not None]
         rows.append(Row(arm, x, group, differences))
-    return Table(study, rows, columns, columns.get(main))
-
-
-def groups_of(arm: str, groups: dict[tuple[str, str | None], list[Outcome]]) -> list[Outcome]:
-    return [outcome for (name, _), group in groups.items() if name == arm for outcome in group]
+    return Table(study, rows, list(columns.values()), columns.get(main))
 
 
 def _outcome(run: Run, known: Baselines) -> Outcome:
-    result, error = run.files.result(), run.files.error().strip()
-    metrics = run.files.metrics()
+    result, reason, metrics = run.files.result(), run.files.error(), run.files.metrics()
+    state = "failed" if reason else "unfinished" if metrics else "not run"
+    if result:
+        state, reason = "finished", ""
     lines = [line for line in metrics if line["kind"] == "evaluation"]
-    baselines: dict[str, dict[str, Result]] = {}
-    for evaluation, wanted in depends_on(run.config).items():
-        results = {name: known.find(evaluation, name, of) for name, of in wanted.items()}
-        baselines[evaluation] = {name: x for name, x in results.items() if x is not None}
-    state = "unfinished" if metrics else "not run"
-    if result or error:
-        state = "finished" if result else "failed"
-    reason = "" if result else error
-    return Outcome(run, state, result, lines, run.files.environment(), baselines, reason)
+    return Outcome(run, state, result, lines, run.files.environment(), known.of(run), reason)
 
 
-def _column(evaluation: str, outcomes: list[Outcome]) -> Column:
-    variants: dict[str, set[str]] = {}  # baseline -> what it depends on besides the seed
-    seeded = set()
+def _baselines(evaluation: str, outcomes: list[Outcome]) -> tuple[Baseline, ...]:
+    """Those of which some have been measured, each with whether all arms share it."""
+    wanted: dict[str, list[dict]] = {}
     for outcome in outcomes:
-        for name, of in depends_on(outcome.run.config).get(evaluation, {}).items():
-            variants.setdefault(name, set()).add(json.dumps({**of, "seed": None}))
-            seeded |= {name} if "seed" in of else set()
-    baselines = tuple(
-        Baseline(name, len(of) == 1, name in seeded, results)
-        for name, of in variants.items()
-        if (results := _distinct(evaluation, name, outcomes))
-    )
-    results = [o.evaluations[evaluation] for o in outcomes if evaluation in o.evaluations]
-    results += [result for baseline in baselines for result in baseline.results]
-    if not results:
-        return Column(evaluation, baselines=baselines)
-    main, unit, higher = (results[0][name] for name in ("main", "unit", "higher_is_better"))
-    return Column(evaluation, main, unit, higher, baselines)
+        for name, of in outcome.run.baselines.get(evaluation, {}).items():
+            wanted.setdefault(name, []).append(of)
+    baselines = []
+    for name, of_all in wanted.items():
+        results = _distinct(outcomes, evaluation, name)
+        shared = len({json.dumps({**of, "seed": None}) for of in of_all}) == 1
+        if results:
+            scores, protocol = [score(result) for result in results], describe(results[0])
+            baselines.append(Baseline(name, shared, "seed" in of_all[0], scores, protocol))
+    return tuple(baselines)
 
 
-def _distinct(evaluation: str, baseline: str, outcomes: Iterable[Outcome]) -> list[Result]:
-    of_all = [o.baselines.get(evaluation, {}).get(baseline) for o in outcomes]
-    return list({json.dumps(x["of"]): x for x in of_all if x is not None}.values())
+def _distinct(outcomes: Iterable[Outcome], evaluation: str, baseline: str) -> list[Result]:
+    results = [outcome.baselines.get(evaluation, {}).get(baseline) for outcome in outcomes]
+    return list({json.dumps(x["depends_on"]): x for x in results if x is not None}.values())
 
 
 def protocols(table: Table) -> list[str]:
     """How each evaluation was made, in words; a warning where one was made in several ways."""
-    said = []
-    for name in table.columns:
+    lines = []
+    for column in table.columns:
+        name = column.evaluation
         results = [o.evaluations[name] for o in table.outcomes if name in o.evaluations]
-        results = results or [x for b in table.columns[name].baselines for x in b.results][:1]
-        ways = list({result["hash"]: result for result in results}.values())
+        ways = {result["hash"]: describe(result) for result in results}
         if len(ways) > 1:
-            said.append(
-                f"warning: {name} was made in {len(ways)} ways; numbers of different hashes are "
-                "not to be compared"
-            )
-        said += [f"{name}: {describe(result)}" for result in ways]
-    return said
+            lines.append(f"warning: {name} was made in {len(ways)} ways that do not compare")
+        # Before the first run has finished, its baselines tell.
+        lines += [
+            f"{name}: {way}" for way in ways.values() or [b.protocol for b in column.baselines[:1]]
+        ]
+    return lines
 
 
 def describe(result: Result) -> str:
     """'KNN: k 20; temperature 0.07 (hash 1a2b)'."""
-    protocol = {k: v for k, v in result["protocol"].items() if v is not None}
-    parts = "; ".join(f"{name} {value}" for name, value in protocol.items())
-    kind = f"{result['type']}: " if "type" in result else ""
-    return f"{kind}{parts} (hash {result['hash']})"
+    parts = (f"{name} {value}" for name, value in result["protocol"].items() if value is not None)
+    return f"{result['type']}: {'; '.join(parts)} (hash {result['hash']})"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssl_zoo.study.grid import slug
-from ssl_zoo.study.report.results import Column, Row, Table, describe, protocols
+from ssl_zoo.study.report.results import Row, Table, describe, protocols
 from ssl_zoo.system.files import replacing
 
 
@@ -24,16 +24,24 @@ def mean(values: list[float], digits: int) -> str:
     return f"{statistics.fmean(values):.{digits}f}" if values else "–"
 
 
-def cells_by_header(table: Table) -> dict[str, Callable[[Row], str]]:
+def _cells(table: Table) -> dict[str, Callable[[Row], str]]:
     """Header -> what stands there in an arm's row."""
     shown: dict[str, Callable[[Row], str]] = {"arm": lambda row: row.arm}
     if any(row.x is not None for row in table.rows):
         shown[table.study.x] = lambda row: row.x or ""
     shown["seeds"] = lambda row: str(len(row.finished))
-    for name, column in table.columns.items():
+    for column in table.columns:
+        name = column.evaluation
         shown[column.header] = lambda row, name=name: spread(row.scores(name))
-        if column is table.main:
-            shown |= _comparisons(table, column)
+        if column is not table.main:
+            continue
+        if any(row.differences for row in table.rows):
+            first = next(iter(table.study.blocks))
+            shown[f"against {first}"] = lambda row: spread(row.differences, sign="+")
+        for other in (baseline.name for baseline in column.baselines if not baseline.shared):
+            of = (name, other)
+            shown[other] = lambda row, of=of: spread(row.start(*of))
+            shown[f"against {other}"] = lambda row, of=of: spread(row.against(*of), sign="+")
     shown["pretext top-1, %"] = lambda row: mean(row.values("pretext_top1"), 1)
     shown["images/s"] = lambda row: mean(row.values("images_per_s"), 0)
     shown["peak GB"] = lambda row: mean(row.values("peak_memory_gb"), 2)
@@ -43,34 +51,10 @@ def cells_by_header(table: Table) -> dict[str, Callable[[Row], str]]:
     return shown
 
 
-def _comparisons(table: Table, main: Column) -> dict[str, Callable[[Row], str]]:
-    """Against the first arm, and against each arm's own baselines."""
-    shown: dict[str, Callable[[Row], str]] = {}
-    if any(row.differences for row in table.rows):
-        first = next(iter(table.study.blocks))
-        shown[f"against {first}"] = lambda row: spread(row.differences, sign="+")
-    for name in (baseline.name for baseline in main.baselines if not baseline.shared):
-        shown[name] = lambda row, name=name: spread(row.start(main.evaluation, name))
-        shown[f"against {name}"] = lambda row, name=name: spread(
-            row.against(main.evaluation, name), sign="+"
-        )
-    return shown
-
-
 def _state(row: Row) -> str:
     states = [outcome.state for outcome in row.outcomes]
     counts = {state: states.count(state) for state in states}
     return ", ".join(f"{n} {s}" if len(counts) > 1 else s for s, n in counts.items())
-
-
-def _shared_baselines(table: Table) -> dict[str, dict[str, Column]]:
-    """Baseline -> the columns in which all arms share it."""
-    shared: dict[str, dict[str, Column]] = {}
-    for evaluation, column in table.columns.items():
-        for baseline in column.baselines:
-            if baseline.shared:
-                shared.setdefault(baseline.name, {})[evaluation] = baseline
-    return shared
 
 
 def cells(table: Table) -> tuple[list[str], list[list[str]], int | None]:
@@ -78,36 +62,37 @@ def cells(table: Table) -> tuple[list[str], list[list[str]], int | None]:
 
     Baselines that all arms share come first, a row each.
     """
-    shown = cells_by_header(table)
-    body = []
-    for name, of in _shared_baselines(table).items():
-        row = {table.columns[evaluation].header: spread(b.scores) for evaluation, b in of.items()}
-        seeded = [baseline for baseline in of.values() if baseline.seeded]
-        row |= {"arm": name, "seeds": str(len(seeded[0].results)) if seeded else ""}
-        body.append([row.get(header, "") for header in shown])
-    above = len(body)
+    shown = _cells(table)
+    above: dict[str, dict[str, str]] = {}
+    for column in table.columns:
+        for baseline in column.baselines:
+            if baseline.shared:
+                row = above.setdefault(baseline.name, {"arm": baseline.name})
+                row[column.header] = spread(baseline.scores)
+                row["seeds"] = str(len(baseline.scores)) if baseline.seeded else ""
+    body = [[row.get(header, "") for header in shown] for row in above.values()]
     body += [[cell(row) for cell in shown.values()] for row in table.rows]
-    scored = [row for row in table.rows if table.main and row.scores(table.main.evaluation)]
-    best = above + table.rows.index(table.best(scored)) if len(scored) > 1 else None
-    return list(shown), body, best
+    best = table.main.best(table.rows) if table.main else None
+    several = best is not None and sum(bool(table.main.of(row)) for row in table.rows) > 1
+    return list(shown), body, len(above) + table.rows.index(best) if several else None
 
 
 def notes(table: Table) -> list[str]:
     """What a reader of the table has to know."""
     lines = []
-    if table.columns:
+    if main := table.main:
         lines.append(
             "evaluations are at the end of training: mean ± sample standard deviation over seeds; "
             "the other columns are means"
         )
-    if any(row.differences for row in table.rows):
-        first = next(iter(table.study.blocks))
-        unit = "percentage points" if table.main.unit == "%" else table.main.unit
-        said = f"differences to {first} are taken seed by seed"
-        lines.append(f"{said}, in {unit}" if unit else said)
-    for baseline in table.main.baselines if table.main else ():
-        if not baseline.shared:
-            lines.append(f"{baseline.name}: {table.main.title} of the arm's own before training")
+        if any(row.differences for row in table.rows):
+            unit = "percentage points" if main.unit == "%" else main.unit
+            first = next(iter(table.study.blocks))
+            line = f"differences to {first} are taken seed by seed"
+            lines.append(f"{line}, in {unit}" if unit else line)
+        for baseline in main.baselines:
+            if not baseline.shared:
+                lines.append(f"{baseline.name}: {main.title} of each arm's own")
     return lines + protocols(table)
 
 
@@ -126,37 +111,35 @@ def markdown(table: Table) -> str:
 def write_csv(table: Table, path: Path) -> None:
     """One line an arm and point, numbers unrounded; baselines that all arms share come first."""
     means = ("pretext_top1", "images_per_s", "peak_memory_gb", "seconds", "steps", "epochs", "loss")
+    above: dict[str, dict] = {}
     lines = []
-    for name, of in _shared_baselines(table).items():
-        line = {"arm": name}
-        for evaluation, baseline in of.items():
-            line |= _mean_std(table.columns[evaluation].key, baseline.scores)
-            line[f"{evaluation}_protocol"] = describe(baseline.results[0])
-        lines.append(line)
+    for column in table.columns:
+        for baseline in column.baselines:
+            if baseline.shared:
+                line = above.setdefault(baseline.name, {"arm": baseline.name})
+                line |= _mean_std(f"{column.evaluation}_{column.metric}", baseline.scores)
+                line[f"{column.evaluation}_protocol"] = baseline.protocol
     for row in table.rows:
-        line = {
-            "arm": row.arm,
-            table.study.x: row.x or "",
-            "seeds": " ".join(str(o.run.seed) for o in row.finished),
-        }
-        for name, column in table.columns.items():
-            line |= _mean_std(column.key, row.scores(name))
+        seeds = " ".join(str(outcome.run.seed) for outcome in row.finished)
+        line = {"arm": row.arm, table.study.x: row.x or "", "seeds": seeds}
+        for column in table.columns:
+            line |= _mean_std(f"{column.evaluation}_{column.metric}", column.of(row))
         line |= _mean_std("difference", row.differences)
         for baseline in table.main.baselines if table.main else ():
-            key = slug(baseline.name).replace("-", "_")
-            line[key] = _mean(row.start(table.main.evaluation, baseline.name))
-            against = row.against(table.main.evaluation, baseline.name)
-            line |= _mean_std(f"against_{key}", against)
+            of = (table.main.evaluation, baseline.name)
+            name = slug(baseline.name).replace("-", "_")
+            line[name] = _mean(row.start(*of))
+            line |= _mean_std(f"against_{name}", row.against(*of))
         line |= {name: _mean(row.values(name)) for name in means}
         line["failed"] = sum(o.state == "failed" for o in row.outcomes)
-        for name in table.columns:
-            used = [o.evaluations[name] for o in row.finished if name in o.evaluations]
-            line[f"{name}_protocol"] = describe(used[0]) if used else ""
+        for name in (column.evaluation for column in table.columns):
+            used = [describe(o.evaluations[name]) for o in row.finished if name in o.evaluations]
+            line[f"{name}_protocol"] = next(iter(used), "")
         lines.append(line)
     with replacing(path) as staged, open(staged, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[-1]), restval="")
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows([*above.values(), *lines])
 
 
 def _mean(values: list[float]) -> float | str:
