@@ -31,7 +31,7 @@ from ssl_zoo.evaluation.features import Labeled, Precision, extract_split
 from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
-from ssl_zoo.system.random_state import kept_random_state, seed_all
+from ssl_zoo.system.rng import kept_random_state, seed_all
 
 UNTRAINED = "random backbone"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 
 from ssl_zoo.engine.hooks.base import Hook
-from ssl_zoo.engine.schedules import Schedule
+from ssl_zoo.engine.schedules import Linear, Schedule
 
 
 class Schedules(Hook):
