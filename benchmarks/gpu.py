@@ -40,7 +40,7 @@ from torch.nn import functional as F
 
 from ssl_zoo import config
 from ssl_zoo.config import DATASETS, Part
-from ssl_zoo.data.datasets import InMemory
+from ssl_zoo.data import InMemory
 from ssl_zoo.evaluation import knn
 from ssl_zoo.evaluation.features import Labeled, extract
 from ssl_zoo.experiment import build_trainer

@@ -225,7 +225,7 @@ def test_evaluation_leaves_the_method_as_it_was(recipe, tmp_path):
     step(trainer)
     method, before, rng = trainer.method, state(trainer.method), torch.get_rng_state()
     modes = {name: module.training for name, module in method.named_modules()}
-    extract(method.encoder.backbone, trainer.data.clean_batches("test", CPU, 32), CPU)
+    extract(method.encoder.backbone, trainer.data.splits.clean_batches("test", CPU, 32), CPU)
     telemetry = method.telemetry(trainer.labels)
     assert all(isinstance(value, float) for value in telemetry.values())
     assert_same(before, state(method))

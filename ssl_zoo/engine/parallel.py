@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_zoo.core import Batch, Method
 from ssl_zoo.system import distributed
-from ssl_zoo.system.random_state import get_random_state, set_random_state
+from ssl_zoo.system.rng import random_state, set_random_state
 
 # BatchNorm statistics and memories are each rank's own business. torch 2.15 renames the switch.
 _SYNC_BUFFERS = next(
@@ -51,7 +51,7 @@ class Parallel:
             if isinstance(child, _BatchNorm)
             for buffer, value in child.named_buffers(recurse=False)
         }
-        mine = {"random": get_random_state(self.device), "batchnorm": batchnorm}
+        mine = {"random": random_state(self.device), "batchnorm": batchnorm}
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -42,14 +42,14 @@ from ssl_zoo.engine.hooks import (
     ProgressBar,
     ResultWriter,
 )
-from ssl_zoo.engine.schedules import Schedules
+from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
 from ssl_zoo.experiment.check import check_whole, views_needed
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
-from ssl_zoo.system.random_state import seed_all
+from ssl_zoo.system.rng import seed_all
 
 # What looks on unless a config's `observers` says otherwise.
 _OBSERVERS = {

@@ -10,8 +10,14 @@ from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, ConfigError, NonNegativeF
 from ssl_zoo.config.constraints import NonNegativeInt, PositiveInt, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, set_apart
 from ssl_zoo.ops import health
-from ssl_zoo.ops.clusters import cluster_sizes, move_centroids, replace_small_clusters
-from ssl_zoo.ops.kmeans import closest_centroid, embed_everywhere, euclidean_kmeans
+from ssl_zoo.ops.kmeans import (
+    closest_centroid,
+    cluster_sizes,
+    embed_everywhere,
+    euclidean_kmeans,
+    move_centroids,
+    replace_small_clusters,
+)
 from ssl_zoo.system import distributed, rng
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_zoo.core import Observer
 from ssl_zoo.engine.hooks.base import Hook
-from ssl_zoo.engine.schedules import Schedules
+from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.system import distributed
 
 
