@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
 from ssl_zoo.system import distributed
 
 
@@ -49,7 +49,7 @@ class SinkhornCenter(nn.Module):
         """[..., K]; rows that are not `counted`, [...] bool, have no say in the balance."""
         if counted is not None:  # not 0: where no rank counts a row, all count alike
             counted = counted.flatten().float().clamp(min=torch.finfo(torch.float32).tiny)
-        return sinkhorn(scores.flatten(0, -2), temperature, weight=counted).view_as(scores)
+        return sinkhorn_knopp(scores.flatten(0, -2), temperature, weight=counted).view_as(scores)
 
     def update(self, scores: Tensor, momentum: float) -> None:
         """Nothing is remembered."""

@@ -10,7 +10,7 @@ from ssl_zoo.config import METHODS, AtLeastTwo, ConfigError, PositiveInt
 from ssl_zoo.core import Batch, Encoder, Method, set_apart
 from ssl_zoo.heads import Linear
 from ssl_zoo.ops import health
-from ssl_zoo.ops.kmeans import embed, kmeans, mutual_information, whiten
+from ssl_zoo.ops.kmeans import embed, euclidean_kmeans, mutual_information, whiten
 from ssl_zoo.system import distributed, rng
 
 
@@ -64,7 +64,7 @@ class DeepCluster(Method):
         def on_main() -> Tensor:
             with distributed.borrowed_threads():
                 x = whiten(features, self.pca)  # [S, pca]
-                y, _ = kmeans(x, self.clusters, self.kmeans_iterations, seed)
+                y, _ = euclidean_kmeans(x, self.clusters, self.kmeans_iterations, seed)
             return torch.empty_like(y).index_copy_(0, positions, y)
 
         y = distributed.attempt(on_main).to(self.assignments.device)  # [S]

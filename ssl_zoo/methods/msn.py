@@ -11,7 +11,7 @@ from ssl_zoo.config.constraints import NonNegativeInt, PositiveFloat, Scheduled,
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views
 from ssl_zoo.ops import health
 from ssl_zoo.ops.masking import random_order
-from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
 from ssl_zoo.system import distributed
 
 
@@ -72,7 +72,7 @@ class MSN(Method):
         cosines = torch.stack([self.cosines(anchor) for anchor in z])  # [M, N, K], M anchors
         with torch.no_grad():
             target = self.cosines(self.target(x)) / self.target_temperature  # [N, K]
-            p_t = sinkhorn(target.log_softmax(dim=1), 1.0, self.sinkhorn_iterations)  # [N, K]
+            p_t = sinkhorn_knopp(target.log_softmax(dim=1), 1.0, self.sinkhorn_iterations)  # [N, K]
         matching, me_max = msn_losses(cosines / self.anchor_temperature, p_t)
         return {
             "loss": matching + self.me_max_weight * me_max,

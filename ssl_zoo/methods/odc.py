@@ -14,7 +14,7 @@ from ssl_zoo.ops.kmeans import (
     closest_centroid,
     cluster_sizes,
     embed_everywhere,
-    kmeans,
+    euclidean_kmeans,
     move_centroids,
     replace_small_clusters,
 )
@@ -90,7 +90,9 @@ class ODC(Method):
 
         def on_main() -> tuple[Tensor, Tensor]:
             with distributed.borrowed_threads():
-                return kmeans(self.features.cpu(), len(self.centroids), iterations=20, seed=seed)
+                return euclidean_kmeans(
+                    self.features.cpu(), len(self.centroids), iterations=20, seed=seed
+                )
 
         labels, centroids = distributed.attempt(on_main)
         self.labels.copy_(labels)

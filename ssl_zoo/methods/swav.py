@@ -13,7 +13,7 @@ from ssl_zoo.heads import Prototypes
 from ssl_zoo.losses import swapped_prediction
 from ssl_zoo.memory import Ring
 from ssl_zoo.ops import health
-from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
 from ssl_zoo.system import distributed
 
 
@@ -87,7 +87,7 @@ class SwAV(Method):
         # Unused rows weigh nothing: to leave them out, the host would have to wait for the answer.
         weight = torch.cat([scores.new_ones(len(scores)), in_use.float().expand(len(rows))])
         together = torch.cat([scores, self.prototypes(rows)])  # [N + Q / world, K]
-        codes = sinkhorn(together, self.epsilon, self.sinkhorn_iterations, weight)
+        codes = sinkhorn_knopp(together, self.epsilon, self.sinkhorn_iterations, weight)
         return codes[: len(scores)]
 
     @torch.no_grad()
