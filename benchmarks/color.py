@@ -69,7 +69,7 @@ def main() -> None:
         measure = {CMC: retrieval, Colorization: predicted_colors}.get(type(method))
         if measure is None:
             parser.error(f"{run} is of {type(method).__name__}; expected CMC or Colorization")
-        test = trainer.data.split("test")
+        test = trainer.data.splits.split("test")
         images = test.fetch(torch.arange(len(test))).float() / 255
         start = {k: v.clone() for k, v in method.encoder.state_dict().items()}
         checkpoint.restore(trainer, checkpoint.saved(run)[-1])

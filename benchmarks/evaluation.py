@@ -128,8 +128,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     keep_freed_memory()  # as `ssl-zoo evaluate` and the trainer do
-    head = f"{machine()}, {torch.get_num_threads()} threads; medians of {arguments.rounds} rounds"
-    text = "\n\n".join([head, *(parts[name](arguments.rounds) for name in arguments.only)]) + "\n"
+    threads = torch.get_num_threads()
+    title = f"{machine()}, {threads} threads; medians of {arguments.rounds} rounds"
+    text = "\n\n".join([title, *(parts[name](arguments.rounds) for name in arguments.only)]) + "\n"
     print(text, end="")
     if arguments.out is not None:
         arguments.out.write_text(text, encoding="utf-8")

@@ -101,9 +101,10 @@ def logged(folder: Path) -> dict[str, list]:
     """{what and where: values} of a run's metrics, in the order of the steps."""
     found: dict[str, list] = {}
     for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
-        kind = {"knn": "evaluation"}.get(line.pop("kind"), "train")
-        name = line.pop("name", "")
-        kind = f"{kind} {name}" if name and name != "knn" else kind
+        kind = {"knn": "evaluation"}.get(line["kind"], line["kind"])
+        if kind == "baseline":  # before, their names were shorter
+            of = line.get("baseline", line["name"])
+            kind = f"baseline {'pixels' if 'pixels' in of else 'random'}"
         for key, value in line.items():
             if key in NOT_COMPARED or not isinstance(value, int | float):
                 continue

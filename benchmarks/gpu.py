@@ -40,7 +40,7 @@ from torch.nn import functional as F
 
 from ssl_zoo import config
 from ssl_zoo.config import DATASETS, Part
-from ssl_zoo.data.datasets import InMemory
+from ssl_zoo.data import InMemory
 from ssl_zoo.evaluation import knn
 from ssl_zoo.evaluation.features import Labeled, extract
 from ssl_zoo.experiment import build_trainer
@@ -257,10 +257,10 @@ def plain_step(size: Size):
     optimizer = torch.optim.SGD(query.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     x_q, x_k = images(size).views
     target = torch.zeros(size.batch, dtype=torch.long, device=size.on)
-    head = 0
+    pointer = 0
 
     def step() -> None:
-        nonlocal head
+        nonlocal pointer
         with torch.autocast(size.device, torch.bfloat16):
             q = F.normalize(query(x_q), dim=1)  # [N, D]
             with torch.no_grad():
@@ -272,8 +272,8 @@ def plain_step(size: Size):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        queue[head : head + size.batch] = k.float()
-        head = (head + size.batch) % size.queue
+        queue[pointer : pointer + size.batch] = k.float()
+        pointer = (pointer + size.batch) % size.queue
 
     return counted(size, step)
 

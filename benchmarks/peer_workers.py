@@ -367,7 +367,7 @@ def plain(task: Task, tick: Tick) -> None:
     query = network()
     key = copy.deepcopy(query).requires_grad_(False)
     queue = F.normalize(torch.randn(task.queue, DIM), dim=1)  # [K, D]
-    head = 0
+    pointer = 0
     optimizer = sgd(query.parameters())
     for (x_q, x_k), _ in endless(loader(task, Two(view(task)))):
         with task.autocast():
@@ -381,8 +381,8 @@ def plain(task: Task, tick: Tick) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        queue[(head + torch.arange(len(k))) % len(queue)] = k.float()
-        head = (head + len(k)) % len(queue)
+        queue[(pointer + torch.arange(len(k))) % len(queue)] = k.float()
+        pointer = (pointer + len(k)) % len(queue)
         tick(len(q))
 
 

@@ -117,7 +117,7 @@ IMAGES = {
 def fashion_mnist() -> np.ndarray:
     """[60000, 28, 28] uint8."""
     sys.path.insert(0, str(ROOT))
-    from ssl_zoo.data.datasets import FashionMNIST
+    from ssl_zoo.data.datasets.fashion_mnist import FashionMNIST
 
     return FashionMNIST("pretrain").images[:, 0].numpy()
 

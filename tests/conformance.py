@@ -25,7 +25,6 @@ from ssl_zoo.backbones import FITS, Timm
 from ssl_zoo.config import METHODS, ConfigError, Part, bind
 from ssl_zoo.config.constraints import SCHEDULED, marked
 from ssl_zoo.core import Batch, Encoder, Family, MomentumEncoder
-from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.precision import autocast
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.features import extract
@@ -91,7 +90,7 @@ def make(
         ("data.dataset", dataset),
         ("data.batch_size", batch_size),
         ("backbone", small(data["backbone"], norm, groups)),
-        ("knn", None),
+        ("evaluations.knn", None),
         ("train.precision", "fp32"),
         ("train.epochs", 1),
         ("train.compile", compile),
@@ -117,7 +116,7 @@ def step(trainer: Trainer, number: int = 0) -> dict[str, Tensor]:
 
 
 def gradients(trainer: Trainer, batch: Batch) -> tuple[Tensor, dict[str, Tensor | None]]:
-    loss = trainer.model(batch)["loss"]
+    loss = trainer.parallel(batch)["loss"]
     loss.backward()
     named = trainer.method.named_parameters()
     return loss.detach(), {n: p.grad for n, p in named if p.requires_grad}
@@ -196,9 +195,9 @@ def test_a_checkpoint_brings_everything_back_to_the_bit(recipe, tmp_path):
     trainer = make(recipe, tmp_path)
     for number in range(2):
         step(trainer, number)
-    path = checkpoint.save(trainer)
+    trainer.hooks["checkpoints"].save(trainer)
     resumed = make(recipe, tmp_path, seed=0)
-    checkpoint.restore(resumed, path)
+    assert resumed.resume()
     assert_same(state(trainer.method), state(resumed.method))
     rng = torch.get_rng_state()
     step(trainer, 2)
@@ -226,7 +225,7 @@ def test_evaluation_leaves_the_method_as_it_was(recipe, tmp_path):
     step(trainer)
     method, before, rng = trainer.method, state(trainer.method), torch.get_rng_state()
     modes = {name: module.training for name, module in method.named_modules()}
-    extract(method.encoder.backbone, trainer.data.clean_batches("test", CPU, 32), CPU)
+    extract(method.encoder.backbone, trainer.data.splits.clean_batches("test", CPU, 32), CPU)
     telemetry = method.telemetry(trainer.labels)
     assert all(isinstance(value, float) for value in telemetry.values())
     assert_same(before, state(method))
@@ -316,7 +315,7 @@ def two_steps(recipe: str, folder: Path) -> tuple[list[Tensor], dict, dict]:
     for number in range(2):
         torch.manual_seed(number)  # what is drawn for the batch as a whole
         batch = batch_of(trainer, number)
-        out = trainer.model(batch)
+        out = trainer.parallel(batch)
         out["loss"].backward()
         losses.append(distributed.mean(out["loss"].detach()))
         named = trainer.method.named_parameters()

@@ -13,7 +13,7 @@ from torchvision.datasets import cifar, stl10
 
 from ssl_zoo.config import DATASETS, bind
 from ssl_zoo.data import ImageSet
-from ssl_zoo.data.datasets import idx
+from ssl_zoo.data.datasets import fashion_mnist
 from ssl_zoo.data.image import decode
 
 
@@ -22,7 +22,7 @@ def nowhere(tmp_path, monkeypatch):
     """No data but the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SSL_ZOO_DATA", raising=False)
-    monkeypatch.setattr(idx, "SYSTEM", tmp_path / "no-system-copy")
+    monkeypatch.setattr(fashion_mnist, "SYSTEM", tmp_path / "no-system-copy")
 
 
 def build(kind, split="train", **arguments):
@@ -38,7 +38,9 @@ def write_fashion_mnist(place, zipped=True, train=6, test=4):
     place.mkdir(parents=True, exist_ok=True)
     for kind, n in (("train", train), ("t10k", test)):
         images = np.arange(n * 28 * 28).reshape(n, 28, 28).astype(np.uint8) + len(kind)
-        for part, array in zip(idx.PARTS, (images, np.arange(n, dtype=np.uint8)), strict=True):
+        for part, array in zip(
+            fashion_mnist.PARTS, (images, np.arange(n, dtype=np.uint8)), strict=True
+        ):
             data = idx_bytes(array)
             name = f"{kind}-{part}"
             if zipped:

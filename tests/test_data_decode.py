@@ -206,8 +206,8 @@ def test_scaled_decoding_stays_close_to_decoding_the_whole(large, monkeypatch):
                 assert torch.equal(a, b)
             assert (a - b).abs().mean() < 0.02 and decibels(a, b) > 28
     (a, _), (b, _) = (
-        next(scaled.clean_batches("test", "cpu")),
-        next(whole.clean_batches("test", "cpu")),
+        next(scaled.splits.clean_batches("test", "cpu")),
+        next(whole.splits.clean_batches("test", "cpu")),
     )
     assert not torch.equal(a, b)
     assert (a - b).abs().mean() < 0.02 and decibels(a, b) > 30

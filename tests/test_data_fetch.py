@@ -10,9 +10,9 @@ import pytest
 
 from ssl_zoo.config import DATASETS
 from ssl_zoo.data import fetch
-from ssl_zoo.data.datasets import idx
+from ssl_zoo.data.datasets import fashion_mnist
 
-CONTENTS = {name: b"\0\0\x08\1\0\0\0\3" + name[:3].encode() for name in idx.FASHION_MNIST}
+CONTENTS = {name: b"\0\0\x08\1\0\0\0\3" + name[:3].encode() for name in fashion_mnist.SHA256}
 
 
 def place(folder, zipped=True, contents=CONTENTS):
@@ -26,8 +26,8 @@ def place(folder, zipped=True, contents=CONTENTS):
 def world(tmp_path, monkeypatch):
     """Sources under the test's control; returns (root, calls, switch on what works)."""
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in CONTENTS.items()}
-    monkeypatch.setattr(idx, "FASHION_MNIST", digests)
-    monkeypatch.setattr(idx, "SYSTEM", tmp_path / "usr" / "share" / "fashion-mnist")
+    monkeypatch.setattr(fashion_mnist, "SHA256", digests)
+    monkeypatch.setattr(fashion_mnist, "SYSTEM", tmp_path / "usr" / "share" / "fashion-mnist")
     monkeypatch.delenv("SSL_ZOO_DATA", raising=False)
     monkeypatch.setattr(shutil, "which", lambda tool: tool)
     calls, works = [], set()
@@ -45,7 +45,7 @@ def world(tmp_path, monkeypatch):
             (cwd / "dataset-fashion-mnist_0.0_all.deb").write_text("package")
         else:
             assert command == ["dpkg", "-x", "dataset-fashion-mnist_0.0_all.deb", "unpacked"]
-            place(cwd / "unpacked" / idx.SYSTEM.relative_to("/"))
+            place(cwd / "unpacked" / fashion_mnist.SYSTEM.relative_to("/"))
         return subprocess.CompletedProcess(command, 0, "", "")
 
     def mirror(root, download):
@@ -81,12 +81,12 @@ def test_sources_are_tried_in_order(works, calls, world):
     if "here" in works:
         place(root, zipped=False)
     if "system" in works:
-        place(idx.SYSTEM)
+        place(fashion_mnist.SYSTEM)
     said = []
     assert fetch.get("fashion_mnist", root, log=said.append) == root
     assert called == calls
     assert said[0] == f"fashion_mnist: looking in {root}" and "checksums agree" in said[-1]
-    idx.verify(idx.find([root]))
+    fashion_mnist.verify(fashion_mnist.find([root]))
     if "here" not in works:  # whole files under their final names, and nothing else
         end = "" if works == {"mirror"} else ".gz"
         assert files_below(root) == sorted(f"fashion-mnist/{name}{end}" for name in CONTENTS)
@@ -101,7 +101,7 @@ def test_failure_lists_what_was_tried_and_leaves_nothing(world):
         fetch.get("fashion_mnist", root, log=lambda _: None)
     for part in (
         f"{root}: the four files are not there",
-        f"copying from {idx.SYSTEM}",
+        f"copying from {fashion_mnist.SYSTEM}",
         "E: Unable to locate package",
         "torchvision's mirror: no network",
         "train-images-idx3-ubyte.gz",
@@ -113,7 +113,7 @@ def test_failure_lists_what_was_tried_and_leaves_nothing(world):
 def test_a_damaged_source_is_passed_over(world):
     root, calls, works = world
     works |= {"mirror"}
-    place(idx.SYSTEM, contents={**CONTENTS, "t10k-labels-idx1-ubyte": b"other"})
+    place(fashion_mnist.SYSTEM, contents={**CONTENTS, "t10k-labels-idx1-ubyte": b"other"})
     said = []
     fetch.get("fashion_mnist", root, log=said.append)
     assert calls == [*["apt-get"] * 3, "mirror"]
@@ -144,7 +144,7 @@ def test_the_default_root(named, world, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     if named:
         monkeypatch.setenv("SSL_ZOO_DATA", str(tmp_path / "mine"))
-    place(idx.SYSTEM)
+    place(fashion_mnist.SYSTEM)
     root = fetch.get("fashion_mnist", log=lambda _: None)
     assert root == (tmp_path / "mine" if named else Path("data"))
     assert len(files_below(root)) == 4

@@ -361,7 +361,7 @@ def test_images_of_varying_size_must_be_brought_to_one(ops, message):
         ),
         (
             {"type": "RandomResizedCrop", "size": 8, "scale": [0.9, 0.5]},
-            "scale: bounds in the wrong order",
+            r"scale: not \[low, high\]",
         ),
         (
             {"type": "RandomResizedCrop", "size": 8, "ratio": [0.0, 1.0]},

@@ -17,7 +17,9 @@ from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch, Method
 from ssl_zoo.heads import MLP, Linear
 from ssl_zoo.losses import DCL, InfoNCE
-from ssl_zoo.memory import EndToEnd, KeyDrift, MemoryBank, MoCHi, MoCoQueue
+from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
+from ssl_zoo.memory.mochi import MoCHi
+from ssl_zoo.memory.observers import KeyDrift
 from ssl_zoo.methods.contrastive import Contrastive
 from ssl_zoo.methods.moco_v3 import MoCoV3
 from ssl_zoo.methods.nnclr import NNCLR

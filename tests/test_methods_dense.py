@@ -151,8 +151,8 @@ def test_cmc_is_nce_from_each_view_to_the_other_views_bank():
         torch.testing.assert_close(out["z_l"][i, 0], z_l)
         torch.testing.assert_close(out["z_ab"][i, 0], z_ab)
         for z, bank, loss in (
-            (z_l, method.bank_ab, method.loss_l),
-            (z_ab, method.bank_l, method.loss_ab),
+            (z_l, method.bank_ab, method.loss),
+            (z_ab, method.bank, method.loss_ab),
         ):
             negatives = bank.stored[bank._other_rows(batch.index)]
             total = total + nce(z, bank.stored[row], negatives, loss.log_z, 0.3)
@@ -161,10 +161,10 @@ def test_cmc_is_nce_from_each_view_to_the_other_views_bank():
 
 def test_each_cmc_bank_keeps_its_own_view():
     method, batch = cmc()
-    before = {name: getattr(method, name).stored.clone() for name in ("bank_l", "bank_ab")}
+    before = {name: getattr(method, name).stored.clone() for name in ("bank", "bank_ab")}
     out = {name: value.detach() for name, value in method(batch).items()}
     method.after_step(batch, out)
-    for name, z in (("bank_l", out["z_l"]), ("bank_ab", out["z_ab"])):
+    for name, z in (("bank", out["z_l"]), ("bank_ab", out["z_ab"])):
         expected = before[name].clone()
         for i, row in enumerate(batch.index):
             expected[row] = unit(expected[row] + z[i, 0])

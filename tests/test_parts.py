@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssl_zoo import (
+    config,
     experiment,  # noqa: F401
     heads,
 )
 from ssl_zoo.backbones import Timm
-from ssl_zoo.cli.main import KINDS
+from ssl_zoo.cli.list_command import KINDS
 from ssl_zoo.config import HEADS, METHODS, ConfigError, Part, Registry, bind
 from ssl_zoo.core import Encoder, MomentumEncoder
 from ssl_zoo.heads import MLP, Linear
@@ -263,7 +264,7 @@ def test_random_numbers_agree_between_devices():
 
 def test_everything_registered_has_a_line_and_what_has_a_paper_cites_it():
     for kind, registry in KINDS.items():
-        for name, line, paper in registry.summary():
+        for name, line, paper in getattr(config, registry).summary():
             assert line and line.endswith((".", ")", ".")), (kind, name)
             if kind in ("methods", "memory", "losses"):
                 assert paper, f"{kind}: {name} cites no paper"

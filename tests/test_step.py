@@ -15,7 +15,7 @@ from ssl_zoo import config, experiment
 from ssl_zoo.backbones import Timm, timm_models
 from ssl_zoo.config import ConfigError
 from ssl_zoo.core import Method
-from ssl_zoo.engine import checkpoint, precision
+from ssl_zoo.engine import precision
 from ssl_zoo.engine.optimizers import SGD, AdamW
 from ssl_zoo.engine.precision import choose
 from ssl_zoo.system import hardware
@@ -201,12 +201,19 @@ def test_encoders_compile_in_one_graph_and_train_alike(overrides, tmp_path, monk
     for compile in ("false", "true"):
         folder = tmp_path / compile
         folder.mkdir()
-        settings = [f"train.compile={compile}", "train.precision=fp32", "knn=null", *overrides]
+        settings = [
+            f"train.compile={compile}",
+            "train.precision=fp32",
+            "evaluations.knn=null",
+            *overrides,
+        ]
         settings += ["train.epochs=0.3", "train.log_every=1", "checkpoint.every_epochs=100"]
         cfg = config.load("configs/digits/moco_v2.yaml", settings)
         trainer = experiment.build_trainer(cfg, torch.device("cpu"), folder)
         trainer.fit()
-        losses.append([line["loss"] for line in trainer.recorded() if line["kind"] == "train"])
+        losses.append(
+            [line["loss"] for line in trainer.folder.metrics() if line["kind"] == "train"]
+        )
     assert compiled and trainer.method.encoder in compiled
     assert "compilation included" in (folder / "log.txt").read_text()
     assert losses[1] == pytest.approx(losses[0], rel=1e-3) and len(losses[0]) == 3
@@ -242,16 +249,20 @@ def test_a_batch_smaller_than_the_groups_is_refused():
 def test_a_resume_keeps_the_precision_and_this_machines_kernels(tmp_path, monkeypatch):
     def make(flags: set[str]):
         monkeypatch.setattr(hardware, "_cpu_flags", lambda: flags)
-        settings = ["knn=null", "train.epochs=0.2", "optimizer={type: AdamW, lr: 0.001}"]
+        settings = [
+            "evaluations.knn=null",
+            "train.epochs=0.2",
+            "optimizer={type: AdamW, lr: 0.001}",
+        ]
         cfg = config.load("configs/digits/moco_v2.yaml", settings)
         return experiment.build_trainer(cfg, torch.device("cpu"), tmp_path)
 
     begun = make({"avx512_bf16"})
     begun.optimizer.param_groups[0]["fused"] = None  # as another machine might have it
-    path = checkpoint.save(begun)
+    begun.hooks["checkpoints"].save(begun)
     resumed = make(set())
     assert (begun.precision, resumed.precision) == ("bf16", "fp32")
-    checkpoint.restore(resumed, path)
+    assert resumed.resume()
     assert (resumed.precision, resumed.precision_reason) == ("bf16", "as the run began")
     assert resumed.optimizer.param_groups[0]["fused"] is True
 

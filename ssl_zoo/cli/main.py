@@ -18,7 +18,28 @@ FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 (failed), 2 (wrong input), 130 (stopped)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = parsed(list(sys.argv[1:] if argv is None else argv))
+    # torch and friends take seconds to import: not before the arguments are known to be good.
+    from ssl_zoo.engine.stop import Interrupted, NonFiniteLoss
+
+    try:
+        return arguments.command(arguments)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
+        if arguments.traceback:
+            raise
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """The arguments of one command; `command` is the function that runs it.
+
+    Raises:
+        SystemExit: unknown arguments, or help was asked for.
+    """
     parser = argparse.ArgumentParser(
         prog="ssl-zoo",
         description="Self-supervised learning from registered parts that YAML assembles.",
@@ -38,21 +59,4 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
-    # torch and friends take seconds to import: not before the arguments are known to be good.
-    from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.engine.trainer import NonFiniteLoss
-
-    try:
-        return arguments.command(arguments)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
-        if arguments.traceback:
-            raise
-        print(f"error: {message(error)}", file=sys.stderr)
-        return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
-
-
-def message(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return arguments

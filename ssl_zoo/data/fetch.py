@@ -12,7 +12,7 @@ from pathlib import Path
 import torchvision
 
 from ssl_zoo.config import closest
-from ssl_zoo.data.datasets import idx
+from ssl_zoo.data.datasets import fashion_mnist
 from ssl_zoo.data.source import roots
 
 PACKAGE = "dataset-fashion-mnist"
@@ -39,18 +39,18 @@ def get(name: str, root: str | os.PathLike | None = None, log: Log = print) -> P
     return SOURCES[name](roots(root)[0], log)
 
 
-def fashion_mnist(root: Path, log: Log) -> Path:
+def _fashion_mnist(root: Path, log: Log) -> Path:
     """An existing copy, Debian's copy, Debian's package, torchvision's mirror."""
     log(f"fashion_mnist: looking in {root}")
-    files = idx.find([root])
+    files = fashion_mnist.find([root])
     if files is not None:
-        idx.verify(files)
+        fashion_mnist.verify(files)
         log("  found, checksums agree")
         return root
     tried = [f"{root}: the four files are not there"]
     root.mkdir(parents=True, exist_ok=True)
     for say, source in (
-        (f"copying from {idx.SYSTEM}", _from_system),
+        (f"copying from {fashion_mnist.SYSTEM}", _from_system),
         (f"unpacking the Debian package {PACKAGE}", _from_debian),
         ("downloading from torchvision's mirror", _from_mirror),
     ):
@@ -59,11 +59,10 @@ def fashion_mnist(root: Path, log: Log) -> Path:
         with tempfile.TemporaryDirectory(dir=root, prefix=".incomplete-") as folder:
             try:
                 files = source(Path(folder))
-                idx.verify(files)
+                fashion_mnist.verify(files)
             except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-                reason = str(error).strip()
-                log(f"  failed: {reason}")
-                tried.append(f"{say}: {reason}")
+                tried.append(f"{say}: {str(error).strip()}")
+                log(f"  failed: {str(error).strip()}")
                 continue
             target = root / "fashion-mnist"
             target.mkdir(exist_ok=True)
@@ -74,20 +73,20 @@ def fashion_mnist(root: Path, log: Log) -> Path:
     raise FileNotFoundError(
         "fashion_mnist could not be obtained. Tried:\n"
         + "\n".join(f"  {line}" for line in tried)
-        + f"\nPut {', '.join(f'{name}.gz' for name in idx.FASHION_MNIST)} in {root} by hand "
+        + f"\nPut {', '.join(f'{name}.gz' for name in fashion_mnist.SHA256)} in {root} by hand "
         "(gzipped or not) and try again."
     )
 
 
 def _four_files(folder: Path) -> dict[str, Path]:
-    files = idx.find([folder])
+    files = fashion_mnist.find([folder])
     if files is None:
         raise FileNotFoundError(f"the four files are not in {folder}")
     return files
 
 
 def _from_system(folder: Path) -> dict[str, Path]:
-    for path in _four_files(idx.SYSTEM).values():
+    for path in _four_files(fashion_mnist.SYSTEM).values():
         shutil.copy(path, folder)
     return _four_files(folder)
 
@@ -101,14 +100,14 @@ def _from_debian(folder: Path) -> dict[str, Path]:
         _run(["apt-get", "download", PACKAGE], folder)
     except RuntimeError:
         # Minimal images come without package lists. A private copy needs no root's rights either.
-        for part in ("lists/partial", "cache/archives/partial"):
-            (folder / part).mkdir(parents=True)
+        (folder / "lists" / "partial").mkdir(parents=True)
+        (folder / "cache" / "archives" / "partial").mkdir(parents=True)
         private = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
         _run(["apt-get", *private, "update"], folder)
         _run(["apt-get", *private, "download", PACKAGE], folder)
     (package,) = folder.glob(f"{PACKAGE}_*.deb")
     _run(["dpkg", "-x", package.name, "unpacked"], folder)
-    return _four_files(folder / "unpacked" / idx.SYSTEM.relative_to("/"))
+    return _four_files(folder / "unpacked" / fashion_mnist.SYSTEM.relative_to("/"))
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -133,7 +132,7 @@ def _from_torchvision(source: type) -> Callable[[Path, Log], Path]:
         except (OSError, RuntimeError) as error:
             raise FileNotFoundError(
                 f"{source.__name__} could not be downloaded to {root}: {error}\n"
-                f"Unpack its official archive there by hand and try again."
+                "Unpack its official archive there by hand and try again."
             ) from error
         log(f"  done, checksums agree: {root}")
         return root
@@ -142,7 +141,7 @@ def _from_torchvision(source: type) -> Callable[[Path, Log], Path]:
 
 
 SOURCES: dict[str, Callable[[Path, Log], Path]] = {
-    "fashion_mnist": fashion_mnist,
+    "fashion_mnist": _fashion_mnist,
     "cifar10": _from_torchvision(torchvision.datasets.CIFAR10),
     "cifar100": _from_torchvision(torchvision.datasets.CIFAR100),
     "stl10": _from_torchvision(torchvision.datasets.STL10),

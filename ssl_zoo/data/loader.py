@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,41 +27,37 @@ class Loaded(NamedTuple):
 
 
 class Batches:
-    """A worker's part: fetches images and, where they vary in size, brings them to one.
-
-    A map-style data set for torch's DataLoader whose items are whole batches.
-    """
+    """A data set for torch's DataLoader whose items are whole batches, brought to one size."""
 
     def __init__(self, dataset: ImageSet, views: Views, boxes: bool = False):
         self.dataset, self.views, self.boxes = dataset, views, boxes
 
     def __getitem__(self, samples: Samples) -> Loaded:
-        index, numbers, shrink = samples.index, range(self.views.count), None
-        if self.dataset.scaled:
-            shapes = self.dataset.shapes(index)  # [n, 3]
-            shrink = self.views.shrink_factors(shapes, samples)
-            images = self.dataset.fetch(index, shrink)
+        dataset, views, index = self.dataset, self.views, samples.index
+        numbers, shrink = range(views.count), None
+        if dataset.scaled:
+            shapes = dataset.shapes(index)  # [n, 3]
+            shrink = views.shrink_factors(shapes, samples)
+            images = dataset.fetch(index, shrink)
         else:
-            images = self.dataset.fetch(index)
-            if self.dataset.varies:
+            images = dataset.fetch(index)
+            if dataset.varies:
                 shapes = torch.tensor([image.shape for image in images])
             else:
                 shapes = torch.tensor(images.shape[1:]).expand(len(index), 3)
-        boxes = [self.views.boxes(v, shapes, samples) for v in numbers] if self.boxes else []
-        if self.dataset.varies:  # a file is decoded once for all its views
-            bring = partial(self.views.bring_to_one_size, shapes=shapes, shrink=shrink)
-            images = [bring(view, images, samples) for view in numbers]
+        boxes = [views.boxes(v, shapes, samples) for v in numbers] if self.boxes else []
+        if dataset.varies:  # a file is decoded once for all its views
+            images = [views.bring_to_one_size(v, images, samples, shapes, shrink) for v in numbers]
         else:
             images = [images]
-        return Loaded(samples, self.dataset.labels[index], images, boxes)
+        return Loaded(samples, dataset.labels[index], images, boxes)
 
 
 def automatic_workers(in_ram: bool, device: torch.device) -> int:
-    """How many processes should fetch images.
+    """How many processes should fetch images: none where they are in RAM.
 
-    None where they are in RAM. On a GPU this process's share of the cores (torchrun says how many
-    training processes the machine has) but one, from 1 to 16. Where the CPU also trains, one: a
-    step takes many times as long as decoding its images.
+    On a GPU this process's share of the cores but one, from 1 to 16. Where the CPU also trains,
+    one: a step takes many times as long as decoding its images.
     """
     if in_ram:
         return 0
@@ -122,10 +117,7 @@ def _on_device(
 
 
 def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches, each made while the one before is in use: on a GPU, on a stream of its own.
-
-    Without it a batch's copy and views would wait in the queue behind the training step before.
-    """
+    """The same batches; a GPU makes each while the one before is in use, on a stream of its own."""
     if device.type != "cuda":
         yield from batches
         return

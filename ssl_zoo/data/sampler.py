@@ -12,12 +12,10 @@ from ssl_zoo.system import rng
 class Sampler:
     """Shuffled batches, addressed by step, so that a resume is a slice.
 
-    A rank's share of a global batch of B is the contiguous block
-    [rank B / world, (rank + 1) B / world), so that G processes see what G BatchNorm groups of one
-    process see.
+    A rank's share of a batch is a contiguous block, so that G processes see what G BatchNorm
+    groups of one process see.
 
     Args:
-        num_samples: size of the data set.
         batch_size: global, over all processes.
         drop_last: leave out an epoch's last, smaller batch. If it is kept, it is cut to a multiple
             of `world`.

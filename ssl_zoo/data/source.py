@@ -1,11 +1,12 @@
-"""What a data set must offer."""
+"""What a data set must offer, and one that is held in memory."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,12 @@ class ImageSet:
 
     Attributes:
         labels: [n] int64, -1 where unknown.
-        num_classes: number of classes.
         split: the split's own name; equal for two splits that hold the same images.
         varies: images vary in size.
         scaled: `shapes` is there, and `fetch` takes `shrink`, see `ImageFolder`.
         in_ram: fetching is no work for a process of its own.
-        baselines: by name, makers of modules that map images [n, C, H, W] to features [n, F]
-            without training: what a network should beat here, beside raw pixels.
+        baselines: by name, makers of modules without training, images [n, C, H, W] to features
+            [n, F], that a network should beat here, beside raw pixels.
     """
 
     labels: Tensor
@@ -41,8 +41,7 @@ class ImageSet:
     def fetch(self, index: Tensor) -> Tensor | list[Tensor]:
         """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W].
 
-        Args:
-            shrink (where `scaled`): [n] of 1, 2, 4 or 8, how much smaller to decode each.
+        Where `scaled` there is a `shrink`, [n] of 1, 2, 4 or 8: how much smaller to decode each.
         """
         raise NotImplementedError
 
@@ -55,13 +54,50 @@ class ImageSet:
         return self
 
 
-def check_split(split: str) -> str:
-    """'train' or 'test'; pre-training uses the training images.
+class InMemory(ImageSet):
+    """A split held in RAM as bytes.
 
-    Raises:
-        ValueError: another name.
+    Args:
+        images: [n, C, H, W] uint8.
+        labels: [n] integers, -1 where unknown.
+        limit: keep the first `limit` images.
     """
-    if split not in ("pretrain", "train", "test"):
+
+    in_ram = True
+
+    def __init__(self, images, labels, num_classes: int, split: str, limit: int | None = None):
+        self.images = torch.as_tensor(images)[:limit].contiguous()  # [n, C, H, W]
+        self.labels = torch.as_tensor(labels, dtype=torch.int64)[:limit]  # [n]
+        self.num_classes, self.split = num_classes, split
+        self._held: dict[torch.device, ImageSet] = {}
+        self._pinned = False
+
+    def fetch(self, index: Tensor) -> Tensor:
+        index = index.to(self.images.device, non_blocking=True)
+        images = self.images.index_select(0, index)
+        return images.pin_memory() if self._pinned else images
+
+    def held_close_to(self, device: torch.device) -> ImageSet:
+        """On a GPU a copy held there, if it takes at most an eighth of the memory that is free.
+
+        A small network then never waits for the host to gather and send its batch. Else batches
+        are gathered into pinned memory, from which they travel while the host goes on.
+        """
+        if device.type != "cuda":
+            return self
+        if device not in self._held:
+            held = copy.copy(self)
+            if self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 8:
+                held.images = self.images.to(device, non_blocking=True)
+            else:
+                held._pinned = True
+            self._held[device] = held
+        return self._held[device]
+
+
+def check_split(split: str) -> str:
+    """'train' or 'test', since pre-training uses the training images; ValueError for others."""
+    if split not in get_args(Split):
         raise ValueError(f"split is 'pretrain', 'train' or 'test', found {split!r}")
     return "train" if split == "pretrain" else split
 

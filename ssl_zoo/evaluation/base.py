@@ -23,14 +23,15 @@ from ssl_zoo.config import Part
 from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits
 from ssl_zoo.engine.hooks import Checkpoints, MetricsLogger, ProgressBar
-from ssl_zoo.engine.schedules import Schedules
+from ssl_zoo.engine.hooks.scheduling import Schedules
+from ssl_zoo.engine.settings import TrainSettings
 from ssl_zoo.engine.stop import StopSignal
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.features import Labeled, Precision, extract_split
 from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
-from ssl_zoo.system.random_state import kept_random_state, seed_all
+from ssl_zoo.system.rng import kept_random_state, seed_all
 
 UNTRAINED = "random backbone"
 
@@ -212,9 +213,11 @@ class Context:
             "metrics": MetricsLogger(scheduled),
             "checkpoints": Checkpoints(every_epochs=epochs / 10, keep=1),
         }
-        settings |= {"epochs": epochs, "precision": self.precision, "stop": self.stop}
+        settings = TrainSettings(epochs=epochs, precision=self.precision, **settings)
         with eval_mode(self.backbone):
-            trainer = Trainer(method, data, optimizer, hooks, self.device, self.folder, **settings)
+            trainer = Trainer(
+                method, data, optimizer, hooks, self.device, self.folder, settings, self.stop
+            )
             scheduled.attach(trainer)
             torch.manual_seed(self.splits.seed * 1_000_003 + distributed.rank())
             trainer.resume()

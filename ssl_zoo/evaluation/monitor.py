@@ -16,7 +16,7 @@ from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.evaluation.base import Context, Evaluation, measure
 from ssl_zoo.ops.modes import frozen
 from ssl_zoo.system import distributed
-from ssl_zoo.system.random_state import kept_random_state
+from ssl_zoo.system.rng import kept_random_state
 
 NETWORK = "backbone"  # of a method, the one that is kept and judged
 

@@ -7,24 +7,10 @@ from ssl_zoo.memory.base import Memory, shuffled
 from ssl_zoo.memory.end_to_end import EndToEnd
 from ssl_zoo.memory.lookup import Lookup, joined
 from ssl_zoo.memory.memory_bank import MemoryBank
-from ssl_zoo.memory.mochi import MoCHi
 from ssl_zoo.memory.moco_queue import MoCoQueue
-from ssl_zoo.memory.observers import KeyDrift, SameLabel
 from ssl_zoo.memory.ring import Ring
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = [
-    "EndToEnd",
-    "KeyDrift",
-    "Lookup",
-    "Memory",
-    "MemoryBank",
-    "MoCHi",
-    "MoCoQueue",
-    "Ring",
-    "SameLabel",
-    "joined",
-    "shuffled",
-]
+__all__ = ["EndToEnd", "Lookup", "Memory", "MemoryBank", "MoCoQueue", "Ring", "joined", "shuffled"]

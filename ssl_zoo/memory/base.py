@@ -23,7 +23,7 @@ class Memory(nn.Module):
         online_keys: the online encoder makes the keys, so that a view's key is also its query.
         steps: optimizer steps seen, int64; with `seed` it determines all that the memory draws,
             so that ranks agree without talking and a resume draws the same.
-        stored: [M, D] the keys that it keeps; None if it keeps none.
+        stored: [M, D] the keys that it keeps; a memory that keeps none lacks it, and the next two.
         written: [M] int64, the step at which each was written.
         rows: [n] int64, the rows that the last update wrote, those of the step's first view
             first; of one row that was written twice the last key is there.
@@ -31,9 +31,9 @@ class Memory(nn.Module):
 
     num_views = 2
     online_keys = False
-    stored: Tensor | None
-    written: Tensor | None
-    rows: Tensor | None = None
+    stored: Tensor
+    written: Tensor
+    rows: Tensor
 
     def __init__(self) -> None:
         super().__init__()

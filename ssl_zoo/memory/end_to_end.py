@@ -25,7 +25,6 @@ class EndToEnd(Memory):
     """
 
     online_keys = True
-    stored = written = None
 
     def __init__(self, *, same_view_negatives: bool = False, shuffle_bn: bool = True):
         super().__init__()

@@ -31,7 +31,7 @@ class KeyDrift(Observer):
 
     def after_step(self, method: Method, batch: Batch, out: dict[str, Tensor]) -> None:
         memory = _memory(method)
-        if memory is None or memory.stored is None:
+        if not hasattr(memory, "stored"):
             return
         self.steps += 1
         lifetime = len(memory.stored) // len(memory.rows)  # in steps; 0: overwritten at once
@@ -46,7 +46,7 @@ class KeyDrift(Observer):
         memory = _memory(method)
         if memory is None:
             return {}
-        if memory.stored is None:
+        if not hasattr(memory, "stored"):
             return {"key_age": 0.0, "key_cosine": 1.0}
         scalars = {"key_age": (memory.steps - memory.written).float().mean().item()}
         # A bank of one half of the encoder's outputs (CMC) cannot be compared with them.
@@ -67,10 +67,9 @@ class SameLabel(Observer):
     """
 
     def scalars(self, method: Method, labels: Tensor | None) -> dict[str, float]:
-        compared = getattr(method, "compared", None)
-        if labels is None or compared is None:
+        queries, keys = getattr(method, "compared", None) or (None, None)
+        if labels is None or keys is None:  # a memory need not know which images its keys are of
             return {}
-        queries, keys = compared
         of_queries, of_keys = labels[queries.cpu()], labels[keys[keys >= 0].cpu()]
         of_queries, of_keys = of_queries[of_queries >= 0], of_keys[of_keys >= 0]
         if len(of_queries) == 0 or len(of_keys) == 0:

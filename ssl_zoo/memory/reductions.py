@@ -27,9 +27,7 @@ class LogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx, q: Tensor, keys: Tensor, masked: Tensor | None, extra: Tensor | None, positive: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx, q, keys, masked, extra, positive) -> tuple[Tensor, Tensor]:
         # Running maximum and, relative to it, running sums.
         top = q.new_full((len(q), 1), -torch.inf)  # [R, 1]
         total, nearer = torch.zeros_like(top), torch.zeros_like(top)
@@ -66,15 +64,7 @@ class SoftplusSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx,
-        q: Tensor,
-        keys: Tensor,
-        masked: Tensor | None,
-        extra: Tensor | None,
-        positive: Tensor,
-        even: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx, q, keys, masked, extra, positive, even) -> tuple[Tensor, Tensor]:
         total, nearer = q.new_zeros(len(q)), q.new_zeros(len(q), 1)
         mean = torch.zeros_like(q)  # [R, D], sum_j sigmoid(s_ij - even) k_j
         for block, s in _similarities(q, keys, masked, extra):
@@ -130,16 +120,9 @@ def _similarities(
 
 
 def _gradients(
-    ctx,
-    grad: Tensor,
-    q: Tensor,
-    keys: Tensor,
-    masked: Tensor | None,
-    extra: Tensor | None,
-    mean: Tensor,
-    weigh: Callable[[Tensor], Tensor],
+    ctx, grad, q, keys, masked, extra, mean, weigh: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """dL/dq_i = g_i sum_j w_ij k_j, known already, and dL/dk_j = sum_i g_i w_ij q_i."""
+    """dL/dq_i = g_i sum_j w_ij k_j = g_i mean_i, and dL/dk_j = sum_i g_i w_ij q_i, w = weigh(s)."""
     of_q = of_keys = of_extra = None
     weighted = grad[:, None] * q  # [R, D]
     if ctx.needs_input_grad[0]:

@@ -19,7 +19,6 @@ class BarlowTwins(Method):
     the whole batch of z^A_i with z^B_j (equation 2).
 
     Args:
-        backbone: images -> features.
         head: features -> embeddings z.
         lam: lambda, the weight of redundancy against invariance.
         scale: of the whole loss. Under LARS, which does not see it in the weights, 0.024 gives

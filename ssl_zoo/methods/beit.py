@@ -27,7 +27,6 @@ class BEiT(Method):
     tokenizer says its words and no more.
 
     Args:
-        backbone: a ViT.
         tokenizer: (images, temperature, key) -> (its loss, words); `words(images)` -> words.
         tokenizer_steps: optimizer steps before it is frozen.
         temperatures: of its relaxed draws, first and last; between them geometric.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo.config import HEADS, LOSSES, METHODS, Part
+from ssl_zoo.config.constraints import SCHEDULED, marked
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.losses import accuracy
 from ssl_zoo.memory import MemoryBank
@@ -35,7 +36,6 @@ class CMC(Method):
 
     Args:
         backbone: a `LabPair`, which makes the two views out of the image's color.
-        num_samples: size of the training set.
         head: features of one view -> z, normalized here to unit length; one for each view.
         bank: a view's memory; one for each.
         loss: of a look-up; one for each direction.
@@ -56,21 +56,24 @@ class CMC(Method):
         super().__init__()
         heads = HalfHeads(backbone.num_features, head)
         self.encoder = Encoder(backbone, heads)
-        self.bank_l = bank(encoder=heads.l, num_samples=num_samples)
+        self.bank = bank(encoder=heads.l, num_samples=num_samples)
         self.bank_ab = bank(encoder=heads.ab, num_samples=num_samples)
-        self.loss_l, self.loss_ab = (loss(num_samples=num_samples) for _ in range(2))
+        self.loss, self.loss_ab = (loss(num_samples=num_samples) for _ in range(2))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        for part, twin in ((self.bank, self.bank_ab), (self.loss, self.loss_ab)):
+            for name in marked(type(part), SCHEDULED):  # what a schedule moves, of both
+                setattr(twin, name, getattr(part, name))
         x = batch.views[0]  # [N, 3, H, W]
         z_l, z_ab = (F.normalize(z, dim=1) for z in self.encoder(x).float().chunk(2, dim=1))
         k_l, k_ab = (  # [N, D]
-            bank.encode(self.encoder, x, batch.index) for bank in (self.bank_l, self.bank_ab)
+            bank.encode(self.encoder, x, batch.index) for bank in (self.bank, self.bank_ab)
         )
         colors = self.bank_ab.lookup(z_l, k_ab, batch.index)
-        lights = self.bank_l.lookup(z_ab, k_l, batch.index)
-        (loss_l, nearer_l), (loss_ab, nearer_ab) = self.loss_l(colors), self.loss_ab(lights)
+        lights = self.bank.lookup(z_ab, k_l, batch.index)
+        (of_color, nearer_l), (of_light, nearer_ab) = self.loss(colors), self.loss_ab(lights)
         return {
-            "loss": loss_l + loss_ab,
+            "loss": of_color + of_light,
             "top1": (accuracy(nearer_l)["top1"] + accuracy(nearer_ab)["top1"]) / 2,
             "embedding_std": torch.minimum(health.embedding_std(z_l), health.embedding_std(z_ab)),
             "z_l": z_l[:, None],  # [N, 1, D]
@@ -79,5 +82,5 @@ class CMC(Method):
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
-        for bank, z in ((self.bank_l, out["z_l"]), (self.bank_ab, out["z_ab"])):
+        for bank, z in ((self.bank, out["z_l"]), (self.bank_ab, out["z_ab"])):
             bank.update(self.encoder, z, z, batch.index)

@@ -19,8 +19,6 @@ class Contrastive(Method):
     with an `EndToEnd` that has `same_view_negatives` SimCLR.
 
     Args:
-        backbone: images -> features.
-        num_samples: size of the training set.
         head: features -> embeddings, normalized here to unit length.
         memory: where keys come from.
         loss: of a look-up.

@@ -22,7 +22,6 @@ class Data2Vec(Method):
     and has relative positions; here the whole ViT is averaged, positions included.
 
     Args:
-        backbone: a ViT.
         top_blocks: K.
         beta: where smooth L1 goes from a square to a line.
         momentum: of the teacher.

@@ -6,16 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import (
-    HEADS,
-    METHODS,
-    AtLeastTwo,
-    ConfigError,
-    Part,
-    PositiveFloat,
-    PositiveInt,
-    Scheduled,
-)
+from ssl_zoo.config import HEADS, METHODS, ConfigError, Part
+from ssl_zoo.config.constraints import AtLeastTwo, PositiveFloat, PositiveInt, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method, encode_views
 from ssl_zoo.heads import Prototypes
 from ssl_zoo.ops import health
@@ -34,7 +26,6 @@ class DeepClusterV2(Method):
     smaller ones too (multi-crop), predict.
 
     Args:
-        num_samples: rows of a bank, the same on all ranks.
         head: features -> embeddings, normalized here to unit length.
         clusters: K of each clustering; H numbers.
         temperature: T.

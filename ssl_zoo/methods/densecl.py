@@ -6,15 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import (
-    HEADS,
-    METHODS,
-    Part,
-    PositiveFloat,
-    PositiveInt,
-    Scheduled,
-    UnitInterval,
-)
+from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, PositiveInt, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Method, MomentumEncoder
 from ssl_zoo.losses import accuracy, info_nce
 from ssl_zoo.memory import Lookup, Ring, shuffled

@@ -7,15 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import HEADS, METHODS, Part
-from ssl_zoo.config.constraints import (
-    Bounds,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    Scheduled,
-    UnitInterval,
-)
+from ssl_zoo.config import HEADS, METHODS, Bounds, NonNegativeFloat, Part
+from ssl_zoo.config.constraints import NonNegativeInt, PositiveFloat, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Method, MomentumEncoder, TokenEncoder, encode_views
 from ssl_zoo.heads import FrozenStart
 from ssl_zoo.losses import Center, SinkhornCenter, dino_loss, ibot_loss, koleo_loss

@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import HEADS, METHODS, Part
-from ssl_zoo.config.constraints import (
-    Bounds,
-    NonNegativeInt,
-    PositiveFloat,
-    Scheduled,
-    UnitInterval,
-)
+from ssl_zoo.config import HEADS, METHODS, Bounds, Part
+from ssl_zoo.config.constraints import NonNegativeInt, PositiveFloat, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Method, MomentumEncoder, TokenEncoder, encode_views
 from ssl_zoo.heads import FrozenStart
 from ssl_zoo.losses import Center, dino_loss, ibot_loss

@@ -9,15 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, ConfigError, Part
-from ssl_zoo.config.constraints import (
-    Bounds,
-    PositiveFloat,
-    PositiveInt,
-    Range,
-    Scheduled,
-    UnitInterval,
-)
+from ssl_zoo.config import HEADS, METHODS, Bounds, ConfigError, Part
+from ssl_zoo.config.constraints import PositiveFloat, PositiveInt, Range, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder
 from ssl_zoo.ops import health
 from ssl_zoo.ops.masking import Share, block, count_of, mask_of, take
@@ -36,7 +29,6 @@ class IJEPA(Method):
     sample and nothing waits for the device; shapes and places are random for each sample.
 
     Args:
-        backbone: a ViT.
         predictor: (tokens, seen, wanted) -> representations of the wanted patches.
         num_targets: blocks to predict, M.
         target_scale: share of the patches in each.

@@ -26,7 +26,6 @@ class MaskFeat(Method):
     loss = mean over masked patches and their values of (y - HOG(x))^2.
 
     Args:
-        backbone: a ViT.
         cell: side of a histogram's cell in pixels, a divisor of the ViT's patch.
         orientations: bins of a histogram, over half a turn.
         mask_ratio: share of the patches that is masked, in blocks.

@@ -21,7 +21,6 @@ class MMCR(Method):
     for a GPU in each step: the singular values are checked there.
 
     Args:
-        backbone: images -> features.
         head: features -> embeddings, normalized here to unit length.
         lam: lambda, the weight of the manifolds' own extent; 0 on ImageNet, where the centroids
             do that work.

@@ -6,16 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part
-from ssl_zoo.config.constraints import (
-    AtLeastTwo,
-    HalfOpenUnitInterval,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    Scheduled,
-    UnitInterval,
-)
+from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, HalfOpenUnitInterval, NonNegativeFloat, Part
+from ssl_zoo.config.constraints import NonNegativeInt, PositiveFloat, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views
 from ssl_zoo.ops import health
 from ssl_zoo.ops.masking import random_order

@@ -23,7 +23,6 @@ class NNCLR(Method):
     with random unit vectors, as in the paper.
 
     Args:
-        backbone: images -> features.
         head: the projector, features -> z, normalized here to unit length.
         predictor: z -> p, before z is normalized.
         queue_size: rows of Q; any size and any batch go together.

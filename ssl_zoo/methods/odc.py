@@ -6,22 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import (
-    HEADS,
-    METHODS,
-    AtLeastTwo,
-    ConfigError,
-    NonNegativeFloat,
-    NonNegativeInt,
-    Part,
-    PositiveInt,
-    Scheduled,
-    UnitInterval,
-)
+from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, ConfigError, NonNegativeFloat, Part
+from ssl_zoo.config.constraints import NonNegativeInt, PositiveInt, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method, set_apart
 from ssl_zoo.ops import health
-from ssl_zoo.ops.clusters import cluster_sizes, move_centroids, replace_small_clusters
-from ssl_zoo.ops.kmeans import closest_centroid, embed_everywhere, kmeans
+from ssl_zoo.ops.kmeans import (
+    closest_centroid,
+    cluster_sizes,
+    embed_everywhere,
+    kmeans,
+    move_centroids,
+    replace_small_clusters,
+)
 from ssl_zoo.system import distributed, rng
 
 

@@ -8,17 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import (
-    HEADS,
-    LOSSES,
-    MEMORY,
-    METHODS,
-    ConfigError,
-    Part,
-    PositiveInt,
-    Scheduled,
-    UnitInterval,
-)
+from ssl_zoo.config import HEADS, LOSSES, MEMORY, METHODS, ConfigError, Part
+from ssl_zoo.config.constraints import PositiveInt, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.losses import accuracy
 from ssl_zoo.memory import MemoryBank
@@ -39,7 +30,6 @@ class PIRL(Method):
 
     Args:
         backbone: images -> features v; of a jigsaw, one patch at a time.
-        num_samples: size of the training set.
         transform: I -> It.
         head: f, of the image. g is another one: of a turned image as it is; of a jigsaw on each
             patch, then a linear layer on the patches' outputs side by side, in random order.

@@ -21,8 +21,6 @@ class ReSSL(Method):
     The queue and the teacher are MoCo's; no image is another's negative.
 
     Args:
-        backbone: images -> features.
-        num_samples: size of the training set.
         head: features -> embeddings, normalized here to unit length.
         memory: a MoCoQueue.
         student_temperature: t_student.

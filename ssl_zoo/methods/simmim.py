@@ -21,7 +21,6 @@ class SimMIM(Method):
     loss = mean over masked pixels of |y - x|.
 
     Args:
-        backbone: a ViT.
         mask_patch: side in pixels of what is masked as a whole, a multiple of the ViT's patch.
         mask_ratio: share of these that is masked, rounded up.
     """

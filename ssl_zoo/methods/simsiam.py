@@ -18,7 +18,6 @@ class SimSiam(Method):
     (equations 1 and 4).
 
     Args:
-        backbone: images -> features.
         head: features -> projections z.
         predictor: z -> p, as wide as z. Its learning rate stays as it is while others' decay.
     """

@@ -22,8 +22,6 @@ class SupCon(Method):
     class, i left out. A view whose image has no label (-1) has the image's other view alone.
 
     Args:
-        backbone: images -> features.
-        labels: [num_samples] int64, -1 where unknown.
         head: features -> embeddings, normalized here to unit length.
         temperature: t.
 

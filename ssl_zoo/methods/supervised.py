@@ -15,9 +15,6 @@ class Supervised(Method):
     """Cross-entropy on the labels: what the others do without (ResNet, arXiv:1512.03385).
 
     Args:
-        backbone: images -> features.
-        num_classes: classes of the data set.
-        labels: [num_samples] int64, -1 where unknown.
         label_smoothing: share of a target that is spread evenly over all classes
             (arXiv:1512.00567).
 

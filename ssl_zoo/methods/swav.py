@@ -6,15 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import (
-    HEADS,
-    METHODS,
-    AtLeastTwo,
-    NonNegativeInt,
-    Part,
-    PositiveFloat,
-    Scheduled,
-)
+from ssl_zoo.config import HEADS, METHODS, Part
+from ssl_zoo.config.constraints import AtLeastTwo, NonNegativeInt, PositiveFloat, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method, encode_views
 from ssl_zoo.heads import Prototypes
 from ssl_zoo.losses import swapped_prediction

@@ -20,7 +20,6 @@ class TiCo(Method):
     unit z' of the online network and z'' of its slow copy; C_t has no gradient (algorithm 1).
 
     Args:
-        backbone: images -> features.
         head: features -> embeddings, normalized here to unit length.
         beta: of the moving average of embeddings' second moments.
         rho: weight of the covariance contrast.

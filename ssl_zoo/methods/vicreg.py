@@ -18,7 +18,6 @@ class VICReg(Method):
     the authors' code), s the mean squared difference, v and c over the whole batch.
 
     Args:
-        backbone: images -> features.
         head: features -> embeddings z.
         lam, mu, nu: lambda, mu, nu: weights of invariance, variance and covariance.
     """

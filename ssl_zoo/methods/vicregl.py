@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.config import (
-    HEADS,
-    METHODS,
-    NonNegativeFloat,
-    Part,
-    PositiveInt,
-    Scheduled,
-    UnitInterval,
-)
+from ssl_zoo.config import HEADS, METHODS, Part
+from ssl_zoo.config.constraints import NonNegativeFloat, PositiveInt, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.losses import vicreg_terms
 from ssl_zoo.ops import health

@@ -22,7 +22,6 @@ class WMSE(Method):
     w = W (z - mean), W^T W = Cov(z)^-1, a view and a part of the whole batch at a time.
 
     Args:
-        backbone: images -> features.
         head: features -> embeddings z.
         part: rows that are whitened together, at least twice as many as z has dimensions; a
             batch is cut into as many equal parts of at least this size as it has.

@@ -39,10 +39,8 @@ def split_batchnorm(module: nn.Module, groups: int) -> nn.Module:
         groups: 1 leaves BatchNorm as it is.
 
     Raises:
-        ValueError: groups below 1, or a SyncBatchNorm, which would undo the split.
+        ValueError: a SyncBatchNorm, which would undo the split.
     """
-    if groups < 1:
-        raise ValueError(f"bn_groups must be at least 1, found {groups}")
     if groups == 1:
         return module
     for child in module.modules():

@@ -1,4 +1,4 @@
-"""Clustering of a whole training set: features, k-means by faiss or over all ranks, agreement."""
+"""Clustering of a whole training set: features, k-means, clusters that move, agreement."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ ROWS_AT_ONCE = 8192
 
 @contextmanager
 def faiss_threads() -> Iterator[None]:
-    """faiss takes as many threads as torch may, inside.
-
-    faiss carries an OpenMP of its own: left alone it takes every core, also where torch was told
-    (torchrun, a scheduler) to take fewer. Where the two share one, torch keeps its number.
-    """
+    """faiss takes as many threads as torch may, inside; left alone its OpenMP takes every core."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:
@@ -41,7 +37,7 @@ def embed(encoder: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> tuple[
 
     Args:
         encoder: images [n, C, H, W] -> [n, D]; D is its `out_features` or `num_features`.
-        images: (images [n, C, H, W], data-set positions [n]), as `Method.before_epoch` gets them.
+        images: (images, data-set positions [n]), as `Method.before_epoch` gets them.
     """
     width = getattr(encoder, "out_features", None) or encoder.num_features
     outputs, positions = [torch.empty(0, width)], [torch.empty(0, dtype=torch.int64)]
@@ -78,11 +74,9 @@ def whiten(x: Tensor, dimensions: int) -> Tensor:
 
 
 def kmeans(x: Tensor, k: int, iterations: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Assignments [N] int64 and centroids [k, D] of rows [N, D], by faiss, on the CPU.
-
-    faiss splits a large cluster where one is empty.
-    """
-    # Every point takes part, and few points a cluster are no reason to warn.
+    """Assignments [N] int64 and centroids [k, D] of rows [N, D], by faiss, on the CPU."""
+    # Every point takes part; few points a cluster are no reason to warn. Empty clusters get half
+    # of a large one.
     clustering = faiss.Kmeans(
         x.shape[1],
         k,
@@ -97,11 +91,6 @@ def kmeans(x: Tensor, k: int, iterations: int, seed: int) -> tuple[Tensor, Tenso
     return torch.from_numpy(assigned), torch.from_numpy(clustering.centroids)
 
 
-def share_of(x: Tensor) -> Tensor:
-    """This rank's run of rows that all ranks hold, [N, ...] -> [n, ...]; runs may differ by one."""
-    return x.tensor_split(distributed.world())[distributed.rank()]
-
-
 def closest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
     """Which centroid [k, D] is nearest to each row [N, D], [N] int64."""
     bias = centroids.square().sum(dim=1) / 2  # argmin |x - c|^2 = argmax x.c - |c|^2 / 2
@@ -110,12 +99,9 @@ def closest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
 
 
 def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Mean row of each label over all ranks' rows, [k, D], 0 where there is none.
+    """Mean row of each label, [k, D], of all ranks' x [n, D] and labels [n]; 0 where there is none.
 
     The same to the bit on all ranks, whatever the order of their sums.
-
-    Args:
-        x, labels: this rank's share, [n, D] and [n] int64.
     """
     sums = x.new_zeros(k, x.shape[1]).index_add_(0, labels, x)
     counts = x.new_zeros(k).index_add_(0, labels, x.new_ones(len(x)))
@@ -126,17 +112,65 @@ def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
 def spherical_kmeans(x: Tensor, k: int, iterations: int, *key: Tensor | str) -> Tensor:
     """Centroids [k, D] of unit length, of rows [N, D] of unit length that all ranks hold.
 
-    Each rank goes through its share of the rows. A centroid that no row is nearest to stays.
-
-    Args:
-        key: determines the rows that are the first centroids.
+    It starts from rows that `key` determines. A centroid that no row is nearest to stays.
     """
     centroids = x[rng.permutation(len(x), *key, device=x.device)[:k]]  # [k, D]
-    share = share_of(x)
+    share = distributed.local_rows(x)
     for _ in range(iterations):
         mean = means(share, closest_centroid(share, centroids), k)  # [k, D]
         centroids = torch.where(mean.any(dim=1, keepdim=True), F.normalize(mean, dim=1), centroids)
     return centroids
+
+
+def cluster_sizes(labels: Tensor, k: int) -> Tensor:
+    """Rows in each of k clusters, [k] int64; unlike `bincount` it does not stop the host."""
+    ones = torch.ones_like(labels)
+    return ones.new_zeros(k).index_add_(0, labels, ones)
+
+
+def move_centroids(x: Tensor, labels: Tensor, centroids: Tensor) -> None:
+    """Each centroid [k, D] becomes the mean of its rows [S, D]; one without rows stays."""
+    mean = means(
+        distributed.local_rows(x), distributed.local_rows(labels), len(centroids)
+    )  # [k, D]
+    centroids.copy_(torch.where(mean.any(dim=1, keepdim=True), mean, centroids))
+
+
+def replace_small_clusters(x: Tensor, labels: Tensor, centroids: Tensor, smallest: int) -> None:
+    """Merges small clusters into the others, and gives each half of the largest (arXiv:2006.10645).
+
+    Draws nothing, so all ranks, which hold the same rows, do the same.
+
+    Args:
+        x: [S, D]; labels [S] and centroids [k, D] are changed in place.
+        smallest: a cluster with fewer rows is small.
+    """
+    is_small = cluster_sizes(labels, len(centroids)) < smallest
+    small, others = is_small.nonzero()[:, 0], (~is_small).nonzero()[:, 0]
+    members = torch.isin(labels, small).nonzero()[:, 0]
+    labels[members] = others[closest_centroid(x[members], centroids[others])]
+    for empty in small:
+        largest = cluster_sizes(labels, len(centroids)).argmax()
+        members = (labels == largest).nonzero()[:, 0]
+        labels[members[halve(x[members])]] = empty
+        for k in (largest, empty):
+            centroids[k] = x[labels == k].mean(dim=0)
+
+
+def halve(x: Tensor, iterations: int = 10) -> Tensor:
+    """2-means of rows [n, D]: which of them are in the second cluster, [n] bool.
+
+    Starts from the sign of the first principal component. Equal rows are dealt out in turn.
+    """
+    centered = x - x.mean(dim=0)
+    axis = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]  # [D]
+    second = centered @ axis > 0  # [n]
+    for _ in range(iterations):
+        if second.all() or not second.any():
+            return torch.arange(len(x), device=x.device) % 2 == 1
+        pair = torch.stack([x[~second].mean(dim=0), x[second].mean(dim=0)])  # [2, D]
+        second = closest_centroid(x, pair).bool()
+    return second
 
 
 def mutual_information(a: Tensor, b: Tensor) -> float:

@@ -42,18 +42,15 @@ def take(x: Tensor, patches: Tensor) -> Tensor:
 
 
 def block(key: Tensor, grid: tuple[int, int], size: int, ratio: tuple[float, float]) -> Tensor:
-    """A rectangle of `size` patches, its last row maybe short, [...] -> [..., size] int64.
+    """A rectangle of `size` patches, its last row maybe short, for each key: [...] -> [..., size].
 
     Args:
-        key: [...] int64.
-        grid: h and w, in patches.
-        size: number of patches.
+        grid: patches down and across.
         ratio: bounds of height / width, drawn uniformly.
     """
     h, w = grid
-    shape, down, across = rng.uniform(
-        key[..., None], "block", torch.arange(3, device=key.device)
-    ).unbind(-1)
+    number = torch.arange(3, device=key.device)
+    shape, down, across = rng.uniform(key[..., None], "block", number).unbind(-1)
     aspect = ratio[0] + (ratio[1] - ratio[0]) * shape
     width = (size / aspect).sqrt().round().clamp(math.ceil(size / h), w).long()  # [...]
     height = (size + width - 1) // width
@@ -79,7 +76,7 @@ def block_order(
 
     Args:
         key: [N] int64.
-        grid: h and w, in patches.
+        grid: patches down and across.
         scale: bounds of a rectangle's area, as a share of the grid's.
         ratio: bounds of its height / width, drawn uniformly in the logarithm.
         tries: rectangles.
@@ -105,12 +102,7 @@ def block_order(
 
 
 def masked_blocks(key: Tensor, grid: tuple[int, int], share: float) -> tuple[Tensor, Tensor]:
-    """BEiT's masks, a share of each sample's patches: their numbers [N, M] and [N, h * w] bool.
-
-    Args:
-        key, grid: of `block_order`.
-        share: of the patches.
-    """
+    """BEiT's masks, a share of each sample's patches: their numbers [N, M] and [N, h * w] bool."""
     chosen = block_order(key, grid)[:, : count_of(share, grid)]
     return chosen, mask_of(chosen, math.prod(grid))
 
@@ -123,8 +115,6 @@ def masked_patches(
     M is the most that `ratio` allows, so that shapes do not depend on what is drawn.
 
     Args:
-        key: [N] int64.
-        grid: patches down and across.
         masked_images: chance that any are masked.
         ratio: bounds of their share.
     """

@@ -25,8 +25,8 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 def frozen(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
     """Evaluation mode, no gradients; afterwards modes and torch's RNG are bitwise as they were.
 
-    BatchNorm's running statistics do not move in evaluation mode. Not `inference_mode`: it gains
-    nothing measurable, and a tensor that a backbone caches in it is lost to training.
+    Not `inference_mode`: it gains nothing measurable, and a tensor that a backbone caches in it is
+    lost to training.
     """
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []

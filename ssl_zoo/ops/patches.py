@@ -19,8 +19,7 @@ def cut(
         size: of a patch in pixels. What a cell has more is the gap between patches: without one
             a network finds neighbors by the lines that cross their border (arXiv:1505.05192).
         key: [N] int64, places each patch at random within its cell; None: in the middle.
-        jitter: pixels that a patch may be off the middle, so that some gap is left between two;
-            None: anywhere in its cell.
+        jitter: pixels that a patch may be off the middle; None: anywhere in its cell.
 
     Raises:
         ValueError: a cell is smaller than a patch and its jitter.
@@ -55,11 +54,9 @@ def patchify(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def cell_centers(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Where the cells of a grid over each box have their middle, [N, 4] -> [N, h * w, 2].
+    """Where h x w cells of each box (top, left, bottom, right) have their middle (y, x).
 
-    Args:
-        boxes: (top, left, bottom, right); what comes out is (y, x) in the same unit.
-        grid: cells down and across, (h, w).
+    [N, 4] -> [N, h * w, 2], in the same unit.
     """
     start, end = boxes[:, None].split(2, dim=2)  # [N, 1, 2]
     y, x = ((torch.arange(cells, device=boxes.device) + 0.5) / cells for cells in grid)
@@ -68,7 +65,7 @@ def cell_centers(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def quarter_turns(images: Tensor) -> Tensor:
-    """Each image turned to the left by 0, 1, 2 and 3 quarters, [N, C, S, S] -> [N, 4, C, S, S].
+    """Each image turned left by 0, 1, 2 and 3 quarters, [N, C, S, S] -> [N, 4, C, S, S].
 
     Raises:
         ValueError: the images are not square.

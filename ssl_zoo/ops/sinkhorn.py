@@ -19,7 +19,7 @@ def sinkhorn(
     domain, so that no epsilon overflows. Ranks may hold different numbers of rows.
 
     Args:
-        scores: [N, K] similarities of this rank's rows and the prototypes.
+        scores: [N, K] similarities of rows and prototypes.
         epsilon: the larger, the softer.
         iterations: how often prototypes, then rows, are normalized; 0 leaves a softmax.
         weight: [N] how much each row counts in the balance; 0 leaves it out. None: all the same.

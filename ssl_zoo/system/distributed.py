@@ -36,8 +36,6 @@ def is_main() -> bool:
 def start(device: str = "auto") -> torch.device:
     """Joins torchrun's process group if there is one; returns this process's device.
 
-    NCCL on GPUs, gloo on CPUs.
-
     Args:
         device: 'auto' (CUDA when there is one), 'cpu', 'cuda' or 'cuda:N'.
 
@@ -55,7 +53,7 @@ def start(device: str = "auto") -> torch.device:
     chosen = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not is_on():
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_on():
         # The other ranks wait while rank 0 evaluates, which on a large set outlasts the default.
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=12))
@@ -86,9 +84,9 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """All ranks' rows in rank order, [N, ...] -> [world x N, ...]; differentiable.
+    """All ranks' rows, as many of each, in rank order: [N, ...] -> [world x N, ...].
 
-    All ranks must hold the same number of rows.
+    Differentiable.
     """
     return _Gather.apply(x) if world() > 1 else x
 
@@ -103,15 +101,15 @@ def mean(x: Tensor) -> Tensor:
 
 
 def local_rows(x: Tensor) -> Tensor:
-    """This rank's share of rows that all ranks hold, [world x N, ...] -> [N, ...]."""
-    return x.chunk(world())[rank()] if world() > 1 else x
+    """This rank's run of rows that all ranks hold, [N, ...] -> [n, ...]; runs may differ by one."""
+    return x.tensor_split(world())[rank()]
 
 
 def collect(value: Any) -> list[Any]:
     """Every rank's value, in rank order. For small host-side state: it pickles between ranks."""
     if world() == 1:
         return [value]
-    values: list[Any] = [None] * world()
+    values = [None] * world()
     dist.all_gather_object(values, value)
     return values
 
@@ -119,8 +117,8 @@ def collect(value: Any) -> list[Any]:
 def to_main(x: Tensor) -> Tensor | None:
     """All ranks' rows in rank order, [n, ...] -> [sum of n, ...], on rank 0; None elsewhere.
 
-    For large results on the CPU: each row travels once, to the one rank that wants it. Ranks may
-    hold different numbers of rows, rank 0 at least one.
+    For large results on the CPU: each row travels once. Ranks may hold different numbers of rows,
+    rank 0 at least one.
     """
     if world() == 1:
         return x
@@ -171,8 +169,8 @@ def borrowed_threads() -> Iterator[int]:
     torchrun gives every process one thread. Cores that this process may not use are left alone.
     """
     before = torch.get_num_threads()
-    total = before * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else before
-    torch.set_num_threads(max(before, min(total, cores())))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1
+    torch.set_num_threads(max(before, min(before * processes, cores())))
     try:
         yield torch.get_num_threads()
     finally:

@@ -40,12 +40,11 @@ def _cpu_flags() -> set[str]:
 def keep_freed_memory() -> bool:
     """Tells glibc's malloc to keep what is freed for the next step; False where there is no glibc.
 
-    Without it every large activation is mapped anew and its pages are faulted in one by one, in
-    every step: a quarter of a ResNet-18 step at 32 x 32. The process then holds on to its peak.
+    Else every large activation is mapped anew, its pages faulted in one by one, in every step: a
+    quarter of a ResNet-18 step at 32 x 32. The process then holds on to its peak.
     """
     libc = _glibc()
-    # malloc.h: M_TRIM_THRESHOLD -1, M_MMAP_MAX -4. No block is mapped on its own, and the heap is
-    # never trimmed.
+    # malloc.h: M_TRIM_THRESHOLD -1, never; M_MMAP_MAX -4, no block is mapped on its own.
     if libc is None or not (libc.mallopt(-1, -1) and libc.mallopt(-4, 0)):
         return False
     _use_huge_pages(libc)
@@ -61,9 +60,9 @@ def give_back_freed_memory() -> None:
 
 
 def _use_huge_pages(libc: ctypes.CDLL) -> None:
-    """Asks for large pages where the heap will grow; what is never written takes no memory.
+    """Asks for large pages where the heap will grow, whose addresses are looked up faster.
 
-    Their addresses are looked up faster: 5 to 10% of a step. Where the system counts promised
+    5 to 10% of a step. What is never written takes no memory; where the system counts promised
     memory (overcommit_memory 2) nothing is asked for.
     """
     counts = Path("/proc/sys/vm/overcommit_memory")
@@ -90,8 +89,7 @@ def _glibc() -> ctypes.CDLL | None:
 class PeakMemory:
     """Peak memory of the process (CPU, resident) or of torch's allocator (GPU), in GB of 1e9 bytes.
 
-    What happens inside `excluded` does not count. On a CPU that takes Linux; elsewhere the
-    process's overall peak is reported.
+    What happens inside `excluded` does not count; on a CPU that takes Linux.
     """
 
     def __init__(self, device: torch.device):

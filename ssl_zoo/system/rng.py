@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of what they are for.
+"""Random numbers as a pure function of what they are for, and the state of the global generators.
 
 A counter-based generator: each number is a hash of a few integers (seed, epoch, index, view,
 operation), so it does not depend on what was drawn before, on which worker drew it, or on how
@@ -7,7 +7,11 @@ many processes there are. Integer arithmetic only, so CPU and GPU agree to the b
 
 from __future__ import annotations
 
+import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,3 +79,41 @@ def integers(n: int, *keys: Tensor | int | str) -> Tensor:
 def permutation(n: int, *keys: Tensor | int | str, device: torch.device | str = "cpu") -> Tensor:
     """A permutation of n, [n] int64, a function of the keys alone."""
     return torch.argsort(hashed(*keys, torch.arange(n, device=device)), stable=True)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Of torch's, NumPy's and Python's generators, in tensors and plain values, for checkpoints."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "python": [version, list(words), gauss],
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """Whatever is seeded or drawn inside, outside the generators are as they were."""
+    state = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(state, device)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
-
 import numpy as np
 import torch
 
 from ssl_zoo.config import DATASETS, ConfigError, PositiveInt
-from ssl_zoo.data.datasets.in_memory import InMemory
-from ssl_zoo.data.source import Split, check_split
+from ssl_zoo.data.source import InMemory, Split, check_split
 from ssl_zoo.system import rng
 
 
-def _sklearn(name: str) -> ModuleType:
+def _sklearn(name: str):
     try:
-        return import_module("sklearn.datasets")
+        import sklearn.datasets
     except ImportError as error:
         raise ImportError(f"{name} is part of scikit-learn: pip install scikit-learn") from error
+    return sklearn.datasets
 
 
 @DATASETS.register_module()
@@ -40,11 +37,9 @@ class Photographs(InMemory):
 
     Real colors to see a method of color learn from, offline. Not a benchmark: two pictures
     (a palace, a flower) of 427 x 640, cut into 8,910 + 2,500 patches at size 32, and a class is
-    which picture, and which of its horizontal bands, a patch's center lies in.
-
-    The photographs are divided into vertical strips as wide as two patches, the first for training,
-    the second for testing, and so on. No patch crosses a strip's border, so the splits share no
-    pixel; but they do share the scene, and strips are neighbors.
+    which picture, and which of its horizontal bands, a patch's center lies in. Vertical strips as
+    wide as two patches are for training and for testing in turn: the splits share no pixel, but
+    they do share the scene.
 
     Args:
         size: height and width of a patch in pixels.

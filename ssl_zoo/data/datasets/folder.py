@@ -26,10 +26,6 @@ def _files(folder: Path) -> list[str]:
     return sorted(path for path in paths if path.lower().endswith(SUFFIXES))
 
 
-def _classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-
-
 @DATASETS.register_module()
 class ImageFolder(ImageSet):
     """Images in root/train and root/val (or root/test), one folder a class.
@@ -70,11 +66,11 @@ class ImageFolder(ImageSet):
             )
         folder = folders[0]
         train = folder.parent / "train"
-        classes = _classes(train if train.is_dir() else folder)
+        entries = os.scandir(train if train.is_dir() else folder)
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
         files = _files(folder)
         if not files:
             raise FileNotFoundError(f"{name}: no image ({', '.join(SUFFIXES)}) in {folder}")
-        number = {name: i for i, name in enumerate(classes)}
         names = [file.split(os.sep)[0] if os.sep in file else None for file in files]
         unknown = sorted(set(names) - set(classes) - {None})
         if unknown:
@@ -82,13 +78,12 @@ class ImageFolder(ImageSet):
                 f"{name}: {folder} has {len(unknown)} classes that {train} lacks, "
                 f"the first is {unknown[0]!r}"
             )
+        number = {name: i for i, name in enumerate(classes)}
         self.labels = torch.tensor([number.get(name, -1) for name in names])
-        self.num_classes = len(classes)
-        self.classes, self.folder = classes, folder
+        self.classes, self.num_classes, self.folder = classes, len(classes), folder
         # Bytes in one array: a list of a million strings would be copied into each worker, page
         # by page, as its reference counts change.
         self._paths = np.array([os.fsencode(folder / file) for file in files])
-
         if decode.simplejpeg is None and any(f.lower().endswith((".jpg", ".jpeg")) for f in files):
             warnings.warn(
                 f"{name}: Pillow decodes the JPEGs; pip install simplejpeg, and the same bytes "
@@ -113,9 +108,7 @@ class ImageNet(ImageFolder):
     """ILSVRC-2012, unpacked: root/train/n01440764/*.JPEG and root/val/n01440764/*.JPEG.
 
     The 50,000 validation images, which come in one folder, must be sorted into their classes.
-
-    Args:
-        root: the folder of train/ and val/. None: imagenet/ in $SSL_ZOO_DATA, then in ./data.
+    The folder of train/ and val/ may also be imagenet/ in the root.
     """
 
     subfolder = "imagenet"

@@ -59,7 +59,6 @@ def pack(
 
     Args:
         size: pixels of the shorter side; images that are smaller stay as they are.
-        workers: processes that decode.
 
     Raises:
         FileExistsError: `path` is there and holds something else.
@@ -67,12 +66,11 @@ def pack(
     """
     if size < 1:
         raise ValueError(f"size is in pixels and at least 1, found {size}")
-    about = {
-        "split": dataset.split,
-        "size": size,
-        "classes": dataset.classes,
-        "digest": digest(dataset),
-    }
+    # The digest is of the files' names and order, below the split's folder.
+    names = [os.path.relpath(p, dataset.folder) for p in dataset.paths(torch.arange(len(dataset)))]
+    digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+    classes = dataset.classes
+    about = {"split": dataset.split, "size": size, "classes": classes, "digest": digest}
     if path.exists():
         if read(path)[0] != about:
             raise FileExistsError(
@@ -82,11 +80,10 @@ def pack(
         log(f"{path}: there already")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    jobs = torch.arange(len(dataset)).split(CHUNK)
     loader = DataLoader(
         Downscaled(dataset, size),
         batch_size=None,
-        sampler=jobs,
+        sampler=torch.arange(len(dataset)).split(CHUNK),
         num_workers=workers,
         generator=torch.Generator(),
         collate_fn=list,
@@ -115,12 +112,6 @@ def pack(
             staged.unlink(missing_ok=True)  # may be hundreds of gigabytes
             raise
     log(f"{path}: {len(sizes)} images, {path.stat().st_size / 1e9:.2f} GB")
-
-
-def digest(dataset: ImageFolder) -> str:
-    """Of the files' names and order, below the split's folder."""
-    names = [os.path.relpath(p, dataset.folder) for p in dataset.paths(torch.arange(len(dataset)))]
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 def read(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
@@ -162,11 +153,7 @@ class Packed(ImageSet):
     """What `ssl-zoo data pack` wrote: pixels in a memory-mapped file, nothing to decode.
 
     Args:
-        path: the folder of train.pack and test.pack.
-
-    Raises:
-        FileNotFoundError: no pack of this split.
-        ValueError: the file is something else, or damaged.
+        path: the folder of train.pack and test.pack; what may be wrong with them `read` says.
     """
 
     varies = True

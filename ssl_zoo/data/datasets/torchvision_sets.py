@@ -9,26 +9,21 @@ import torch
 import torchvision
 
 from ssl_zoo.config import DATASETS, OfMachine, PositiveInt
-from ssl_zoo.data.datasets.in_memory import InMemory
-from ssl_zoo.data.source import Split, check_split, roots
+from ssl_zoo.data.source import InMemory, Split, check_split, roots
 
 
 def _from_torchvision(name: str, root: str | None, build: Callable[[Path], object]):
-    """Opens a torchvision data set in the first folder that has it, files verified by torchvision.
-
-    Raises:
-        FileNotFoundError: none of the folders has it.
-    """
+    """A torchvision data set from the first folder that has it, files verified by torchvision."""
     tried = []
     for folder in roots(root):
         try:
             return build(folder)
         except RuntimeError as error:
             tried.append(f"  {folder}: {error}")
+    tried.append(f"get it with `ssl-zoo data get {name.lower()}`")
     raise FileNotFoundError(
         "\n".join([f"{name} was not found in", *tried])
-        + f"\nget it with `ssl-zoo data get {name.lower()}`, "
-        "or name its folder in data.dataset.root"
+        + ", or name its folder in data.dataset.root"
     )
 
 
@@ -65,8 +60,7 @@ class STL10(InMemory):
     """STL-10 (Coates et al. 2011): 96x96, 5,000 + 8,000 in 10 classes and 100,000 unlabeled.
 
     Args:
-        unlabeled: pre-train on the labeled and the unlabeled images (2.9 GB of RAM), not on the
-            labeled alone.
+        unlabeled: pre-train on the unlabeled images too (2.9 GB of RAM).
     """
 
     def __init__(

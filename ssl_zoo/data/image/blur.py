@@ -8,14 +8,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ssl_zoo.config import TRANSFORMS, ConfigError, PositiveFloat, PositiveInt, UnitInterval
+from ssl_zoo.config import TRANSFORMS, Bounds, ConfigError, PositiveFloat, PositiveInt, UnitInterval
 from ssl_zoo.data.image.transform import (
     Params,
     Shape,
     Transform,
     ViewNumbers,
     between,
-    check_order,
+    filter_rows_and_columns,
     uniforms,
 )
 
@@ -41,19 +41,16 @@ class GaussianBlur(Transform):
     def __init__(
         self,
         *,
-        sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0),
+        sigma: Bounds[PositiveFloat] = (0.1, 2.0),
         kernel_size: PositiveInt | None = None,
         p: UnitInterval = 0.5,
         views: ViewNumbers = None,
     ):
         super().__init__(p, views)
-        check_order("sigma", sigma)
         if kernel_size is not None and kernel_size % 2 == 0:
+            found = str(kernel_size)
             raise ConfigError(
-                "kernel_size",
-                "a filter without a middle",
-                found=str(kernel_size),
-                expected="an odd number",
+                "kernel_size", "a filter without a middle", found=found, expected="an odd number"
             )
         self.sigma, self.kernel_size = sigma, kernel_size
 
@@ -81,8 +78,7 @@ class GaussianBlur(Transform):
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         sigma = params["sigma"].to(images.device, non_blocking=True)
-        n, channels, height, width = images.shape
+        height, width = images.shape[2:]
         columns = self.matrix(sigma, width)  # [N, W, W]
         rows = columns if height == width else self.matrix(sigma, height)  # [N, H, H]
-        images = (images.reshape(n, channels * height, width) @ columns.mT).view(images.shape)
-        return torch.stack([rows @ plane for plane in images.unbind(1)], dim=1)
+        return filter_rows_and_columns(images, rows, columns)

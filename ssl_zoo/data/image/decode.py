@@ -1,7 +1,7 @@
 """Image files to pixels: simplejpeg for JPEGs, Pillow for everything else.
 
-Both sit on libjpeg-turbo and give the same bytes, so whether simplejpeg is installed decides how
-fast a file is decoded and never what comes out.
+Both sit on libjpeg-turbo and give the same bytes, one faster than the other. ValueErrors name the
+file that cannot be read or decoded.
 """
 
 from __future__ import annotations
@@ -25,14 +25,6 @@ SIMPLEJPEG_SPACES = ("YCbCr", "Gray", "RGB")  # CMYK needs Pillow's conversion
 MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb is Pillow's decision
 
 
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be decoded as an image ({error})") from error
-
-
 def decode(path: str, shrink: int = 1) -> Tensor:
     """An image file as RGB, uint8 [3, H, W]; its memory is that of [H, W, 3], which crops fastest.
 
@@ -41,26 +33,27 @@ def decode(path: str, shrink: int = 1) -> Tensor:
     Args:
         shrink: 1, 2, 4 or 8: [3, ceil(H / shrink), ceil(W / shrink)] instead, averages over blocks
             that a JPEG gives for less work than the whole.
-
-    Raises:
-        ValueError: the file cannot be read or decoded; names it.
     """
     with _naming(path):
         data = Path(path).read_bytes()
         pixels = _by_simplejpeg(data, shrink)  # [H, W, 3]
-        if pixels is None:
-            pixels = _by_pillow(data, shrink)
+        pixels = _by_pillow(data, shrink) if pixels is None else pixels
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def shape(path: str) -> tuple[int, int, int]:
-    """(3, H, W) of an image file, from its header.
-
-    Raises:
-        ValueError: the file cannot be read or is no image; names it.
-    """
+    """(3, H, W) of an image file, from its header."""
     with _naming(path), Image.open(path) as image:
         return 3, image.height, image.width
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Raises ValueError, with the file's name, for whatever an undecodable file raises inside."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be decoded as an image ({error})") from error
 
 
 def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:

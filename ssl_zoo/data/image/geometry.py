@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ssl_zoo.config import TRANSFORMS, PositiveFloat, PositiveInt, Range, UnitInterval
+from ssl_zoo.config import TRANSFORMS, Bounds, PositiveFloat, PositiveInt, Range, UnitInterval
 from ssl_zoo.data.image.transform import (
     GeometricTransform,
     Params,
@@ -18,17 +18,17 @@ from ssl_zoo.data.image.transform import (
     Transform,
     ViewNumbers,
     between,
-    check_order,
+    filter_rows_and_columns,
     uniforms,
 )
 
-Size = PositiveInt | tuple[PositiveInt, PositiveInt]  # in pixels; of both sides, or [H, W]
+Size = PositiveInt | tuple[PositiveInt, PositiveInt]  # in pixels: of both sides, or [H, W]
 Share = Annotated[float, Range(0, 1, open_low=True)]
 Interpolation = Literal["bilinear", "bicubic"]
 
 
-def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+def height_and_width(size: int | tuple[int, int]) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)
 
 
 def resize_matrix(
@@ -63,10 +63,9 @@ class RandomResizedCrop(GeometricTransform):
     """A random part of the image, resized with antialiasing (Szegedy et al., arXiv:1409.4842).
 
     As torchvision's: ten tries to fit a box of random area and aspect ratio, then the largest
-    central one. The crop and the resize are two products with matrices of each sample's own.
+    central one.
 
     Args:
-        size: output height and width in pixels, or one number for both.
         scale: bounds of the box's area as a share of the image's.
         ratio: bounds of width / height, drawn uniformly in the logarithm.
     """
@@ -77,14 +76,12 @@ class RandomResizedCrop(GeometricTransform):
         self,
         *,
         size: Size,
-        scale: tuple[Share, Share] = (0.08, 1.0),
-        ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3),
+        scale: Bounds[Share] = (0.08, 1.0),
+        ratio: Bounds[PositiveFloat] = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bilinear",
         views: ViewNumbers = None,
     ):
         super().__init__(views=views)
-        check_order("scale", scale)
-        check_order("ratio", ratio)
         self.size, self.scale, self.ratio = height_and_width(size), scale, ratio
         self.interpolation = interpolation
 
@@ -114,20 +111,16 @@ class RandomResizedCrop(GeometricTransform):
     def apply(self, images: Tensor, params: Params) -> Tensor:
         box = params["box"].to(images.device, torch.float32, non_blocking=True)
         top, left, h, w = box.unbind(1)
-        n, channels, height, width = images.shape
+        height, width = images.shape[2:]
         rows = resize_matrix(top, h, height, self.size[0], self.interpolation)  # [N, oh, H]
         columns = resize_matrix(left, w, width, self.size[1], self.interpolation)  # [N, ow, W]
-        images = images.reshape(n, channels * height, width) @ columns.mT  # [N, C * H, ow]
-        images = images.view(n, channels, height, self.size[1])
-        # One product a channel: broadcasting over channels would copy the matrices.
-        images = torch.stack([rows @ plane for plane in images.unbind(1)], dim=1)  # [N, C, oh, ow]
+        images = filter_rows_and_columns(images, rows, columns)  # [N, C, oh, ow]
         return images if self.interpolation == "bilinear" else images.clamp_(0, 1)
 
     def apply_one(self, image: Tensor, params: Params) -> Tensor:
         top, left, h, w = params["box"].tolist()
         mode = InterpolationMode(self.interpolation)
-        size = list(self.size)
-        return F.resized_crop(image, top, left, h, w, size, interpolation=mode, antialias=True)
+        return F.resized_crop(image, top, left, h, w, self.size, interpolation=mode, antialias=True)
 
     def source_box(self, shapes: Tensor, params: Params) -> Tensor:
         start, size = params["box"].float().split(2, dim=1)
@@ -183,11 +176,7 @@ class Resize(GeometricTransform):
 
 @TRANSFORMS.register_module()
 class CenterCrop(GeometricTransform):
-    """The central part of the image, padded with black where the image is smaller.
-
-    Args:
-        size: height and width in pixels, or one number for both.
-    """
+    """The central part of the image, padded with black where the image is smaller."""
 
     random = False
     one_size = True
@@ -197,7 +186,7 @@ class CenterCrop(GeometricTransform):
         self.size = height_and_width(size)
 
     def apply_one(self, image: Tensor, params: Params) -> Tensor:
-        return F.center_crop(image, list(self.size))
+        return F.center_crop(image, self.size)
 
     def source_box(self, shapes: Tensor, params: Params) -> Tensor:
         size = torch.tensor(self.size)

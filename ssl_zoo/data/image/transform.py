@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl_zoo.config import ConfigError, NonNegativeInt
+from ssl_zoo.config import NonNegativeInt
 from ssl_zoo.system import rng
 
 Params = dict[str, Tensor]
@@ -26,8 +26,7 @@ class Transform:
 
     Args:
         p: chance that a sample is changed at all.
-        views: numbers of the views that this operation belongs to (BYOL's asymmetric views,
-            multi-crop), of those that are made; None for all.
+        views: numbers of the views that it belongs to (BYOL's asymmetric views); None: all.
     """
 
     check_by_building = True
@@ -51,9 +50,9 @@ class Transform:
         return rng.uniform(key, "p") < self.p
 
     def source_box(self, shapes: Tensor, params: Params) -> Tensor:
-        """What is seen of images of (C, H, W) `shapes` [N, 3] when all are changed, [N, 4] float32.
+        """What is seen of images of (C, H, W) `shapes` [N, 3] if all are changed.
 
-        (top, left, bottom, right) in their pixels; left > right where they are mirrored.
+        (top, left, bottom, right) [N, 4] in their pixels; left > right where they are mirrored.
         """
         return whole_images(shapes)
 
@@ -102,12 +101,18 @@ def whole_images(shapes: Tensor) -> Tensor:
     return torch.nn.functional.pad(shapes[:, 1:].float(), (2, 0))
 
 
-def check_order(name: str, bounds: tuple[float, float]) -> None:
-    """Raises ConfigError unless low <= high."""
-    if bounds[0] > bounds[1]:
-        raise ConfigError(
-            name, "bounds in the wrong order", found=str(bounds), expected="[low, high]"
-        )
+def filter_rows_and_columns(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Products with matrices of each sample's own, [N, C, H, W] -> [N, C, h, w].
+
+    Args:
+        rows: [N, h, H].
+        columns: [N, w, W].
+    """
+    n, channels, height, width = images.shape
+    images = images.reshape(n, channels * height, width) @ columns.mT  # [N, C * H, w]
+    images = images.view(n, channels, height, -1)
+    # One product a channel: broadcasting over channels would copy the matrices.
+    return torch.stack([rows @ plane for plane in images.unbind(1)], dim=1)
 
 
 def uniforms(key: Tensor, count: int) -> Tensor:

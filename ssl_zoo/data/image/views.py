@@ -33,8 +33,7 @@ class Views:
     Args:
         views_needed: how many the method needs.
         ops: operations by a label of the user's choice, applied in order. The label seeds an
-            operation's random numbers, so adding one leaves the others' as they are. One whose
-            `views` are not made does nothing.
+            operation's random numbers, so adding one leaves the others' as they are.
         count: number of views; None: as many as the method needs.
     """
 
@@ -61,12 +60,12 @@ class Views:
             ValueError: the view's operations do not begin so.
         """
         first = "none of these"
-        for i, (label, op) in enumerate(self.ops_of(view)):
+        for number, (label, op) in enumerate(self.ops_of(view), start=1):
             if not isinstance(op, GeometricTransform):
                 first = f"ops.{label} ({type(op).__name__}) before that"
                 break
             if op.one_size:
-                return i + 1
+                return number
         raise ValueError(
             f"the images vary in size, so view {view} must first bring them to one "
             f"(RandomResizedCrop, CenterCrop, or Resize to [height, width]); it has {first}"
@@ -76,13 +75,6 @@ class Views:
         """Raises ValueError where images of varying size would not come out in one."""
         for view in range(self.count if varied else 0):
             self.ops_until_one_size(view)
-
-    def views_by_ops(self) -> list[list[int]]:
-        """Numbers of all views, those with the same operations together."""
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for view in range(self.count):
-            groups.setdefault(tuple(label for label, _ in self.ops_of(view)), []).append(view)
-        return list(groups.values())
 
     def _keyed(self, views: list[int], samples: Samples) -> Iterator[tuple[Transform, Tensor]]:
         """(operation, its keys [V x N] int64, view by view), in order, of views that share them."""
@@ -137,16 +129,14 @@ class Views:
     ) -> Tensor:
         """A view's first operations on images of varying size, one by one, in a loader's worker.
 
-        The result is bytes, as a decoder and an image library would leave it: a quarter of the
-        floats' traffic between processes and to the device.
-
         Args:
             images: N of uint8 [C, H, W].
             shapes: [N, 3], the images' (C, H, W) before they were decoded at 1/shrink [N]; so a
                 box is where it would be in the whole image.
 
         Returns:
-            uint8 [N, C, h, w], for `make`.
+            uint8 [N, C, h, w], for `make`: a quarter of the floats' traffic between processes and
+            to the device.
         """
         keyed = self._keyed([view], samples)
         for _, (op, key) in zip(range(self.ops_until_one_size(view)), keyed, strict=False):
@@ -172,8 +162,11 @@ class Views:
                 self._apply([view], x, samples, done=self.ops_until_one_size(view))[0]
                 for view, x in enumerate(images)
             ]
+        groups: dict[tuple[str, ...], list[int]] = {}  # views by the labels of their operations
+        for view in range(self.count):
+            groups.setdefault(tuple(label for label, _ in self.ops_of(view)), []).append(view)
         made: dict[int, Tensor] = {}
-        for views in self.views_by_ops():
+        for views in groups.values():
             made |= zip(views, self._apply(views, images[0], samples), strict=True)
         return [made[view] for view in range(self.count)]
 
@@ -182,7 +175,7 @@ class Views:
     ) -> list[Tensor]:
         """Views with the same operations, but for the first `done`: each float32 [N, C, h, w].
 
-        They are made as one batch: small images cost calls and not arithmetic.
+        As one batch: small images cost calls and not arithmetic.
         """
         # Views keep full precision even where a training loop asks for them under autocast.
         with torch.autocast(images.device.type, enabled=False):
@@ -197,12 +190,7 @@ class Views:
     def __call__(
         self, images: Tensor | list[Tensor], seed: int, epoch: int, index: Tensor
     ) -> list[Tensor]:
-        """All views, each float32 [N, C, h, w].
-
-        Args:
-            images: uint8 [N, C, H, W], or a list of uint8 [C, H, W] that vary in size.
-            seed, epoch, index: of the `Samples`.
-        """
+        """All views [N, C, h, w] of uint8 [N, C, H, W], or of a list of uint8 [C, H, W]."""
         samples, views = Samples(seed, epoch, index), range(self.count)
         if not isinstance(images, list):
             return self.make([images], False, samples)
