@@ -1,7 +1,5 @@
 """Redundancy reduction: the views' cross-correlation made the identity."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

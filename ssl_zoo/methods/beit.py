@@ -1,7 +1,5 @@
 """BERT for images: the visual words of masked patches."""
 
-from __future__ import annotations
-
 import math
 
 import torch

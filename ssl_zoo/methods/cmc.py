@@ -1,7 +1,5 @@
 """Contrastive multiview coding: what lightness and color know of each other."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Predicting an image's colors from its lightness."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Contrastive learning as dictionary look-up; the mechanism is the memory's."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

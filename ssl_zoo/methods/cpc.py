@@ -1,7 +1,5 @@
 """Contrastive predictive coding: what is further on in the picture."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

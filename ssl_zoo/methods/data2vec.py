@@ -1,7 +1,5 @@
 """A teacher's contextual features of masked patches."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

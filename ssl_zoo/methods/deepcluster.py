@@ -1,7 +1,5 @@
 """DeepCluster: k-means of the features gives the labels, and the labels better features."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

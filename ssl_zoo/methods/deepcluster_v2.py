@@ -1,7 +1,5 @@
 """DeepCluster v2: k-means of the last epoch's embeddings, prototypes instead of a classifier."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Dense contrastive learning: a loss for every place of the feature map."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

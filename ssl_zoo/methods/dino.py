@@ -1,7 +1,5 @@
 """Self-distillation with no labels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """DINOv2's losses."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Masked patches as self-distillation."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

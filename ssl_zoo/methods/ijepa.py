@@ -1,7 +1,5 @@
 """Predicting the representations of image blocks from a context."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Solving jigsaw puzzles."""
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from itertools import permutations

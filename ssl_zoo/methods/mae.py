@@ -1,7 +1,5 @@
 """Masked autoencoders."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Predicting histograms of gradients of masked patches."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Maximum manifold capacity: centroids that fill the sphere."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """MoCo v3: no queue, a predictor, and what makes a ViT train."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

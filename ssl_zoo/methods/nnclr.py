@@ -1,7 +1,5 @@
 """NNCLR: the positive is a nearest neighbour of other images."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

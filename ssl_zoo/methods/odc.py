@@ -1,7 +1,5 @@
 """ODC: clusters that move a little at every step, instead of a clustering between epochs."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

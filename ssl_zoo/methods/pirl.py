@@ -1,7 +1,5 @@
 """Pretext-invariant representations: the same, whatever was done to the image."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

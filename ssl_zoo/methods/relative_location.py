@@ -1,7 +1,5 @@
 """Predicting where a patch lies beside another."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

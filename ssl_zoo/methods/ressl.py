@@ -1,7 +1,5 @@
 """ReSSL: relations to other images, not identities."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

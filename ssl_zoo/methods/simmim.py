@@ -1,7 +1,5 @@
 """Masked image modeling with raw pixels and a linear head."""
 
-from __future__ import annotations
-
 import math
 
 import torch

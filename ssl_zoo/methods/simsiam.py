@@ -1,7 +1,5 @@
 """Siamese networks with a predictor and a stopped gradient, and nothing else."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

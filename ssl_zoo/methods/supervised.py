@@ -1,7 +1,5 @@
 """Training on labels, to compare with."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

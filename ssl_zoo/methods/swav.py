@@ -1,7 +1,5 @@
 """SwAV: one view predicts the cluster that another view is assigned to."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

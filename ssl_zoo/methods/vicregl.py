@@ -1,7 +1,5 @@
 """VICReg of whole images and of the places in them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Whitened embeddings that agree."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import torch
