@@ -46,11 +46,7 @@ class ReSSL(Method):
 
     @staticmethod
     def validate(
-        *,
-        memory: Part[MEMORY],
-        student_temperature: float,
-        teacher_temperature: float,
-        **_,
+        *, memory: Part[MEMORY], student_temperature: float, teacher_temperature: float, **_
     ) -> None:
         if not issubclass(memory.target, MoCoQueue):
             raise ConfigError(
