@@ -1,4 +1,4 @@
-"""MoCo's loss: which of many keys is the query's? Their similarities are never kept; see `Lookup`."""
+"""MoCo's loss: which of many keys is the query's? Similarities are never kept, see `Lookup`."""
 
 from typing import NamedTuple
 
