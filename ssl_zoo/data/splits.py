@@ -85,7 +85,7 @@ class Splits:
         }
 
     def chosen(self, split: str, limit: int | None = None) -> Tensor:
-        """Positions of `limit` images, evenly spaced (files are often sorted by class), or all."""
+        """Positions of `limit` images, evenly spaced as files are often sorted by class, or all."""
         size = len(self.split(split))
         count = min(limit or size, size)
         return torch.arange(count) * size // count

@@ -64,8 +64,8 @@ def splits_of(parts: Mapping[str, Part], run: Splits) -> dict[str, Splits]:
     shared: dict[str, Splits] = {_key(run): run}
     of: dict[str, Splits] = {}
     for name, part in parts.items():
-        blocks = run.blocks | monitored(part).blocks
-        splits = Splits(run.seed, workers=run.workers, **blocks)
+        blocks = monitored(part).blocks
+        splits = Splits(run.seed, workers=run.workers, **run.blocks | blocks) if blocks else run
         of[name] = shared.setdefault(_key(splits), splits)
     return of
 

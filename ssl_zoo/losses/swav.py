@@ -1,7 +1,5 @@
 """SwAV's swapped prediction (arXiv:2006.09882)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 
