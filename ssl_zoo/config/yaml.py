@@ -7,7 +7,8 @@ that an error can point there. What a key means is `registry.bind`'s business.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +61,17 @@ class Config:
     def where(self, key: str) -> str:
         """`file:line` of a key, or of the closest enclosing one."""
         while key not in self.origins and key:
-            key = key.rpartition(".")[0] if "." in key else ""
+            key = key.rpartition(".")[0]
         return self.origins.get(key, "")
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Errors from inside say in which file and line their key stands."""
+        try:
+            yield
+        except ConfigError as error:
+            error.where = error.where or self.where(error.key)
+            raise
 
 
 def load(path: str | Path, overrides: Iterable[str | tuple[str, Any]] = ()) -> Config:

@@ -5,17 +5,3 @@ from ssl_zoo.core.encoder import Encoder, MomentumEncoder, encode_views, predict
 from ssl_zoo.core.method import Family, Method, merge_outputs, set_apart
 from ssl_zoo.core.observer import Observer
 from ssl_zoo.core.token_encoder import TokenEncoder
-
-__all__ = [
-    "Batch",
-    "Encoder",
-    "Family",
-    "Method",
-    "MomentumEncoder",
-    "Observer",
-    "TokenEncoder",
-    "encode_views",
-    "merge_outputs",
-    "predictor_for",
-    "set_apart",
-]

@@ -74,7 +74,7 @@ def _key(splits: Splits) -> str:
     return str({name: block.spelled_out() for name, block in splits.blocks.items()})
 
 
-def baselines(evaluation: Evaluation, splits: Splits) -> dict[str, nn.Module | None]:
+def baselines_for(evaluation: Evaluation, splits: Splits) -> dict[str, nn.Module | None]:
     """What an evaluation has to beat on these data; None is the run's own network, untrained."""
     return evaluation.baselines(getattr(splits.blocks["dataset"].target, "baselines", {}))
 
@@ -212,7 +212,7 @@ class Monitor(Hook):
     def _measure_baselines(self, trainer, done: set) -> None:
         caches: dict[str, dict] = {}
         for name, evaluation in self.evaluations.items():
-            for baseline, network in baselines(evaluation, self.splits[name]).items():
+            for baseline, network in baselines_for(evaluation, self.splits[name]).items():
                 if (name, baseline) in done:
                     continue
                 backbone = trainer.method.encoder.backbone if network is None else network

@@ -2,28 +2,5 @@
 
 from ssl_zoo.experiment.baselines import baselines_of, measure_baselines, seconds_per_step
 from ssl_zoo.experiment.check import views_needed
-from ssl_zoo.experiment.sections import (
-    build_trainer,
-    changes,
-    longer,
-    parse,
-    seeded,
-    whole_run,
-)
+from ssl_zoo.experiment.sections import build_trainer, changes, longer, parse, seeded, whole_run
 from ssl_zoo.experiment.subject import Subject, load_subject, run_splits
-
-__all__ = [
-    "Subject",
-    "baselines_of",
-    "build_trainer",
-    "changes",
-    "load_subject",
-    "longer",
-    "measure_baselines",
-    "parse",
-    "run_splits",
-    "seconds_per_step",
-    "seeded",
-    "views_needed",
-    "whole_run",
-]

@@ -10,7 +10,7 @@ import torch
 
 from ssl_zoo.config import Config, Part
 from ssl_zoo.data import Splits
-from ssl_zoo.evaluation.monitor import baselines, splits_of
+from ssl_zoo.evaluation.monitor import baselines_for, splits_of
 from ssl_zoo.experiment.sections import build_trainer, parse, seeded
 from ssl_zoo.experiment.subject import Subject, run_splits
 from ssl_zoo.runs import RunFolder
@@ -31,7 +31,7 @@ def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
         shared["evaluation"] = part.replaced(part.target).spelled_out(machine=False)
         found[name] = {
             baseline: shared | (network if module is None else {"network": baseline})
-            for baseline, module in baselines(part(), splits).items()
+            for baseline, module in baselines_for(part(), splits).items()
         }
     return found
 
@@ -48,7 +48,7 @@ def measure_baselines(
     device = distributed.start()
     part, splits = _block(sections, name)
     results = {}
-    for baseline, module in baselines(part(), splits).items():
+    for baseline, module in baselines_for(part(), splits).items():
         if baseline in wanted:
             network = module or seeded(sections["seed"], sections["backbone"], device)
             subject = Subject(sections, network.to(device), baseline)

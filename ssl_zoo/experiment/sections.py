@@ -7,14 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssl_zoo import (
-    backbones,  # noqa: F401  (registers)
-    evaluation,  # noqa: F401  (registers)
-    heads,  # noqa: F401  (registers)
-    losses,  # noqa: F401  (registers)
-    memory,  # noqa: F401  (registers)
-    methods,  # noqa: F401  (registers)
-)
+from ssl_zoo import backbones, evaluation, heads, losses, memory, methods  # noqa: F401  (register)
 from ssl_zoo import config as configs
 from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import (
@@ -25,23 +18,13 @@ from ssl_zoo.config import (
     OPTIMIZERS,
     SCHEDULES,
     Config,
-    ConfigError,
     NonNegativeInt,
     Part,
     bind,
 )
 from ssl_zoo.data import Data
-from ssl_zoo.engine import (
-    optimizers,  # noqa: F401  (registers)
-)
-from ssl_zoo.engine.hooks import (
-    Checkpoints,
-    CompileTime,
-    Hook,
-    MetricsLogger,
-    ProgressBar,
-    ResultWriter,
-)
+from ssl_zoo.engine import optimizers  # noqa: F401  (registers)
+from ssl_zoo.engine.hooks import Checkpoints, Hook, MetricsLogger, ProgressBar, ResultWriter
 from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
@@ -53,10 +36,13 @@ from ssl_zoo.system.rng import seed_all
 
 # What looks on unless a config's `observers` says otherwise.
 _OBSERVERS = {
-    "telemetry": bind(OBSERVERS, {"type": "Telemetry"}),
-    "collapse": bind(OBSERVERS, {"type": "Collapse"}),
-    "keys": bind(OBSERVERS, {"type": "KeyDrift"}),
-    "labels": bind(OBSERVERS, {"type": "SameLabel"}),
+    name: bind(OBSERVERS, {"type": kind})
+    for name, kind in {
+        "telemetry": "Telemetry",
+        "collapse": "Collapse",
+        "keys": "KeyDrift",
+        "labels": "SameLabel",
+    }.items()
 }
 
 
@@ -102,18 +88,16 @@ def whole_run(
     scheduled = Schedules({name: schedule() for name, schedule in schedules.items()})
     keeper: Checkpoints = checkpoint()
     monitor = Monitor(evaluations, images, keeper, best, baselines)
-    lookers = {name: observer() for name, observer in observers.items()}
+    watching = {name: observer() for name, observer in observers.items()}
     labels = images.labels if bool((images.labels >= 0).any()) else None
     hooks: dict[str, Hook] = {
         "progress": ProgressBar(),
         "schedules": scheduled,
-        "metrics": MetricsLogger(scheduled, lookers, labels),
+        "metrics": MetricsLogger(scheduled, watching, labels),
         "evaluations": monitor,
         "checkpoints": keeper,
         "result": ResultWriter(),
     }
-    if settings.compile:
-        hooks["compile"] = CompileTime()
     trainer = Trainer(pretext, images, rule, hooks, device, folder, settings)
     scheduled.attach(trainer)
     monitor.begin(pretext, device)
@@ -135,13 +119,10 @@ def parse(config: Config) -> Part:
     Raises:
         ConfigError: naming file, line, key, what was found and what was expected.
     """
-    try:
+    with config.located():
         whole = bind(whole_run, config.data)
         check_whole(whole)
-    except ConfigError as error:
-        error.where = error.where or config.where(error.key)
-        raise
-    return whole
+        return whole
 
 
 def build_trainer(
@@ -154,11 +135,8 @@ def build_trainer(
     """
     whole = parse(config)
     folder = RunFolder(folder) if isinstance(folder, Path) else folder
-    try:
-        built = whole(device=device, folder=folder, baselines=baselines)
-    except ConfigError as error:
-        error.where = error.where or config.where(error.key)
-        raise
+    with config.located():
+        built: Trainer = whole(device=device, folder=folder, baselines=baselines)
     built.config_text = configs.dump(whole.spelled_out())
     return built
 
@@ -182,8 +160,7 @@ def longer(old: dict, new: dict) -> str:
         return ""
     moved = []
     for name, part in after["schedules"].items():
-        value = part()
-        times = [epochs[0] * i / 8 for i in range(9)]
+        value, times = part(), [epochs[0] * i / 8 for i in range(9)]
         if any(value(1.0, at, epochs[0]) != value(1.0, at, epochs[1]) for at in times):
             moved.append(f"{name} ({part.type})")
     what = f"its length changes: {', '.join(moved)}" if moved else "no schedule depends on it"

@@ -81,14 +81,11 @@ class Subject:
             )
         written = Config({"evaluations": blocks})
         configs.override(written, overrides, prefix)
-        try:
+        with written.located():
             return {
                 n: bind(EVALUATIONS, block, f"evaluations.{n}", Monitored)
                 for n, block in written.data["evaluations"].items()
             }
-        except ConfigError as error:
-            error.where = error.where or written.where(error.key)
-            raise
 
     def evaluate(
         self, parts: Mapping[str, Part], device: torch.device

@@ -3,5 +3,3 @@
 from ssl_zoo.runs.environment import describe_environment
 from ssl_zoo.runs.folder import RunFolder
 from ssl_zoo.runs.lock import Lock
-
-__all__ = ["Lock", "RunFolder", "describe_environment"]

@@ -2,7 +2,5 @@
 
 from ssl_zoo.engine.hooks.base import Hook
 from ssl_zoo.engine.hooks.checkpoints import Checkpoints
-from ssl_zoo.engine.hooks.logging import CompileTime, MetricsLogger, ResultWriter
+from ssl_zoo.engine.hooks.logging import MetricsLogger, ResultWriter
 from ssl_zoo.engine.hooks.progress import ProgressBar
-
-__all__ = ["Checkpoints", "CompileTime", "Hook", "MetricsLogger", "ProgressBar", "ResultWriter"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections import defaultdict
 
 import torch
@@ -38,6 +37,7 @@ class MetricsLogger(Hook):
 
     def before_train(self, trainer) -> None:
         self.mark = (trainer.step, trainer.seconds)
+        self.compiles = trainer.settings.compile
 
     def after_step(self, trainer, batch, out: dict[str, Tensor]) -> None:
         for name, value in out.items():
@@ -45,6 +45,11 @@ class MetricsLogger(Hook):
                 self.seen[name].append(value)
         for observer in self.observers.values():
             observer.after_step(trainer.method, batch, out)
+        if self.compiles:
+            self.compiles = False
+            trainer.clock()
+            took = trainer.seconds - self.mark[1]
+            trainer.say(f"{trainer.name}: the first step, compilation included, took {took:.0f} s")
         if trainer.step % trainer.log_every == 0 or trainer.step in (1, trainer.total_steps):
             self._line(trainer)
 
@@ -55,24 +60,19 @@ class MetricsLogger(Hook):
         trainer.clock()
         steps, seconds = trainer.step - self.mark[0], trainer.seconds - self.mark[1]
         rate = steps * trainer.data.batch_size / max(seconds, 1e-9)
+        lr, observed = trainer.optimizer.param_groups[0]["lr"], {}
         if distributed.is_main():
             with trainer.paused(memory=False):
-                observed = self._observe(trainer)
-            lr = trainer.optimizer.param_groups[0]["lr"]
+                for observer in self.observers.values():
+                    observed |= observer.scalars(trainer.method, self.labels)
             scheduled = self.schedules.current(trainer)
             trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **observed)
         self._warn(trainer, means)
         trainer.status["loss"] = f"loss {means['loss']:.3f}"
-        trainer.status["lr"] = f"lr {trainer.optimizer.param_groups[0]['lr']:.2g}"
+        trainer.status["lr"] = f"lr {lr:.2g}"
         trainer.status["speed"] = f"{rate:.0f} images/s"
         self.seen.clear()
         self.mark = (trainer.step, trainer.seconds)
-
-    def _observe(self, trainer) -> dict[str, float]:
-        observed: dict[str, float] = {}
-        for observer in self.observers.values():
-            observed |= observer.scalars(trainer.method, self.labels)
-        return observed
 
     def _warn(self, trainer, means: dict[str, float]) -> None:
         for name, observer in self.observers.items():
@@ -80,19 +80,6 @@ class MetricsLogger(Hook):
             if warning and name not in self.warned:
                 self.warned.add(name)
                 trainer.say(f"{trainer.name}: step {trainer.step}: {warning}")
-
-
-class CompileTime(Hook):
-    """Says how long the first step took, of which compilation is the most."""
-
-    def before_train(self, trainer) -> None:
-        self.began: float | None = time.perf_counter()
-
-    def after_step(self, trainer, batch, out) -> None:
-        if self.began is not None:
-            trainer.clock()
-            took, self.began = time.perf_counter() - self.began, None
-            trainer.say(f"{trainer.name}: the first step, compilation included, took {took:.0f} s")
 
 
 class ResultWriter(Hook):
