@@ -33,7 +33,7 @@ from ssl_zoo.evaluation import features
 from ssl_zoo.evaluation.base import Evaluation, Outcome, Rows
 from ssl_zoo.methods.supervised import Supervised
 from ssl_zoo.runs import RunFolder
-from ssl_zoo.system.random_state import random_state
+from ssl_zoo.system.rng import random_state
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"
@@ -505,9 +505,8 @@ def test_an_online_probe_resumed_in_mid_epoch_is_bitwise(tmp_path):
 
 
 def probe_on_ranks(folder):
-    trainer = trained(
-        folder, PROBE, ("backbone", {"type": "TinyNet"}), "method.memory.shuffle_bn=false"
-    )
+    no_norm = ["backbone={norm: false, bn_groups: 1}", "method.memory.shuffle_bn=false"]
+    trainer = trained(folder, PROBE, *no_norm)
     probe = trainer.hooks["evaluations"].evaluations["probe"]
     return probe.classifier.state_dict(), trainer.results["evaluations"]["probe"]["metrics"]
 
