@@ -81,21 +81,9 @@ def same(a, b):
 
 # One new file and a block of YAML.
 
-NEW_EVALUATION = '''
-from ssl_zoo.config import EVALUATIONS
-from ssl_zoo.evaluation.base import Evaluation, Outcome, Rows
-
-@EVALUATIONS.register_module()
-class MeanNorm(Evaluation):
-    """The mean norm of the test images' features."""
-
-    metric, higher_is_better, unit = "norm", False, ""
-
-    def judge(self, train, test, device="cpu"):
-        norms = test.features.norm(dim=1)
-        rows = Rows.of(test, test.labels, norms)
-        return Outcome({"norm": norms.mean().item()}, {"test": f"{len(norms)} images"}, rows)
-'''
+# As docs/evaluation.md has it.
+DOC = (ROOT / "docs" / "evaluation.md").read_text()
+NEW_EVALUATION = DOC.partition("```python\n")[2].partition("```")[0]
 NEW_MEMORY = '''
 from ssl_zoo.config import MEMORY
 from ssl_zoo.memory.end_to_end import EndToEnd
