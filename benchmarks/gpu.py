@@ -42,7 +42,7 @@ from ssl_zoo import config
 from ssl_zoo.config import DATASETS, Part
 from ssl_zoo.data import InMemory
 from ssl_zoo.evaluation import knn
-from ssl_zoo.evaluation.features import extract
+from ssl_zoo.evaluation.features import Labeled, extract
 from ssl_zoo.experiment import build_trainer
 from ssl_zoo.losses import NCE, InfoNCE
 from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
@@ -491,8 +491,8 @@ def knn_section(size: Size, rounds: int) -> str:
 
     said = interleaved({f"extract, {p}": extraction(p) for p in ("fp32", "bf16")}, rounds)
     rows = [[name, f"{statistics.median(values):.1f} images/s"] for name, values in said.items()]
-    features = [(torch.randn(n, width), torch.arange(n) % 1000) for n in (bank, queries)]
-    spent = seconds(lambda: knn.vote(*features[0], *features[1], k=min(200, bank)))
+    features = [Labeled(torch.randn(n, width), torch.arange(n) % 1000) for n in (bank, queries)]
+    spent = seconds(lambda: knn.KNN(k=min(200, bank)).judge(*features))
     rows.append([f"vote, {queries} queries, bank {bank} x {width}", f"{spent:.2f} s"])
     return table(rows, ["", "median"])
 

@@ -21,7 +21,6 @@ from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import Part
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.optimizers import SGD
-from ssl_zoo.engine.precision import choose
 from ssl_zoo.engine.settings import TrainSettings, prepare
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.heads import MLP
@@ -143,16 +142,15 @@ def moco_trainer(
         memory=memory or Part(MoCoQueue, size=queue),
         loss=loss or Part(InfoNCE, temperature=TEMPERATURE),
     ).to(device, memory_format=torch.channels_last)
-    settings = TrainSettings(epochs=1.0, compile=compile)
+    settings = TrainSettings(epochs=1.0, precision=precision, compile=compile)
     trainer = Trainer(
-        prepare(method, settings, choose(device, precision)[0], device),
+        prepare(method, settings, device),
         stub_data(batch_size),
         SGD(method, lr=1e-3),  # images are noise, and nothing is to be learned
         {},
         device,
         RunFolder(tempfile.gettempdir()),
-        epochs=settings.epochs,
-        precision=precision,
+        settings,
     )
     method.train()
     return trainer

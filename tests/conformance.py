@@ -22,10 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo import config, experiment
 from ssl_zoo.backbones import FITS, Timm
-from ssl_zoo.config import METHODS, ConfigError, Part, bind
+from ssl_zoo.config import METHODS, OPTIMIZERS, ConfigError, Part, bind
 from ssl_zoo.config.constraints import SCHEDULED, marked
 from ssl_zoo.core import Batch, Encoder, Family, MomentumEncoder
-from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.precision import autocast
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.features import extract
@@ -91,7 +90,7 @@ def make(
         ("data.dataset", dataset),
         ("data.batch_size", batch_size),
         ("backbone", small(data["backbone"], norm, groups)),
-        ("knn", None),
+        ("evaluations.knn", None),
         ("train.precision", "fp32"),
         ("train.epochs", 1),
         ("train.compile", compile),
@@ -117,7 +116,7 @@ def step(trainer: Trainer, number: int = 0) -> dict[str, Tensor]:
 
 
 def gradients(trainer: Trainer, batch: Batch) -> tuple[Tensor, dict[str, Tensor | None]]:
-    loss = trainer.model(batch)["loss"]
+    loss = trainer.parallel(batch)["loss"]
     loss.backward()
     named = trainer.method.named_parameters()
     return loss.detach(), {n: p.grad for n, p in named if p.requires_grad}
@@ -196,9 +195,9 @@ def test_a_checkpoint_brings_everything_back_to_the_bit(recipe, tmp_path):
     trainer = make(recipe, tmp_path)
     for number in range(2):
         step(trainer, number)
-    path = checkpoint.save(trainer)
+    trainer.hooks["checkpoints"].save(trainer)
     resumed = make(recipe, tmp_path, seed=0)
-    checkpoint.restore(resumed, path)
+    assert resumed.resume()
     assert_same(state(trainer.method), state(resumed.method))
     rng = torch.get_rng_state()
     step(trainer, 2)
@@ -287,6 +286,25 @@ def test_every_scheduled_value_is_an_attribute_that_training_reads(recipe, tmp_p
 
 
 @every_recipe
+def test_a_schedule_moves_every_value_that_is_declared(recipe, tmp_path):
+    data = recipes()[recipe]
+    values = dict(scheduled(bind(METHODS, data["method"])))
+    values |= dict(scheduled(bind(OPTIMIZERS, data["optimizer"]), "optimizer"))
+    finals = {name: value / 2 or 0.5 for name, value in values.items()}
+    schedules = {
+        name: {"type": "Linear", "final": final, "over_epochs": 1} for name, final in finals.items()
+    }
+    trainer = make(recipe, tmp_path, changed=[("schedules", None), ("schedules", schedules)])
+    hook, bases = trainer.hooks["schedules"], trainer.hooks["schedules"].current(trainer)
+    for number in range(2):
+        hook.before_step(trainer)
+        step(trainer, number)
+    part = 1 / trainer.data.steps_per_epoch
+    for name, value in hook.current(trainer).items():
+        assert value == pytest.approx(bases[name] + part * (finals[name] - bases[name])), name
+
+
+@every_recipe
 def test_compiled_encoders_train_as_plain_ones(recipe, tmp_path, monkeypatch):
     # Traced, differentiated and functionalised as for real; only the C++ compiler is left out.
     real = nn.Module.compile
@@ -316,7 +334,7 @@ def two_steps(recipe: str, folder: Path) -> tuple[list[Tensor], dict, dict]:
     for number in range(2):
         torch.manual_seed(number)  # what is drawn for the batch as a whole
         batch = batch_of(trainer, number)
-        out = trainer.model(batch)
+        out = trainer.parallel(batch)
         out["loss"].backward()
         losses.append(distributed.mean(out["loss"].detach()))
         named = trainer.method.named_parameters()

@@ -401,7 +401,9 @@ def test_threads_are_settled_once_and_hold_whatever_jobs_is(study, monkeypatch, 
     study.fake("moco/256: sorry")
     study.ablate(only=["MoCo"], jobs="auto")
     assert json.loads(study.text("study.json"))["threads"] == 1 and threads(study) == {1}
-    assert "4 at once, of 1 threads each: a step takes 100 ms with 6" in capfd.readouterr().out
+    assert (
+        "runs at once: 4; threads of each: 1; a step takes 100 ms with 6" in capfd.readouterr().out
+    )
     study.fake("")
     monkeypatch.setattr(division, "seconds_per_step", None)
     assert study.ablate(jobs=2) == 0 and threads(study) == {1}

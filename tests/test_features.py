@@ -16,9 +16,11 @@ from torch import nn
 
 from ssl_zoo import cli
 from ssl_zoo.evaluation import features, knn, linear
+from ssl_zoo.evaluation.features import Labeled
 from ssl_zoo.system import distributed
 
 DIGITS = str(Path(__file__).resolve().parents[1] / "configs" / "digits" / "moco_v2.yaml")
+NOTHING = {"train": None, "test": None}  # on all ranks but the first
 
 
 def network(rank=0):
@@ -36,43 +38,48 @@ def extracted(block, batch_size=8, limits=None):
     backbone = network(distributed.rank())
     before = {name: x.clone() for name, x in backbone.state_dict().items()}
     with mock.patch.dict(features.BATCH_SIZE, cpu=batch_size):
-        found = features.extract_splits(backbone, data_of(**block), "cpu", **(limits or {}))
+        splits = data_of(**block).splits
+        found = {
+            name: features.extract_split(backbone, splits, name, "cpu", (limits or {}).get(name))
+            for name in ("train", "test")
+        }
     assert all(torch.equal(x, before[name]) for name, x in backbone.state_dict().items())
     return found
 
 
 def assert_equal(some, other):
     for split in ("train", "test"):
-        for a, b in zip(getattr(some, split), getattr(other, split), strict=True):
+        for a, b in zip(some[split], other[split], strict=True):
             assert torch.equal(a, b) and a.dtype == b.dtype
 
 
-@pytest.mark.parametrize("limits", [{}, {"train_limit": 21, "test_limit": 3}])
+@pytest.mark.parametrize("limits", [{}, {"train": 21, "test": 3}])
 def test_two_ranks_extract_what_one_does(limits):
     alone = extracted({}, 8, limits)
     first, second = on_ranks(2, extracted, {}, 8, limits)
-    assert second is None
+    assert second == NOTHING
     assert_equal(first, alone)
-    data = data_of()
-    count = limits.get("train_limit", len(data.split("train")))
-    images, labels = next(data.clean_batches("train", "cpu", 1000, limits.get("train_limit")))
-    assert len(alone.train.features) == len(labels) == count
-    assert torch.equal(alone.train.labels, labels)
+    splits, train = data_of().splits, alone["train"]
+    count = limits.get("train", len(splits.split("train")))
+    images, labels = next(splits.clean_batches("train", "cpu", 1000, limits.get("train")))
+    assert len(train.features) == len(labels) == count
+    assert torch.equal(train.labels, labels)
+    assert torch.equal(splits.split("train").labels[train.index], labels)
     with torch.no_grad():
-        torch.testing.assert_close(alone.train.features, network().eval()(images))
+        torch.testing.assert_close(train.features, network().eval()(images))
 
 
 def test_two_ranks_with_workers_that_decode_files(folder):  # noqa: F811
     block = {"dataset": folder, "workers": 1, "batch_size": 4}
     first, second = on_ranks(2, extracted, block, 5)
-    assert second is None
+    assert second == NOTHING
     assert_equal(first, extracted(block, 5))
-    assert len(first.train.features) == 12 and len(first.test.features) == 6
+    assert len(first["train"].features) == 12 and len(first["test"].features) == 6
 
 
 def test_a_rank_without_a_batch_gives_no_rows():
     first, *others = on_ranks(3, extracted, {"batch_size": 15}, 64)
-    assert others == [None, None]
+    assert others == [NOTHING, NOTHING]
     assert_equal(first, extracted({}, 64))
 
 
@@ -114,17 +121,17 @@ def test_faiss_searches_with_torchs_threads_and_keeps_its_own(monkeypatch):
     monkeypatch.setattr(faiss.IndexFlatIP, "search", watched)
     monkeypatch.setattr(torch, "get_num_threads", lambda: before + 2)
     x, y = torch.randn(30, 4), torch.arange(30) % 3
-    knn.vote(x, y, x, y, k=5)
+    knn.KNN(k=5).judge(Labeled(x, y), Labeled(x, y))
     assert seen == [before + 2] and faiss.omp_get_max_threads() == before
 
 
-def test_evaluate_all_is_both_protocols_on_one_extraction(tmp_path, capsys, monkeypatch):
+def test_evaluate_all_is_all_evaluations_on_one_extraction(tmp_path, capsys, monkeypatch):
     run = str(tmp_path / "run")
     quick = [
         "backbone.options={layers: [1, 1, 1, 1], channels: [8, 8, 8, 8]}",
         "data.batch_size=64",
         "train.epochs=1",
-        "knn=null",
+        "evaluations.knn=null",
     ]
     assert cli.main(["train", DIGITS, *quick, "--out", run, "--device", "cpu"]) == 0
     extract, calls = features.extract, []
@@ -132,8 +139,8 @@ def test_evaluate_all_is_both_protocols_on_one_extraction(tmp_path, capsys, monk
         features, "extract", lambda *given: calls.append(len(given)) or extract(*given)
     )
     found = {}
-    options = {"knn": ["--k", "20"], "linear": ["--epochs", "3", "--lr", "0.1", "1", "10"]}
-    options["all"] = options["knn"] + options["linear"]
+    options = {"knn": ["k=20"], "linear": ["epochs=3", "lrs=[0.1, 1, 10]"]}
+    options["all"] = [f"{name}.{option}" for name in options for option in options[name]]
     for name, words in options.items():
         out = tmp_path / f"{name}.json"
         capsys.readouterr()
@@ -141,9 +148,12 @@ def test_evaluate_all_is_both_protocols_on_one_extraction(tmp_path, capsys, monk
         assert cli.main(words) == 0
         found[name] = json.loads(out.read_text())
         shown = capsys.readouterr().out
-        for protocol in found[name].keys() - {"source"}:
-            top1 = found[name][protocol]["top1"]
-            assert f"top-1 {top1:.2f}%" in shown and "precision fp32" in shown
+        for evaluation in found[name].keys() - {"source"}:
+            top1 = found[name][evaluation]["metrics"]["top1"]
+            assert f"{evaluation}: top1 {top1:.2f}%" in shown and "precision fp32" in shown
+            rows = (tmp_path / f"{name}.{evaluation}.csv").read_text().splitlines()[1:]
+            hits = [row.split(",")[1] == row.split(",")[2] for row in rows]
+            assert len(rows) == 360 and top1 == pytest.approx(100 * sum(hits) / 360)
     assert len(calls) == 2 * 3  # train and test, once a command
     assert found["all"] == found["knn"] | found["linear"]
     assert found["linear"]["linear"]["lr"] in (0.1, 1.0, 10.0)
@@ -153,14 +163,18 @@ def test_evaluate_all_is_both_protocols_on_one_extraction(tmp_path, capsys, monk
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["knn", "--k", "0"], "k: too small"),
-        (["knn", "--k", "50", "--train-limit", "20"], "k = 50 .* bank of 20"),
-        (["linear", "--lr", "0.1", "-1"], "lrs: too small"),
-        (["linear", "--epochs", "0"], "epochs: too small"),
-        (["all", "--test-limit", "0"], "--test-limit: too small"),
+        (["knn", "k=0"], r"evaluations\.knn\.k: too small"),
+        (["knn", "k=50", "bank_limit=20"], "k = 50 .* bank of 20"),
+        (["linear", "lrs=[0.1, -1]"], r"evaluations\.linear\.lrs\[1\]: too small"),
+        (["linear", "epoch=0"], r"evaluations\.linear\.epoch: unknown key[^$]*nearest: +epochs"),
+        (["linear", "lrs=[]"], r"lrs: no values"),
+        (["all", "knn.query_limit=0"], r"evaluations\.knn\.query_limit: too small"),
+        (["all", "k=20"], "evaluations.k: not a block"),
+        (["kn"], r"no evaluation of this name[^$]*'kn'[^$]*one of all, knn, [^$]*nearest: +knn"),
+        (["onlineprobe"], "OnlineProbe is trained beside a method"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_loaded(words, message, capsys):
+def test_bad_options_are_refused_in_words(words, message, capsys):
     name, *options = words
-    assert cli.main(["evaluate", name, "nowhere", *options]) == 2
+    assert cli.main(["evaluate", name, DIGITS, *options, "--device", "cpu"]) == 2
     assert re.search(message, capsys.readouterr().err)

@@ -39,7 +39,7 @@ if how == "fail":
     sys.exit("what went wrong")
 if how == "interrupted":
     os.kill(os.getpid(), signal.SIGINT)
-time.sleep({"sleep": 60, "deaf": 60, "slow": 2.5}.get(how, 0.3))
+time.sleep({"sleep": 60, "deaf": 60, "slow": 1.2, "slower": 3}.get(how, 0.1))
 (folder / "ended").write_text(str(time.time()))
 (folder / "result.json").write_text(json.dumps({"peak_memory_gb": 3.0}))
 """
@@ -158,6 +158,14 @@ def test_who_does_not_stop_in_time_or_at_the_second_signal_is_killed(
     thread.join()
 
 
+def test_an_error_of_the_report_leaves_no_run_behind(launcher, tmp_path):
+    made = launcher(["ok", "sleep"], after_each=lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made.run()
+    assert (tmp_path / "b" / "saved").exists() or not (tmp_path / "b" / "began").exists()
+    assert all(child.process.poll() is not None for child in made.children)
+
+
 # ---------------------------------------------------------------- memory and GPUs
 
 
@@ -172,7 +180,7 @@ def test_a_run_waits_until_it_fits_beside_those_under_way(launcher, tmp_path):
 
 
 def test_the_second_run_waits_until_the_first_has_shown_what_it_takes(launcher, tmp_path):
-    made = launcher(["slow", "slow"], available=lambda: 10**12)
+    made = launcher(["slower", "slow"], available=lambda: 10**12)
     made.run()
     a, b = (when(tmp_path / name) for name in "ab")
     assert a[0] < b[0] and together(a, b)

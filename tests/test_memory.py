@@ -396,7 +396,10 @@ def test_key_drift_follows_a_few_keys_until_they_are_overwritten(memory, symmetr
         method.after_step(whole, out)
         drift.after_step(method, whole, out)
         probe.after_step(method, whole)
+        random = torch.get_rng_state()
         assert drift.scalars(method, None) == pytest.approx(probe.told(method), abs=1e-5)
+        assert torch.equal(random, torch.get_rng_state())
+        assert all(module.training for module in method.modules())
     if drift.followed is not None:
         images, rows = drift.followed
         assert len(images) == len(rows) == min(n, 16)

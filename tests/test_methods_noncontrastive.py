@@ -11,8 +11,9 @@ from tiny import TinyNet, batch
 
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import MomentumEncoder, merge_outputs
+from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.optimizers import SGD
-from ssl_zoo.engine.schedules import Cosine, Schedules
+from ssl_zoo.engine.schedules import Cosine
 from ssl_zoo.heads import MLP
 from ssl_zoo.losses import sigreg, vicreg_terms
 from ssl_zoo.methods import w_mse

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssl_zoo import cli, config, experiment
+from ssl_zoo.cli.command_line import parsed
 from ssl_zoo.config import MEMORY, bind
 from ssl_zoo.study.grid import expand
 
@@ -53,8 +54,7 @@ def test_the_three_mechanisms_are_valid_blocks():
 def test_every_command_in_the_docs_is_accepted(file, command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = [EXAMPLES.get(word, word) for word in shlex.split(command)[1:]]
-    arguments, rest = cli._parser().parse_known_args(words)
-    assert not rest
+    arguments = parsed(words)
     if words[0] == "train":
         experiment.parse(config.load(arguments.config, arguments.overrides))
     elif words[0] == "ablate":

@@ -18,7 +18,6 @@ from ssl_zoo.core import Method
 from ssl_zoo.engine import precision
 from ssl_zoo.engine.optimizers import SGD, AdamW
 from ssl_zoo.engine.precision import choose
-from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import hardware
 from ssl_zoo.system.hardware import keep_freed_memory
 
@@ -182,13 +181,13 @@ def test_the_heap_grows_in_large_pages_also_after_memory_was_given_back():
     [
         [],
         ["method.memory={type: EndToEnd}"],
-        ["method.memory={type: MemoryBank}"],
+        ["method.memory={type: MemoryBank}", "data.views.count=1"],
         ["method={type: Rotation}"],
     ],
     ids=["MoCoQueue", "EndToEnd", "MemoryBank", "Rotation"],
 )
 def test_encoders_compile_in_one_graph_and_train_alike(overrides, tmp_path, monkeypatch):
-    # Traced, differentiated and functionalized as for real; only the C++ compiler is left out.
+    # Traced, differentiated and functionalised as for real; only the C++ compiler is left out.
     compiled: list[nn.Module] = []
     real = nn.Module.compile
 
@@ -200,20 +199,23 @@ def test_encoders_compile_in_one_graph_and_train_alike(overrides, tmp_path, monk
     monkeypatch.setattr(nn.Module, "compile", trace)
     losses = []
     for compile in ("false", "true"):
-        folder = RunFolder(tmp_path / compile)
-        settings = [f"train.compile={compile}", "train.precision=fp32", "evaluations.knn=null"]
-        settings += [
+        folder = tmp_path / compile
+        folder.mkdir()
+        settings = [
+            f"train.compile={compile}",
+            "train.precision=fp32",
+            "evaluations.knn=null",
             *overrides,
-            "train.epochs=0.3",
-            "train.log_every=1",
-            "checkpoint.every_epochs=100",
         ]
+        settings += ["train.epochs=0.3", "train.log_every=1", "checkpoint.every_epochs=100"]
         cfg = config.load("configs/digits/moco_v2.yaml", settings)
         trainer = experiment.build_trainer(cfg, torch.device("cpu"), folder)
         trainer.fit()
-        losses.append([line["loss"] for line in folder.metrics() if line["kind"] == "train"])
+        losses.append(
+            [line["loss"] for line in trainer.folder.metrics() if line["kind"] == "train"]
+        )
     assert compiled and trainer.method.encoder in compiled
-    assert "compilation included" in (folder.path / "log.txt").read_text()
+    assert "compilation included" in (folder / "log.txt").read_text()
     assert losses[1] == pytest.approx(losses[0], rel=1e-3) and len(losses[0]) == 3
 
 
@@ -253,14 +255,14 @@ def test_a_resume_keeps_the_precision_and_this_machines_kernels(tmp_path, monkey
             "optimizer={type: AdamW, lr: 0.001}",
         ]
         cfg = config.load("configs/digits/moco_v2.yaml", settings)
-        return experiment.build_trainer(cfg, torch.device("cpu"), RunFolder(tmp_path))
+        return experiment.build_trainer(cfg, torch.device("cpu"), tmp_path)
 
     begun = make({"avx512_bf16"})
     begun.optimizer.param_groups[0]["fused"] = None  # as another machine might have it
-    state = begun.state_dict()
+    begun.hooks["checkpoints"].save(begun)
     resumed = make(set())
     assert (begun.precision, resumed.precision) == ("bf16", "fp32")
-    resumed.load_state_dict(state)
+    assert resumed.resume()
     assert (resumed.precision, resumed.precision_reason) == ("bf16", "as the run began")
     assert resumed.optimizer.param_groups[0]["fused"] is True
 

@@ -23,10 +23,13 @@ from ssl_zoo import config, experiment
 from ssl_zoo.config import ConfigError
 from ssl_zoo.core import merge_outputs
 from ssl_zoo.engine import checkpoint
-from ssl_zoo.engine.hooks import Checkpointing, Hook
+from ssl_zoo.engine.hooks import Hook
 from ssl_zoo.engine.optimizers import start_momentum
+from ssl_zoo.engine.parallel import load_optimizer
 from ssl_zoo.engine.schedules import Constant, Cosine, Exponential, Step
-from ssl_zoo.engine.trainer import NonFiniteLoss, Trainer
+from ssl_zoo.engine.stop import NonFiniteLoss
+from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +38,7 @@ TINY = [
     ("backbone", {"type": "TinyNet", "norm": True, "bn_groups": 2}),
     ("data.dataset.limit", 160),
     "data.batch_size=32",
-    "knn=null",
+    "evaluations={knn: null}",
     "train.precision=fp32",
     "train.epochs=3",
     "train.log_every=1",
@@ -75,15 +78,14 @@ def full_and_resumed(folder: str, overrides: list, resumed_overrides: list) -> t
     first = make(folder / "parts", *overrides)
     first.total_steps = 7  # 5 steps an epoch: the stop is inside the second
     # Schedules see the whole run's length in the first part too.
-    first.hooks[1].before_step = lambda t, plain=first.hooks[1].before_step: with_steps(
-        t, 15, plain
-    )
+    schedules = first.hooks["schedules"]
+    schedules.before_step = lambda t, plain=schedules.before_step: with_steps(t, 15, plain)
     first.fit()
-    checkpoint.save(first)
+    first.hooks["checkpoints"].save(first)
     early = same(everything(first), everything(whole))
     torch.manual_seed(99)
     second = make(folder / "parts", *overrides, *resumed_overrides)
-    checkpoint.restore(second, checkpoint.saved(folder / "parts")[-1])
+    assert second.resume()
     second.fit()
     return same(everything(second), everything(whole)), early
 
@@ -151,7 +153,7 @@ def test_bf16_stays_near_fp32(tmp_path):
     for precision in ("fp32", "bf16"):
         trainer = make(tmp_path / precision, f"train.precision={precision}", "train.epochs=1")
         trainer.fit()
-        losses.append([line["loss"] for line in trainer.recorded()])
+        losses.append([line["loss"] for line in trainer.folder.metrics()])
         assert all(p.dtype == torch.float32 for p in trainer.method.parameters())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
@@ -195,7 +197,7 @@ def test_clipping_bounds_the_gradient(tmp_path):
         return torch.stack(grads).norm().item()
 
     trainer = make(tmp_path, "train.clip_grad=0.001", "train.epochs=1")
-    trainer.hooks.insert(0, Norm())
+    trainer.hooks = {"norm": Norm(), **trainer.hooks}
     trainer.fit()
     assert norms and all(n <= 0.001 * (1 + 1e-3) for n in norms)
 
@@ -208,12 +210,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_images_and_check
             if trainer.step == 8:
                 trainer.method.loss.temperature = math.nan
 
-    trainer.hooks.insert(0, Poison())
+    trainer.hooks = {"poison": Poison(), **trainer.hooks}
     with pytest.raises(NonFiniteLoss) as caught:
         trainer.fit()
     assert trainer.step == 9  # found at the next line
     message = str(caught.value)
-    good = checkpoint.saved(tmp_path)[-1]
+    good = trainer.folder.checkpoints()[-1]
     assert good.name == "step_00000008.pt"
     images = trainer.data.indices(8)[:8].tolist()
     for words in ("step 8", f"[{', '.join(map(str, images))}, ...]", "32 images", str(good)):
@@ -251,7 +253,7 @@ def test_any_dotted_number_can_be_scheduled_and_is_used(tmp_path):
         ),
     )
     trainer.fit()
-    last = trainer.recorded()[-1]
+    last = trainer.folder.metrics()[-1]
     expected = 1.0 - 0.01 * (1 + math.cos(math.pi * 14 / 15)) / 2
     assert last["method.memory.momentum"] == pytest.approx(expected)
     assert trainer.method.memory.momentum == pytest.approx(expected)
@@ -288,8 +290,8 @@ def test_every_optimiser_lowers_the_loss_on_one_batch(kind, tmp_path):
 def test_a_checkpoint_loads_weights_only_and_is_complete(tmp_path):
     trainer = make(tmp_path)
     trainer.fit()
-    state = torch.load(checkpoint.saved(tmp_path)[-1], weights_only=True)
-    assert state["step"] == 15
+    state = torch.load(trainer.folder.checkpoints()[-1], weights_only=True)
+    assert state["trainer"]["step"] == 15
     assert {
         "memory.queue.keys",
         "memory.queue.pushed",
@@ -305,8 +307,8 @@ def test_a_run_on_the_cpu_leaves_a_gpu_alone(tmp_path, monkeypatch):
     for name in ("get_rng_state", "set_rng_state"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("CUDA was started"))
     trainer = make(tmp_path)
-    path = checkpoint.save(trainer)
-    checkpoint.restore(trainer, path)
+    trainer.hooks["checkpoints"].save(trainer)
+    assert trainer.resume()
 
 
 def test_fused_sgd_goes_on_where_some_parameters_had_no_gradient_yet():
@@ -317,7 +319,7 @@ def test_fused_sgd_goes_on_where_some_parameters_had_no_gradient_yet():
     plain.step()
     fused = torch.optim.SGD([moved, frozen], lr=0.1, momentum=0.9, fused=True)
     fused.register_load_state_dict_post_hook(start_momentum)
-    checkpoint._load_optimizer(fused, plain.state_dict())
+    load_optimizer(fused, plain.state_dict())
     frozen.grad = torch.ones(3)
     fused.step()
     torch.testing.assert_close(moved.detach(), torch.full((3,), 0.9 - 0.19))
@@ -327,36 +329,44 @@ def test_fused_sgd_goes_on_where_some_parameters_had_no_gradient_yet():
 def test_old_checkpoints_go_only_after_a_newer_one_is_whole(tmp_path, monkeypatch):
     trainer = make(tmp_path, "checkpoint.keep=2", "checkpoint.every_epochs=1")
     trainer.fit()
-    assert [p.name for p in checkpoint.saved(tmp_path)] == ["step_00000010.pt", "step_00000015.pt"]
+    assert [p.name for p in trainer.folder.checkpoints()] == [
+        "step_00000010.pt",
+        "step_00000015.pt",
+    ]
 
     def power_cut(state, file):
         file.write(b"half")
         raise KeyboardInterrupt
 
-    before = {p: p.read_bytes() for p in checkpoint.saved(tmp_path)}
+    before = {p: p.read_bytes() for p in trainer.folder.checkpoints()}
     monkeypatch.setattr(torch, "save", power_cut)
     trainer.step = 16
-    hook = next(h for h in trainer.hooks if isinstance(h, Checkpointing))
     with pytest.raises(KeyboardInterrupt):
-        hook.save(trainer)
-    assert {p: p.read_bytes() for p in checkpoint.saved(tmp_path)} == before
+        trainer.hooks["checkpoints"].save(trainer)
+    assert {p: p.read_bytes() for p in trainer.folder.checkpoints()} == before
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="not an ssl_zoo checkpoint of format 1; found None"):
+    with pytest.raises(ValueError, match="not an ssl_zoo checkpoint of format 2; found None"):
         checkpoint.read(tmp_path / "other.pt")
 
 
 def test_the_best_checkpoint_is_kept_besides(tmp_path):
-    trainer = make(tmp_path, ("knn", {"k": 10, "every_epochs": 1}), "checkpoint.keep=1")
+    trainer = make(
+        tmp_path, ("evaluations", {"knn": {"type": "KNN", "k": 10}}), "checkpoint.keep=1"
+    )
     trainer.fit()
-    lines = [line for line in trainer.recorded() if line["kind"] == "knn"]
+    lines = [line for line in trainer.folder.metrics() if line["kind"] == "evaluation"]
     best = max(lines, key=lambda line: line["top1"])
-    assert checkpoint.read(tmp_path / "checkpoints" / "best.pt")["step"] == best["step"]
+    assert checkpoint.read(tmp_path / "checkpoints" / "best.pt")["trainer"]["step"] == best["step"]
 
 
 # From outside.
+
+
+def newest(folder: Path) -> dict:
+    return checkpoint.read(RunFolder(folder).checkpoints()[-1])
 
 
 def command(*words: str) -> list[str]:
@@ -369,7 +379,7 @@ QUICK = [
     "data.dataset.limit=320",
     "data.batch_size=32",
     "train.log_every=1",
-    "knn.k=20",
+    "evaluations.knn.k=20",
     "train.precision=fp32",
 ]
 
@@ -390,7 +400,7 @@ def test_a_run_stopped_by_a_signal_saves_itself_and_resumes_to_the_same_end(tmp_
     assert process.returncode == 130, errors
     assert "stopped at step" in errors and "--resume" in errors
     assert not (folder / "result.json").exists()
-    step = checkpoint.read(checkpoint.saved(folder)[-1])["step"]
+    step = newest(folder)["trainer"]["step"]
     assert 0 < step < 40
 
     done = subprocess.run(
@@ -402,7 +412,7 @@ def test_a_run_stopped_by_a_signal_saves_itself_and_resumes_to_the_same_end(tmp_
         command(*args, "--out", tmp_path / "whole"), capture_output=True, text=True
     )
     assert whole.returncode == 0, whole.stderr
-    states = [checkpoint.read(checkpoint.saved(f)[-1]) for f in (folder, tmp_path / "whole")]
+    states = [newest(f) for f in (folder, tmp_path / "whole")]
     assert same(states[0]["method"], states[1]["method"])
     again = subprocess.run(
         command(*args, "--out", folder, "--resume"), capture_output=True, text=True
@@ -427,7 +437,7 @@ def test_a_run_at_its_end_whose_metrics_were_lost_still_gets_its_result(tmp_path
     for name in ("metrics.jsonl", "result.json"):
         (tmp_path / "run" / name).unlink()
     resumed = make(tmp_path / "run", "train.epochs=1")
-    checkpoint.restore(resumed, checkpoint.saved(tmp_path / "run")[-1])
+    assert resumed.resume()
     resumed.fit()
     assert "metrics.jsonl has no line of training" in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -446,15 +456,15 @@ def test_torchrun_trains_on_two_processes(tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["steps"] == 10
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
-    assert len(checkpoint.read(checkpoint.saved(tmp_path / "run")[-1])["ranks"]) == 2
+    assert len(newest(tmp_path / "run")["ranks"]) == 2
 
 
 def test_the_progress_bar_shows_what_a_person_wants_to_know(tmp_path):
-    trainer = make(tmp_path, ("knn", {"k": 10, "every_epochs": 1}))
+    trainer = make(tmp_path, ("evaluations", {"knn": {"type": "KNN", "k": 10}}))
     screen = io.StringIO()
     trainer.console = Console(file=screen, force_terminal=True, width=200)
     trainer.fit()
-    for words in ("step 15/15", "loss ", "lr ", "images/s", "kNN ", "left"):
+    for words in ("step 15/15", "loss ", "lr ", "images/s", "knn ", "left"):
         assert words in screen.getvalue()
 
 

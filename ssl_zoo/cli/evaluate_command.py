@@ -25,10 +25,13 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument("name", metavar="NAME", help="or all")
     parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="or a config")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="keys of the evaluation's block"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="keys of the evaluation's block; for all: NAME.key=value",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results there as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="results as JSON; rows beside it")
     parser.set_defaults(command=evaluate)
 
 
@@ -43,10 +46,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     device = distributed.start(arguments.device)
     subject = load_subject(arguments.path, device)
-    names = [arguments.name]
-    if arguments.name == "all":
-        names = list(subject.sections["evaluations"]) or ["knn", "linear"]
-    parts = {name: subject.part(name, arguments.overrides) for name in names}
+    parts = subject.parts(arguments.name, arguments.overrides)
     results = {"source": {"path": str(subject.path), "step": subject.step}}
     for name, result, outcome in subject.evaluate(parts, device):
         results[name] = result
@@ -54,7 +54,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
             _print(name, result, outcome, results["source"])
             if out is not None:  # now: the next may take long, or be interrupted
                 write_text(out, json.dumps(results, indent=2) + "\n")
-    distributed.stop()
+                if outcome.rows is not None:
+                    write_text(out.with_suffix(f".{name}.csv"), outcome.rows.csv())
+    distributed.leave()
     return 0
 
 

@@ -43,8 +43,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 def train(arguments: argparse.Namespace) -> int:
     from ssl_zoo import config
-    from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.experiment import build_trainer, parse
+    from ssl_zoo.experiment import parse
     from ssl_zoo.runs import RunFolder
     from ssl_zoo.system import distributed
 
@@ -55,43 +54,21 @@ def train(arguments: argparse.Namespace) -> int:
         return 0
     folder = RunFolder(arguments.out or run_path(arguments.config, resolved["seed"]))
     device = distributed.start(arguments.device)
-    main = distributed.is_main()
-    # One rank looks and writes; all ranks act on what it found.
+    # One rank looks and writes; all ranks act on what it saw.
     distributed.attempt(folder.lock.acquire)
     try:
-        how = distributed.attempt(lambda: _open(folder, resolved, arguments.resume, device))
-        if how == "finished":
-            distributed.stop()
-            return 0
-        trainer = build_trainer(cfg, device, folder, not arguments.no_baselines)
-        resumed = trainer.resume()
-        trainer.say(
-            f"{trainer.name}: {f'from step {trainer.step}' if resumed else 'starting'}, "
-            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
-            f"in {trainer.precision} ({trainer.precision_reason})"
-        )
-        if how:
-            trainer.say(how)
-        if not resumed and (remark := trainer.method.remark(trainer.data.batch_size)):
-            trainer.say(f"{trainer.name}: {remark}")
-        trainer.fit()
-        trainer.say(f"{trainer.name}: finished; results in {folder.path}")
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}\nThe same command with --resume goes on from there.") from None
-    except Exception as error:
-        if main and folder.config() is not None:
-            text = str(error) or type(error).__name__
-            folder.write_error(f"{text}\n\n{traceback.format_exc()}")
-        raise
+        remark = distributed.attempt(lambda: _begin(folder, resolved, arguments.resume, device))
+        if remark is not None:
+            _fit(cfg, device, folder, not arguments.no_baselines, remark)
     finally:
-        if main:
+        if distributed.is_main():
             folder.lock.release()
-    distributed.stop()  # not after an error: the other ranks may sit in a collective
+    distributed.leave()  # not after an error: the other ranks may sit in a collective
     return 0
 
 
-def _open(folder, resolved: dict, resume: bool, device) -> str:
-    """Makes a run folder ready; returns 'finished', or what a person should know of the resume.
+def _begin(folder, resolved: dict, resume: bool, device) -> str | None:
+    """Makes a run folder ready; what a person should know of the resume, None if it is finished.
 
     Raises:
         FileExistsError: the folder holds another run, or this one and `resume` was not asked for.
@@ -100,12 +77,11 @@ def _open(folder, resolved: dict, resume: bool, device) -> str:
     from ssl_zoo.experiment import changes, longer
     from ssl_zoo.runs import describe_environment
 
-    written = folder.config()
-    said = ""
+    written, remark = folder.config(), ""
     if written is not None and (folder.finished or folder.checkpoints()):
         folder.check_format()
         changed = changes(written, resolved)
-        if changed and not (said := longer(written, resolved)):
+        if changed and not (remark := longer(written, resolved)):
             raise FileExistsError(
                 f"{folder.path} holds a run of another config:\n  "
                 + "\n  ".join(changed)
@@ -115,13 +91,41 @@ def _open(folder, resolved: dict, resume: bool, device) -> str:
             raise FileExistsError(
                 f"{folder.path} holds a run already: --resume goes on, --out names another folder."
             )
-        if folder.finished and not said:
+        if folder.finished and not changed:
             print(f"finished already: {folder.path}")
-            return "finished"
+            return None
     elif written is not None and config.differences(written, resolved):
         folder.forget_after(-1)  # nothing worth keeping was saved under the other config
     folder.begin(resolved, describe_environment(device))
-    return said
+    return remark
+
+
+def _fit(cfg, device, folder, baselines: bool, remark: str) -> None:
+    from ssl_zoo.engine.stop import Interrupted
+    from ssl_zoo.experiment import build_trainer
+    from ssl_zoo.system import distributed
+
+    try:
+        trainer = build_trainer(cfg, device, folder, baselines)
+        resumed = trainer.resume()
+        trainer.say(
+            f"{trainer.name}: {f'from step {trainer.step}' if resumed else 'starting'}, "
+            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
+            f"in {trainer.precision} ({trainer.precision_reason})"
+        )
+        if not resumed:
+            remark = trainer.method.remark(trainer.data.batch_size)
+        if remark:
+            trainer.say(f"{trainer.name}: {remark}")
+        trainer.fit()
+        trainer.say(f"{trainer.name}: finished; results in {folder.path}")
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}\nThe same command with --resume goes on from there.") from None
+    except Exception as error:
+        if distributed.is_main():
+            text = str(error) or type(error).__name__
+            folder.write_error(f"{text}\n\n{traceback.format_exc()}")
+        raise
 
 
 def run_path(path: Path, seed: int) -> Path:

@@ -12,8 +12,9 @@ from ssl_zoo.config.constraints import (
     Range,
     Scheduled,
     UnitInterval,
+    constrained,
 )
-from ssl_zoo.config.errors import ConfigError, above, at_least, closest, join, within
+from ssl_zoo.config.errors import ConfigError, closest, join
 from ssl_zoo.config.part import Part, bind, signature
 from ssl_zoo.config.registry import (
     BACKBONES,
@@ -30,44 +31,3 @@ from ssl_zoo.config.registry import (
     Registry,
 )
 from ssl_zoo.config.yaml import Config, differences, dump, load, loads, override
-
-__all__ = [
-    "BACKBONES",
-    "DATASETS",
-    "EVALUATIONS",
-    "HEADS",
-    "LOSSES",
-    "MEMORY",
-    "METHODS",
-    "OBSERVERS",
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "TRANSFORMS",
-    "AtLeastTwo",
-    "Bounds",
-    "Config",
-    "ConfigError",
-    "HalfOpenUnitInterval",
-    "NonNegativeFloat",
-    "NonNegativeInt",
-    "OfMachine",
-    "Part",
-    "PositiveFloat",
-    "PositiveInt",
-    "Range",
-    "Registry",
-    "Scheduled",
-    "UnitInterval",
-    "above",
-    "at_least",
-    "bind",
-    "closest",
-    "differences",
-    "dump",
-    "join",
-    "load",
-    "loads",
-    "override",
-    "signature",
-    "within",
-]

@@ -84,6 +84,12 @@ class Splits:
             "classes": train.num_classes,
         }
 
+    def chosen(self, split: str, limit: int | None = None) -> Tensor:
+        """Positions of `limit` images, evenly spaced as files are often sorted by class, or all."""
+        size = len(self.split(split))
+        count = min(limit or size, size)
+        return torch.arange(count) * size // count
+
     def clean_batches(
         self,
         split: str,
@@ -95,12 +101,10 @@ class Splits:
         """(images [n, C, H, W] after the clean operations, labels [n]) of a split, in order.
 
         Args:
-            limit: that many samples, evenly spaced (files are often sorted by class); None: all.
+            limit: see `chosen`.
             share: (r, n) gives the r-th of n runs of whole batches; the first runs get one more.
         """
-        total = len(self.split(split))
-        count = total if limit is None else min(limit, total)
-        batches = (torch.arange(count) * total // count).split(batch_size)
+        batches = self.chosen(split, limit).split(batch_size)
         number, shares = share
         mine = torch.arange(len(batches)).tensor_split(shares)[number]
         for batch in self.load_clean(split, device, (batches[i] for i in mine)):
@@ -186,7 +190,7 @@ class Data:
 
         Of the pre-training images, in order; a rank's share is a run of them, perhaps empty.
         """
-        index = distributed.local_rows(torch.arange(self.num_samples))
+        index = torch.arange(self.num_samples).tensor_split(distributed.world())[distributed.rank()]
         batches = index.split(512) if len(index) else ()
         for batch in self.splits.load_clean("pretrain", device, batches):
             yield batch.views[0], batch.index

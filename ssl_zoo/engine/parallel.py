@@ -68,12 +68,7 @@ class Parallel:
             ValueError: weights of another config.
         """
         load_weights(self.method, state["method"])
-        # Which kernel is fast is this machine's business.
-        groups = self.optimizer.param_groups
-        kernels = [{k: group.get(k) for k in ("fused", "foreach")} for group in groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, here in zip(self.optimizer.param_groups, kernels, strict=True):
-            group.update({k: v for k, v in here.items() if k in group})
+        load_optimizer(self.optimizer, state["optimizer"])
         ranks, world = state["ranks"], distributed.world()
         mine = ranks[distributed.rank()] if len(ranks) == world else ranks[0]
         self.method.load_state_dict(mine["batchnorm"], strict=False)
@@ -81,6 +76,14 @@ class Parallel:
         if len(ranks) == world:
             return ""
         return f"saved by {len(ranks)} processes, resumed on {world}: not bitwise"
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """An optimizer's moments and numbers, but not its kernels: which is fast the machine knows."""
+    kernels = [{k: group.get(k) for k in ("fused", "foreach")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, here in zip(optimizer.param_groups, kernels, strict=True):
+        group.update({k: v for k, v in here.items() if k in group})
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ssl_zoo.config import ConfigError
 from ssl_zoo.system.hardware import bf16_unit
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -24,16 +25,17 @@ def choose(device: torch.device, precision: Precision) -> tuple[str, str]:
     Elsewhere bf16 would be emulated and slow.
 
     Raises:
-        ValueError: the device lacks it.
+        ConfigError: the device lacks it.
     """
     if precision == "auto":
         unit = bf16_unit(device)
         return ("bf16", f"auto: {unit}") if unit else ("fp32", "auto: no bf16 units here")
     if precision == "fp16" and device.type != "cuda":
-        raise ValueError("precision fp16 is for GPUs; bf16 runs here")
+        raise ConfigError("train.precision", "fp16 is for GPUs; bf16 runs here")
     if precision == "bf16" and device.type == "cuda" and not bf16_unit(device):
         name = torch.cuda.get_device_name(device)
-        raise ValueError(f"precision bf16 is beyond this GPU ({name}); expected fp16 or fp32")
+        problem = f"bf16 is beyond this GPU ({name})"
+        raise ConfigError("train.precision", problem, expected="fp16 or fp32")
     return precision, "as configured"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import reduce
+from dataclasses import dataclass
 
 from ssl_zoo.config import SCHEDULES, NonNegativeFloat, PositiveFloat
-from ssl_zoo.engine.hooks.base import Hook
 
 
+@dataclass(kw_only=True)
 class Schedule:
     """A value over training, from the value that the config gives the parameter.
 
@@ -16,8 +16,7 @@ class Schedule:
         warmup_epochs: a linear rise from 0 first.
     """
 
-    def __init__(self, *, warmup_epochs: NonNegativeFloat = 0.0):
-        self.warmup_epochs = warmup_epochs
+    warmup_epochs: NonNegativeFloat = 0.0
 
     def __call__(self, base: float, epoch: float, epochs: float) -> float:
         """The value at `epoch` (a fraction counts) of `epochs`."""
@@ -26,6 +25,7 @@ class Schedule:
         return self.value(base, epoch, epochs)
 
     def value(self, base: float, epoch: float, epochs: float) -> float:
+        """The value after the warm-up."""
         return base
 
 
@@ -35,12 +35,11 @@ class Constant(Schedule):
 
 
 @SCHEDULES.register_module()
+@dataclass(kw_only=True)
 class Cosine(Schedule):
     """Half a cosine from the base value to `final`, after the warm-up (arXiv:1608.03983)."""
 
-    def __init__(self, *, final: float = 0.0, warmup_epochs: NonNegativeFloat = 0.0):
-        super().__init__(warmup_epochs=warmup_epochs)
-        self.final = final
+    final: float = 0.0
 
     def value(self, base: float, epoch: float, epochs: float) -> float:
         done = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-12)
@@ -48,97 +47,36 @@ class Cosine(Schedule):
 
 
 @SCHEDULES.register_module()
-class Linear(Schedule):
-    """A straight line from the base value to `final` over the first epochs, `final` after them.
-
-    Args:
-        over_epochs: where it arrives.
-    """
-
-    def __init__(self, *, final: float, over_epochs: PositiveFloat):
-        super().__init__()
-        self.final, self.over_epochs = final, over_epochs
-
-    def value(self, base: float, epoch: float, epochs: float) -> float:
-        return base + (self.final - base) * min(epoch / self.over_epochs, 1.0)
-
-
-@SCHEDULES.register_module()
+@dataclass(kw_only=True)
 class Step(Schedule):
     """The base value, times `gamma` at each milestone (in epochs)."""
 
-    def __init__(
-        self,
-        *,
-        milestones: list[NonNegativeFloat],
-        gamma: NonNegativeFloat = 0.1,
-        warmup_epochs: NonNegativeFloat = 0.0,
-    ):
-        super().__init__(warmup_epochs=warmup_epochs)
-        self.milestones, self.gamma = milestones, gamma
+    milestones: list[NonNegativeFloat]
+    gamma: NonNegativeFloat = 0.1
 
     def value(self, base: float, epoch: float, epochs: float) -> float:
         return base * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
 
 
 @SCHEDULES.register_module()
+@dataclass(kw_only=True)
 class Exponential(Schedule):
     """The base value, times `gamma` every `every_epochs`, in steps."""
 
-    def __init__(
-        self,
-        *,
-        gamma: NonNegativeFloat,
-        every_epochs: PositiveFloat,
-        warmup_epochs: NonNegativeFloat = 0.0,
-    ):
-        super().__init__(warmup_epochs=warmup_epochs)
-        self.gamma, self.every_epochs = gamma, every_epochs
+    gamma: NonNegativeFloat
+    every_epochs: PositiveFloat
 
     def value(self, base: float, epoch: float, epochs: float) -> float:
         return base * self.gamma ** int(epoch / self.every_epochs)
 
 
-class Schedules(Hook):
-    """Sets each scheduled value before each step. Nothing to save: the step determines all.
+@SCHEDULES.register_module()
+@dataclass(kw_only=True)
+class Linear:
+    """A straight line from the base value to `final` over the first `over_epochs`."""
 
-    Args:
-        schedules: by dotted name: `optimizer.lr`, `optimizer.weight_decay`,
-            `method.memory.momentum`, `method.loss.temperature`, ...
-    """
+    final: float
+    over_epochs: PositiveFloat
 
-    def __init__(self, schedules: dict[str, Schedule]):
-        self.schedules = schedules
-        self.bases: dict[str, list[float]] = {}
-        self.owners: dict[str, tuple[list[dict], str]] = {}
-
-    def attach(self, trainer) -> None:
-        """Notes the config's values; a checkpoint, read later, would bring scheduled ones."""
-        for name in self.schedules:
-            owners, attribute = _owners(trainer, name)
-            self.bases[name] = [owner[attribute] for owner in owners]
-
-    def before_train(self, trainer) -> None:
-        # Not before: a checkpoint brings the optimizer groups of its own.
-        self.owners = {name: _owners(trainer, name) for name in self.schedules}
-
-    def before_step(self, trainer) -> None:
-        epoch, epochs = trainer.epoch, trainer.total_steps / trainer.data.steps_per_epoch
-        for name, schedule in self.schedules.items():
-            owners, attribute = self.owners[name]
-            for owner, base in zip(owners, self.bases[name], strict=True):
-                # Norms and biases stay without decay; a group may keep its rate (SimSiam).
-                exempt = attribute == "weight_decay" and base == 0
-                exempt |= attribute == "lr" and owner.get("constant_lr", False)
-                owner[attribute] = base if exempt else schedule(base, epoch, epochs)
-
-    def current(self) -> dict[str, float]:
-        """The scheduled values in use, by name."""
-        return {name: owners[0][attribute] for name, (owners, attribute) in self.owners.items()}
-
-
-def _owners(trainer, name: str) -> tuple[list[dict], str]:
-    """The dicts that hold a value: the optimizer's groups, or a module's attributes."""
-    *path, attribute = name.split(".")
-    part = reduce(getattr, path, trainer)
-    return (part.param_groups if path == ["optimizer"] else [vars(part)]), attribute
+    def __call__(self, base: float, epoch: float, epochs: float) -> float:
+        return base + (self.final - base) * min(epoch / self.over_epochs, 1.0)

@@ -8,15 +8,9 @@ from typing import Literal
 import torch
 from timm.layers import convert_sync_batchnorm
 
-from ssl_zoo.config import (
-    ConfigError,
-    OfMachine,
-    PositiveFloat,
-    PositiveInt,
-)
-from ssl_zoo.config.constraints import constrained
+from ssl_zoo.config import ConfigError, OfMachine, PositiveFloat, PositiveInt, constrained
 from ssl_zoo.core import Encoder, Method
-from ssl_zoo.engine.precision import Precision, plain_attention
+from ssl_zoo.engine.precision import Precision
 from ssl_zoo.system import distributed
 
 
@@ -53,15 +47,8 @@ class TrainSettings:
     log_every: OfMachine[PositiveInt] = 50
 
 
-def use_threads(threads: int | str) -> None:
-    if threads != "auto" and threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
-
-
-def prepare(
-    method: Method, settings: TrainSettings, precision: str, device: torch.device
-) -> Method:
-    """The method, changed as the settings ask: BatchNorm over processes, attention, compilation.
+def prepare(method: Method, settings: TrainSettings, device: torch.device) -> Method:
+    """The method, changed as the settings ask: BatchNorm over processes, compilation.
 
     Raises:
         ConfigError: sync_bn on a CPU, or nothing to compile.
@@ -75,8 +62,6 @@ def prepare(
                 expected="sync_bn: false",
             )
         method = convert_sync_batchnorm(method)
-    if device.type == "cpu" and precision == "bf16":
-        plain_attention(method)
     if settings.compile:
         encoders = [module for module in method.modules() if isinstance(module, Encoder)]
         if not encoders:
@@ -91,11 +76,7 @@ def prepare(
     return method
 
 
-def scale_lr(
-    optimizer: torch.optim.Optimizer, batch_size: int, reference: int | None
-) -> torch.optim.Optimizer:
+def scale_lr(optimizer: torch.optim.Optimizer, batch_size: int, reference: int | None) -> None:
     """lr x global batch / reference (arXiv:1706.02677); None leaves it."""
-    if reference is not None:
-        for group in optimizer.param_groups:
-            group["lr"] *= batch_size / reference
-    return optimizer
+    for group in optimizer.param_groups if reference is not None else ():
+        group["lr"] *= batch_size / reference

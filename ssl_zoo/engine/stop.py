@@ -1,4 +1,4 @@
-"""Being asked to stop."""
+"""Being asked to stop, and having to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import signal
 
 class Interrupted(Exception):
     """The run was asked to stop, and has saved itself."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became infinite or not a number."""
 
 
 class StopSignal:
@@ -19,7 +23,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.asked = False
         self._depth = 0
-        self._handlers: dict = {}
+        self._handlers: dict = {}  # of before, while we listen
 
     def __enter__(self) -> StopSignal:
         if self._depth == 0:
@@ -31,10 +35,12 @@ class StopSignal:
     def __exit__(self, *_) -> None:
         self._depth -= 1
         if self._depth == 0:
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-            self._handlers = {}
+            self._restore()
 
     def _on_signal(self, number, frame) -> None:
         self.asked = True
-        signal.signal(number, self._handlers[number])
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())

@@ -15,15 +15,12 @@ from ssl_zoo.core import Batch, Method, merge_outputs
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.hooks.base import Hook
 from ssl_zoo.engine.parallel import Parallel
-from ssl_zoo.engine.precision import Precision, autocast, choose
-from ssl_zoo.engine.stop import StopSignal
+from ssl_zoo.engine.precision import autocast, choose, plain_attention
+from ssl_zoo.engine.settings import TrainSettings
+from ssl_zoo.engine.stop import NonFiniteLoss, StopSignal
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.hardware import PeakMemory, keep_freed_memory
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became infinite or not a number."""
 
 
 class Trainer:
@@ -38,7 +35,7 @@ class Trainer:
         hooks: by name, called in this order; what a hook keeps is saved under its name.
         device: of the views and the method.
         folder: the run's files.
-        epochs, precision, accumulate, clip_grad, log_every: see `TrainSettings`.
+        settings: those that change the method, see `prepare`, are the caller's to apply.
         stop: listens for signals while training; None: one of its own.
 
     Raises:
@@ -53,22 +50,17 @@ class Trainer:
         hooks: dict[str, Hook],
         device: torch.device,
         folder: RunFolder,
-        *,
-        epochs: float,
-        precision: Precision = "auto",
-        accumulate: int = 1,
-        clip_grad: float | None = None,
-        log_every: int = 50,
+        settings: TrainSettings,
         stop: StopSignal | None = None,
     ):
         self.method, self.data, self.optimizer, self.hooks = method, data, optimizer, hooks
-        self.device, self.folder = device, folder
-        self.accumulate, self.clip_grad, self.log_every = accumulate, clip_grad, log_every
-        self.precision, self.precision_reason = choose(device, precision)
+        self.device, self.folder, self.settings = device, folder, settings
+        self._compute_in(*choose(device, settings.precision))
         self.stop = stop or StopSignal()
         self.parallel = Parallel(method, optimizer, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.total_steps = self.steps_in(epochs)
+        self.total_steps = self.steps_in(settings.epochs)
+        self.log_every = settings.log_every
         self.step = 0
         self.seconds = 0.0  # of training, over all sittings
         self.status: dict[str, str] = {}  # what hooks show on the screen, by name
@@ -110,7 +102,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, optimizer, then what the method moves; returns detached outputs."""
         outputs = []
-        parts = batch.split(self.accumulate)
+        parts = batch.split(self.settings.accumulate)
         for part in parts:
             with self.parallel.synced(part is parts[-1]):
                 with autocast(self.device, self.precision):
@@ -124,9 +116,9 @@ class Trainer:
         # Looked at when a line is logged: a look at every step would make the host wait for a GPU.
         self.losses.append((self.step, out["loss"]))
         self.method.after_backward()
-        if self.clip_grad is not None:
+        if self.settings.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.method.parameters(), self.clip_grad)
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.settings.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -162,7 +154,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bitwise resume needs; every rank calls it."""
-        own = {
+        loop = {
             "step": self.step,
             "seconds": self.seconds,
             "peak_bytes": self.peak_memory.peak(),
@@ -171,7 +163,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "hooks": {name: hook.state_dict() for name, hook in self.hooks.items()},
         }
-        return {"config": self.config_text, "trainer": own, **self.parallel.state_dict()}
+        return {"config": self.config_text, "trainer": loop, **self.parallel.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes where the state was taken.
@@ -181,16 +173,18 @@ class Trainer:
         """
         if remark := self.parallel.load_state_dict(state):
             self.say(remark)
-        own = state["trainer"]
-        if own["precision"] != self.precision:  # `auto`, on a machine that has something else
-            self.precision, self.precision_reason = own["precision"], "as the run began"
-        if self.device.type == "cpu":
-            torch.set_num_threads(own["threads"])
-        self.scaler.load_state_dict(own["scaler"])
-        self.step, self.seconds = own["step"], own["seconds"]
-        self.peak_memory.bytes = own["peak_bytes"]
+        loop = state["trainer"]
+        if loop["precision"] != self.precision:  # `auto`, on a machine that has something else
+            self._compute_in(loop["precision"], "as the run began")
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu" and threads != loop["threads"]:
+            torch.set_num_threads(loop["threads"])
+            self.say(f"{self.name}: {loop['threads']} threads, as the run began, and not {threads}")
+        self.scaler.load_state_dict(loop["scaler"])
+        self.step, self.seconds = loop["step"], loop["seconds"]
+        self.peak_memory.bytes = loop["peak_bytes"]
         for name, hook in self.hooks.items():
-            hook.load_state_dict(own["hooks"].get(name, {}))
+            hook.load_state_dict(loop["hooks"].get(name, {}))
 
     def resume(self) -> bool:
         """Goes on from the folder's newest checkpoint; False if there is none.
@@ -208,6 +202,11 @@ class Trainer:
         if distributed.is_main():
             self.folder.forget_after(self.step)
         return bool(saved)
+
+    def _compute_in(self, precision: str, reason: str) -> None:
+        self.precision, self.precision_reason = precision, reason
+        if precision == "bf16" and self.device.type == "cpu":
+            plain_attention(self.method)
 
     def _tell(self, event: str, *args: Any) -> None:
         for hook in self.hooks.values():

@@ -23,13 +23,15 @@ from ssl_zoo.config import Part
 from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits
 from ssl_zoo.engine.hooks import Checkpoints, MetricsLogger, ProgressBar
-from ssl_zoo.engine.schedules import Schedules
+from ssl_zoo.engine.hooks.scheduling import Schedules
+from ssl_zoo.engine.settings import TrainSettings
 from ssl_zoo.engine.stop import StopSignal
 from ssl_zoo.engine.trainer import Trainer
-from ssl_zoo.evaluation.features import Labeled, extract_split
+from ssl_zoo.evaluation.features import Labeled, Precision, extract_split
 from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.runs import RunFolder
-from ssl_zoo.system.rng import kept_random_state
+from ssl_zoo.system import distributed
+from ssl_zoo.system.rng import kept_random_state, seed_all
 
 UNTRAINED = "random backbone"
 
@@ -43,12 +45,23 @@ class Rows(NamedTuple):
     prediction: Tensor
     score: Tensor
 
+    @classmethod
+    def of(cls, test: Labeled, prediction: Tensor, score: Tensor) -> Rows:
+        index = torch.arange(len(test.labels)) if test.index is None else test.index
+        return cls(index, test.labels, prediction.cpu(), score.float().cpu())
+
     def csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self._fields)
         writer.writerows(zip(*(column.tolist() for column in self), strict=True))
         return text.getvalue()
+
+
+def top1_and_top5(hits: Tensor) -> dict[str, float]:
+    """Accuracies in %; hits [m, up to 5] bool: whether the label is a row's i-th guess."""
+    accuracy = (100 * hits.sum(0).float().cumsum(0) / len(hits)).tolist()
+    return {"top1": accuracy[0], "top5": accuracy[-1]}
 
 
 class Outcome(NamedTuple):
@@ -74,15 +87,21 @@ class Evaluation:
 
     Attributes:
         metric: the main one, which tables, best.pt and the progress bar show.
-        higher_is_better, unit: of the main metric.
-        wants: 'features' of the clean images, extracted once for all evaluations over the same
-            data; the 'backbone' itself; or the 'run', to learn beside it step by step.
+        higher_is_better: of `metric` and of what else `best` may name.
+        unit: of its metrics.
+        wants: the clean images' 'features', extracted once for all evaluations over the same
+            data, for `judge`; the 'backbone', for an `evaluate` of its own; or the 'run', to
+            learn beside it step by step.
+        precision: of the backbone's pass.
+        limits: images of the training and of the test split, evenly spaced; None: all.
     """
 
     metric = "top1"
     higher_is_better = True
     unit = "%"
     wants: Literal["features", "backbone", "run"] = "features"
+    precision: Precision = "fp32"
+    limits: tuple[int | None, int | None] = (None, None)
 
     def check(self, splits: Splits) -> None:
         """Refuses what `evaluate` would refuse, before anything is paid for.
@@ -91,13 +110,24 @@ class Evaluation:
             ValueError: the data do not go with this evaluation.
         """
 
-    def evaluate(self, context: Context) -> Outcome:
-        """All ranks call it and get the same.
+    def judge(self, train: Labeled, test: Labeled, device: torch.device | str = "cpu") -> Outcome:
+        """On rank 0 alone, with the threads of all, so that the world's size changes nothing.
 
         Raises:
-            ValueError: the data, or features that are not finite.
+            ValueError: the labels, or features that are not finite.
         """
         raise NotImplementedError
+
+    def evaluate(self, context: Context) -> Outcome:
+        """All ranks call it and get the same; random numbers start from the run's seed."""
+        train = context.features("train", self.precision, self.limits[0])
+        test = context.features("test", self.precision, self.limits[1])
+
+        def on_main() -> Outcome:
+            with distributed.borrowed_threads():
+                return self.judge(train, test, context.device)
+
+        return distributed.attempt(on_main)
 
     def baselines(self, offered: Mapping[str, Callable[[], nn.Module]]) -> dict[str, Any]:
         """What has to be beaten: networks by name; None is the run's own, untrained.
@@ -113,7 +143,7 @@ class Evaluation:
         """Before the first step of a sitting, and before a state is loaded."""
 
     def after_step(self, backbone: nn.Module, batch: Batch) -> None:
-        """Every step, within a frozen backbone's context; random numbers are the evaluation's."""
+        """Every step, with the backbone frozen; random numbers drawn leave no trace."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a bitwise resume needs."""
@@ -132,8 +162,8 @@ class Context:
         network: which network of the method it is, or which baseline.
         splits: the data.
         device: of the images and the backbone.
-        precision: in which an evaluation that trains should do it.
         folder: of its own, for what it writes; below the run's.
+        precision: in which an evaluation that trains should do it.
         stop: shared with the run.
         say: a line for the person and the log.
         cache: features of this very network, shared by the evaluations of one moment.
@@ -143,14 +173,14 @@ class Context:
     network: str
     splits: Splits
     device: torch.device
-    precision: str
     folder: RunFolder
+    precision: str = "fp32"
     stop: StopSignal = field(default_factory=StopSignal)
     say: Callable[[str], None] = print
     cache: dict = field(default_factory=dict)
 
     def features(
-        self, split: str, precision: str = "fp32", limit: int | None = None
+        self, split: str, precision: Precision = "fp32", limit: int | None = None
     ) -> Labeled | None:
         """Of a split's clean images, see `extract_split`; on rank 0, None on the other ranks."""
         key = (id(self.splits), split, precision, limit)
@@ -163,10 +193,10 @@ class Context:
     def train(
         self, method, data, optimizer, schedules: dict | None = None, *, epochs: float, **settings
     ) -> None:
-        """Trains a method of the evaluation's own, to be continued if it is interrupted.
+        """Trains a method of the evaluation's own, or goes on where that was interrupted.
 
-        The same `Trainer` as the run's, in this context's folder, and no trace on the run: random
-        states and module modes are as they were.
+        The same `Trainer` as the run's, in this context's folder; the backbone's module modes come
+        back as they were.
 
         Args:
             method, data, optimizer: see `Trainer`.
@@ -177,27 +207,19 @@ class Context:
             Interrupted: asked to stop; the same call goes on.
         """
         scheduled = Schedules(schedules or {})
-        keeper = Checkpoints(every_epochs=max(epochs / 10, 1e-9), keep=1)
         hooks = {
             "progress": ProgressBar(live=False),
             "schedules": scheduled,
             "metrics": MetricsLogger(scheduled),
-            "checkpoints": keeper,
+            "checkpoints": Checkpoints(every_epochs=epochs / 10, keep=1),
         }
-        with kept_random_state(self.device), eval_mode(self.backbone):
+        settings = TrainSettings(epochs=epochs, precision=self.precision, **settings)
+        with eval_mode(self.backbone):
             trainer = Trainer(
-                method,
-                data,
-                optimizer,
-                hooks,
-                self.device,
-                self.folder,
-                epochs=epochs,
-                precision=self.precision,
-                stop=self.stop,
-                **settings,
+                method, data, optimizer, hooks, self.device, self.folder, settings, self.stop
             )
             scheduled.attach(trainer)
+            torch.manual_seed(self.splits.seed * 1_000_003 + distributed.rank())
             trainer.resume()
             if trainer.step < trainer.total_steps:
                 trainer.fit()
@@ -208,19 +230,25 @@ def identity(part: Part, splits: Splits, network: str) -> dict[str, Any]:
 
     Its arguments, the images and which network; not when it is due, versions or the device.
     """
-    alone = part.replaced(part.target)
-    arguments = alone.spelled_out(machine=False)
-    return {**arguments, "data": splits.identity(), "network": network}
+    alone = part.replaced(part.target).spelled_out(machine=False)
+    return {**alone, "data": splits.identity(), "network": network}
 
 
 def hashed(identity: dict[str, Any]) -> str:
-    text = json.dumps(identity, sort_keys=True, default=str)
+    text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def result(part: Part, evaluation: Evaluation, outcome: Outcome, of: dict[str, Any]) -> dict:
-    """An outcome as it stands in result files; `of` is its `identity`."""
-    return {
+def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict, Outcome]:
+    """An evaluation's result as it stands in files, and its outcome.
+
+    Global random numbers start from the run's seed, and are afterwards as they were.
+    """
+    with kept_random_state(context.device):
+        seed_all(context.splits.seed)
+        outcome = evaluation.evaluate(context)
+    of = identity(part, context.splits, context.network)
+    result = {
         "type": part.type,
         "metrics": outcome.metrics,
         "main": evaluation.metric,
@@ -231,3 +259,4 @@ def result(part: Part, evaluation: Evaluation, outcome: Outcome, of: dict[str, A
         "hash": hashed(of),
         **outcome.details,
     }
+    return result, outcome

@@ -3,50 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ssl_zoo.data import Splits
+from ssl_zoo.data import ImageSet, Splits
 from ssl_zoo.engine.precision import autocast
 from ssl_zoo.ops.modes import frozen
 from ssl_zoo.system import distributed
 
+Precision = Literal["fp32", "bf16", "fp16"]
 # Measured on a CPU: fewer are slower with small networks, more with large ones. A GPU wants many.
 BATCH_SIZE = {"cpu": 256, "cuda": 512}
 
 
 class Labeled(NamedTuple):
-    """One split's features [n, F] float32 and labels [n] int64, on the CPU."""
+    """Features [n, F] float32 and labels [n] int64 of a split's images, on the CPU.
+
+    `index` [n] is where they stand in the split; None: they are its first n.
+    """
 
     features: Tensor
     labels: Tensor
+    index: Tensor | None = None
 
 
-def check_labels(protocol: str, name: str, labels: Tensor) -> None:
-    """Raises ValueError unless every image has a label."""
-    unknown = int((labels < 0).sum())
-    if unknown:
-        raise ValueError(
-            f"{protocol} needs labels: {unknown} of the {len(labels)} images of the {name} have "
-            "none"
-        )
-
-
-def check_labeled(protocol: str, name: str, features: Tensor, labels: Tensor) -> None:
-    """Raises ValueError unless all labels are known and all features finite."""
-    check_labels(protocol, name, labels)
-    if not features.isfinite().all():
-        raise ValueError(f"{protocol}: the features of the {name} are not all finite")
+def check_usable(by: str, **images: Labeled | ImageSet) -> None:
+    """Raises ValueError, naming which, unless all labels are known and all features finite."""
+    for key, given in images.items():
+        name, unknown = key.replace("_", " "), int((given.labels < 0).sum())
+        if unknown:
+            raise ValueError(
+                f"{by} needs labels: {unknown} of the {len(given.labels)} images of the {name} "
+                "have none"
+            )
+        if isinstance(given, Labeled) and not given.features.isfinite().all():
+            raise ValueError(f"{by}: the features of the {name} are not all finite")
 
 
 def extract(
     backbone: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | str,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     buffers: dict[str, Tensor] | None = None,
 ) -> Labeled:
     """Features of all images, in order, on this process.
@@ -54,7 +55,7 @@ def extract(
     Args:
         backbone: images [n, C, H, W] -> pooled features [n, F].
         batches: (images [n, C, H, W], labels [n]) pairs.
-        precision: 'fp32', 'bf16' or 'fp16'; the last two under autocast.
+        precision: bf16 and fp16 under autocast.
         buffers: used in place of the backbone's own, by name.
 
     Raises:
@@ -80,7 +81,7 @@ def extract_split(
     split: str,
     device: torch.device | str,
     limit: int | None = None,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
 ) -> Labeled | None:
     """Features of the clean views of a split, on rank 0; None on the other ranks.
 
@@ -102,17 +103,13 @@ def extract_split(
     if world > 1:
         here = {name: value.cpu() for name, value in backbone.named_buffers()}
         buffers = {name: x.to(device) for name, x in distributed.broadcast(here).items()}
-    images = len(splits.split(split))
+    index = splits.chosen(split, limit)
     share = None
-    if rank * size < min(images, limit or images):  # else no batch is left for this rank
+    if rank * size < len(index):  # else no batch is left for this rank
         batches = splits.clean_batches(split, device, size, limit, share=(rank, world))
         share = extract(backbone, batches, device, precision, buffers)
-    return _on_main(share)
-
-
-def _on_main(share: Labeled | None) -> Labeled | None:
-    """All ranks' shares as one, on rank 0; a rank that has none gives no rows."""
     width = distributed.broadcast(None if share is None else share.features.shape[1])
-    share = share or Labeled(torch.empty(0, width), torch.empty(0, dtype=torch.int64))
-    features, labels = (distributed.to_main(x) for x in share)
-    return None if features is None else Labeled(features, labels)
+    if share is None:
+        share = Labeled(torch.empty(0, width), torch.empty(0, dtype=torch.int64))
+    features, labels = (distributed.to_main(x) for x in share[:2])
+    return None if features is None else Labeled(features, labels, index)

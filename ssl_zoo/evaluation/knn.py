@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ssl_zoo.config import EVALUATIONS, PositiveFloat, PositiveInt
 from ssl_zoo.data import Splits
-from ssl_zoo.evaluation.base import UNTRAINED, Context, Evaluation, Outcome, Rows
-from ssl_zoo.evaluation.features import check_labeled, check_labels
+from ssl_zoo.evaluation.base import UNTRAINED, Evaluation, Outcome, Rows, top1_and_top5
+from ssl_zoo.evaluation.features import Labeled, Precision, check_usable
 from ssl_zoo.ops.kmeans import faiss_threads
-from ssl_zoo.system import distributed
 
 QUERIES_AT_ONCE = 4096
+Index = Literal["flat", "ivf", "hnsw"]
 
 
 class Pixels(nn.Module):
@@ -37,7 +37,7 @@ class Pixels(nn.Module):
         return F.adaptive_avg_pool2d(images, size).flatten(1)  # [n, C x h x w]
 
 
-def build_index(bank: Tensor, kind: str, k: int) -> tuple[faiss.Index, str]:
+def build_index(bank: Tensor, kind: Index, k: int) -> tuple[faiss.Index, str]:
     """A faiss index of inner products over rows [n, F], and its description for the protocol.
 
     'flat' is exact. 'ivf' (inverted lists) and 'hnsw' (a graph) are approximate, for banks of
@@ -53,13 +53,11 @@ def build_index(bank: Tensor, kind: str, k: int) -> tuple[faiss.Index, str]:
         )
         index.nprobe = min(lists, max(8, lists // 16))
         described = f"ivf (lists {lists}, probes {index.nprobe})"
-    elif kind == "hnsw":
+    else:
         index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 200
         index.hnsw.efSearch = 2 * k
         described = f"hnsw (links 32, ef {index.hnsw.efSearch})"
-    else:
-        raise ValueError(f"index is {kind!r}; expected flat, ivf or hnsw")
     rows = bank.numpy()
     if not index.is_trained:
         index.train(rows)
@@ -73,82 +71,17 @@ def check_bank(k: int, bank: int) -> None:
         raise ValueError(f"kNN: k = {k} neighbors asked of a bank of {bank} images")
 
 
-@faiss_threads()
-def vote(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    query_labels: Tensor,
-    *,
-    k: int = 200,
-    temperature: float = 0.07,
-    index: str = "flat",
-) -> Outcome:
-    """score[c] = sum over the k nearest j of exp(cos(q, x_j) / T) [y_j = c]; arXiv:1805.01978.
-
-    Args:
-        bank, queries: features [n, F] and [m, F] float32 on the CPU; normalized here.
-        bank_labels, query_labels: [n] and [m] int64.
-        k: neighbors that vote.
-        temperature: T.
-        index: 'flat' (exact), 'ivf' or 'hnsw'.
-
-    Returns:
-        'top1' and 'top5' in %, all that the two depend on, and a row a query, whose score is the
-        winner's share of the votes. A class that none of the k neighbors belongs to is not among
-        the top five.
-
-    Raises:
-        ValueError: k exceeds the bank, unknown labels, features that are not finite.
-    """
-    check_bank(k, len(bank))
-    check_labeled("kNN", "bank", bank, bank_labels)
-    check_labeled("kNN", "queries", queries, query_labels)
-    classes = 1 + int(max(bank_labels.max(), query_labels.max()))
-
-    bank = F.normalize(bank.float(), dim=1).contiguous()
-    queries = F.normalize(queries.float(), dim=1).contiguous()
-    search, described = build_index(bank, index, k)
-
-    hits = torch.zeros(min(5, classes))
-    predictions, scores = [], []
-    chunks = zip(queries.split(QUERIES_AT_ONCE), query_labels.split(QUERIES_AT_ONCE), strict=True)
-    for q, y in chunks:
-        similarity, neighbors = map(torch.from_numpy, search.search(q.numpy(), k))  # [m, k]
-        # Weights relative to the nearest neighbor's: the same ranking, and no overflow at small T.
-        weight = ((similarity.double() - similarity[:, :1].double()) / temperature).exp()
-        weight[neighbors < 0] = 0.0  # an approximate index may find fewer than k
-        votes = bank_labels[neighbors.clamp(min=0)]  # [m, k]
-        score = torch.zeros(len(q), classes, dtype=torch.float64).scatter_add_(1, votes, weight)
-        best, predicted = score.topk(len(hits), dim=1)  # [m, 5]
-        hits += ((predicted == y[:, None]) & (best > 0)).sum(0)
-        predictions.append(predicted[:, 0])
-        scores.append(best[:, 0] / score.sum(1))
-    accuracy = (100 * hits.cumsum(0) / len(queries)).tolist()
-    protocol = {
-        "k": k,
-        "temperature": temperature,
-        "index": described,
-        "bank": f"{len(bank)} images",
-        "queries": f"{len(queries)} images",
-        "normalized": True,
-        "classes": classes,
-    }
-    rows = Rows(
-        torch.arange(len(queries)), query_labels, torch.cat(predictions), torch.cat(scores).float()
-    )
-    return Outcome({"top1": accuracy[0], "top5": accuracy[-1]}, protocol, rows)
-
-
 @EVALUATIONS.register_module()
 class KNN(Evaluation):
     """Weighted k-nearest-neighbor vote on frozen features (arXiv:1805.01978), searched by faiss.
 
-    The training split votes on the test split, clean views. Every rank extracts its share of the
-    features; rank 0 searches them.
+    The training split (the bank) votes on the test split (the queries):
+    score[c] = sum over the k nearest j of exp(cos(q, x_j) / T) [y_j = c].
 
     Args:
-        k, temperature, index: see `vote`.
+        k: neighbors that vote.
+        temperature: T.
+        index: 'flat' (exact), 'ivf' or 'hnsw', see `build_index`.
         bank_limit, query_limit: images used of the training and of the test split; null: all.
         precision: of the backbone's pass. An untrained network's features are nearly all alike, and
             bf16 rounds away what they differ in.
@@ -159,13 +92,13 @@ class KNN(Evaluation):
         *,
         k: PositiveInt = 200,
         temperature: PositiveFloat = 0.07,
-        index: Literal["flat", "ivf", "hnsw"] = "flat",
+        index: Index = "flat",
         bank_limit: PositiveInt | None = None,
         query_limit: PositiveInt | None = None,
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
     ):
         self.k, self.temperature, self.index = k, temperature, index
-        self.bank_limit, self.query_limit, self.precision = bank_limit, query_limit, precision
+        self.limits, self.precision = (bank_limit, query_limit), precision
 
     @staticmethod
     def validate(*, k: int, bank_limit: int | None, **_) -> None:
@@ -173,26 +106,52 @@ class KNN(Evaluation):
             check_bank(k, bank_limit)
 
     def check(self, splits: Splits) -> None:
-        for name in ("train", "test"):
-            check_labels("kNN", name, splits.split(name).labels)
-        bank = len(splits.split("train"))
-        check_bank(self.k, min(bank, self.bank_limit or bank))
+        check_usable("kNN", bank=splits.split("train"), queries=splits.split("test"))
+        check_bank(self.k, len(splits.chosen("train", self.limits[0])))
 
-    def evaluate(self, context: Context) -> Outcome:
-        train = context.features("train", self.precision, self.bank_limit)
-        test = context.features("test", self.precision, self.query_limit)
+    @faiss_threads()
+    def judge(self, train: Labeled, test: Labeled, device: torch.device | str = "cpu") -> Outcome:
+        """'top1' and 'top5' in %, and for each query the winner's share of the votes.
 
-        def on_main() -> Outcome:
-            settings = {"k": self.k, "temperature": self.temperature, "index": self.index}
-            with distributed.borrowed_threads():
-                outcome = vote(*train, *test, **settings)
-            protocol = outcome.protocol
-            protocol["bank"] = f"train split, clean views, {protocol['bank']}"
-            protocol["queries"] = f"test split, clean views, {protocol['queries']}"
-            protocol["precision"] = self.precision
-            return outcome
+        A class that none of the k neighbors belongs to is not among the top five.
 
-        return distributed.attempt(on_main)
+        Raises:
+            ValueError: k exceeds the bank, unknown labels, features that are not finite.
+        """
+        check_bank(self.k, len(train.features))
+        check_usable("kNN", bank=train, queries=test)
+        classes = 1 + int(max(train.labels.max(), test.labels.max()))
+        bank, queries = (F.normalize(x.features.float(), dim=1).contiguous() for x in (train, test))
+        search, described = build_index(bank, self.index, self.k)
+
+        best, predicted, shares = [], [], []
+        for q in queries.split(QUERIES_AT_ONCE):
+            found = search.search(q.numpy(), self.k)
+            similarity, neighbors = map(torch.from_numpy, found)  # [m, k]
+            # Weights relative to the nearest neighbor's: the same ranking, no overflow at small T.
+            weight = similarity.double() - similarity[:, :1].double()
+            weight = (weight / self.temperature).exp()
+            weight[neighbors < 0] = 0.0  # an approximate index may find fewer than k
+            votes = train.labels[neighbors.clamp(min=0)]  # [m, k]
+            score = torch.zeros(len(q), classes, dtype=torch.float64).scatter_add_(1, votes, weight)
+            top = score.topk(min(5, classes), dim=1)
+            best.append(top.values)
+            predicted.append(top.indices)
+            shares.append(top.values[:, 0] / score.sum(1))
+        ranked = torch.cat(predicted)  # [m, 5]
+        hits = (ranked == test.labels[:, None]) & (torch.cat(best) > 0)
+        protocol = {
+            "k": self.k,
+            "temperature": self.temperature,
+            "index": described,
+            "bank": f"train split, clean views, {len(bank)} images",
+            "queries": f"test split, clean views, {len(queries)} images",
+            "normalized": True,
+            "classes": classes,
+            "precision": self.precision,
+        }
+        rows = Rows.of(test, ranked[:, 0], torch.cat(shares))
+        return Outcome(top1_and_top5(hits), protocol, rows)
 
     def baselines(self, offered: Mapping[str, Callable[[], nn.Module]]) -> dict[str, Any]:
         others = {name: network() for name, network in offered.items()}

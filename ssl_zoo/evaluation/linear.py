@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,13 @@ from ssl_zoo.config import (
     Range,
 )
 from ssl_zoo.data import Splits
-from ssl_zoo.evaluation.base import UNTRAINED, Context, Evaluation, Outcome, Rows
-from ssl_zoo.evaluation.features import check_labeled, check_labels
-from ssl_zoo.system import distributed, rng
+from ssl_zoo.evaluation.base import UNTRAINED, Evaluation, Outcome, Rows
+from ssl_zoo.evaluation.features import Labeled, Precision, check_usable
+from ssl_zoo.system import rng
 
 Share = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
-
-
 # 0.001 to 100. What lr is right depends on the features' scale: MoCo's needs 30.
-LRS = tuple(round(10 ** (i / 6 - 3), 6) for i in range(31))
+LRS = [round(10 ** (i / 6 - 3), 6) for i in range(31)]
 VIEWS = "clean, cached; not the augmented protocol of arXiv:1911.05722, section 4.1"
 LOGITS_AT_ONCE = 2**24
 
@@ -119,15 +117,6 @@ class Probes:
         hits[~finite.view(self.shape).all(1)] = math.nan
         return 100 * hits.cumsum(1)[:, [0, -1]] / len(x)
 
-    def rows(self, x: Tensor, y: Tensor) -> Rows:
-        """What the first probe says of each image, on the CPU."""
-        scores, predictions = [], []
-        for inputs in x.split(max(1, LOGITS_AT_ONCE // len(self.lr))):
-            score, prediction = self.logits(inputs)[:, 0].softmax(1).max(1)
-            scores.append(score.cpu())
-            predictions.append(prediction.cpu())
-        return Rows(torch.arange(len(x)), y.cpu(), torch.cat(predictions), torch.cat(scores))
-
 
 def standardized(train: Tensor, *others: Tensor) -> list[Tensor]:
     """Every feature of `train` [n, F] with mean 0 and variance 1; the others by the same map.
@@ -138,122 +127,19 @@ def standardized(train: Tensor, *others: Tensor) -> list[Tensor]:
     return [(x - mean) / deviation.clamp(min=1e-6) for x in (train, *others)]
 
 
-def probe(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    *,
-    lrs: Sequence[float] = LRS,
-    weight_decays: Sequence[float] = (0.0,),
-    epochs: int = 100,
-    batch_size: int = 256,
-    momentum: float = 0.9,
-    held_out: float = 0.1,
-    standardize: bool = False,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> Outcome:
-    """Test accuracy of the linear classifier whose settings a held-out part of `train` prefers.
-
-    Every pair of lr and weight decay is a probe. All are trained at once without the held-out
-    images; the best on those, of equals the first, is trained again on the whole of `train` and
-    scored on `test`, which nothing else has seen.
-
-    Args:
-        train, test: features [n, F] and [m, F] float32.
-        train_labels, test_labels: [n] and [m] int64.
-        epochs, batch_size, momentum: MoCo's by default (arXiv:1911.05722, section 4.1), whose lr
-            falls in steps where it falls along a cosine here.
-        held_out: this fraction of `train`, drawn by `seed`, selects.
-        standardize: bring each feature to mean 0 and variance 1 over `train`.
-        device: trains here; the features have to fit.
-
-    Returns:
-        'top1' and 'top5' in %, a row a test image, whose score is the softmax of its prediction,
-        and as details 'lr' and 'weight_decay', the selected, and 'probes', for each pair its
-        'held_out_top1', None if it diverged.
-
-    Raises:
-        ValueError: unknown labels, features that are not finite, nothing left to train on, all
-            probes diverged.
-    """
-    check_labeled("linear", "train split", train, train_labels)
-    check_labeled("linear", "test split", test, test_labels)
-    n = len(train)
-    selecting = max(1, round(held_out * n))
-    if selecting >= n:
-        raise ValueError(f"linear: {selecting} of {n} training images held out leaves none")
-    classes = 1 + int(max(train_labels.max(), test_labels.max()))
-    train, train_labels, test, test_labels = (
-        x.to(device) for x in (train, train_labels, test, test_labels)
-    )
-    if standardize:
-        train, test = standardized(train, test)
-
-    def trained(pairs: Sequence[tuple[float, float]], x: Tensor, y: Tensor) -> Probes:
-        probes = Probes(x.shape[1], classes, *zip(*pairs, strict=True), device=device)
-        return probes.fit(x, y, epochs=epochs, batch_size=batch_size, momentum=momentum, seed=seed)
-
-    pairs = [(lr, weight_decay) for weight_decay in weight_decays for lr in lrs]
-    order = rng.permutation(n, seed, "held out", device=device)
-    held, kept = order[:selecting], order[selecting:]
-    scores = trained(pairs, train[kept], train_labels[kept]).accuracy(
-        train[held], train_labels[held]
-    )[:, 0]  # [P]
-    if scores.isnan().all():
-        raise ValueError(f"linear: all {len(pairs)} probes diverged; lower learning rates needed")
-    chosen = int(scores.nan_to_num(-1.0).argmax())
-    final = trained([pairs[chosen]], train, train_labels)
-    top1, top5 = final.accuracy(test, test_labels)[0].tolist()
-    if math.isnan(top1):
-        raise ValueError(
-            f"linear: lr {pairs[chosen][0]:g} was best on the held-out images and diverged on the "
-            "whole train split; lower learning rates needed"
-        )
-    probes = [
-        {"lr": lr, "weight_decay": wd, "held_out_top1": None if math.isnan(s) else s}
-        for (lr, wd), s in zip(pairs, scores.tolist(), strict=True)
-    ]
-    lr, weight_decay = pairs[chosen]
-    protocol = {
-        "views": VIEWS,
-        "train": f"{n} images",
-        "test": f"{len(test)} images",
-        "selection": f"{len(pairs)} probes on {selecting} held-out training images, "
-        "the best trained again on all",
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "momentum": momentum,
-        "schedule": "cosine",
-        "standardize": standardize,
-        "seed": seed,
-        "classes": classes,
-    }
-    details = {"lr": lr, "weight_decay": weight_decay, "probes": probes}
-    rows = final.rows(test, test_labels)
-    return Outcome({"top1": top1, "top5": top5}, protocol, rows, details, _remarks(details))
-
-
-def _remarks(details: dict[str, Any]) -> tuple[str, ...]:
-    lr, tried = details["lr"], {probe["lr"] for probe in details["probes"]}
-    lines = [f"selected: lr {lr:g}, weight decay {details['weight_decay']:g}; held out:"]
-    for probe in details["probes"]:
-        top1 = probe["held_out_top1"]
-        shown = "diverged" if top1 is None else f"{top1:.2f}%"
-        pair = f"lr {probe['lr']:<10g} weight decay {probe['weight_decay']:<8g}"
-        lines.append(f"  {pair} {shown}")
-    if len(tried) > 1 and lr in (min(tried), max(tried)):
-        lines.append("the selected lr is at the end of those tried: wider `lrs` may do better")
-    return tuple(lines)
-
-
 @EVALUATIONS.register_module()
 class Linear(Evaluation):
-    """Linear probes on clean features, cached: the best learning rate of many, see `probe`.
+    """Linear probes on clean features, cached: the best learning rate of many.
+
+    Every pair of lr and weight decay is a probe. All are trained at once without a held-out part
+    of the training split; the best on that, of equals the first, is trained again on the whole of
+    it and scored on the test split, which nothing else has seen.
 
     Args:
-        lrs, weight_decays, epochs, batch_size, momentum, held_out, standardize, seed: see `probe`.
+        epochs, batch_size, momentum: MoCo's by default (arXiv:1911.05722, section 4.1), whose lr
+            falls in steps where it falls along a cosine here.
+        held_out: this fraction of the training split, drawn by `seed`, selects.
+        standardize: bring each feature to mean 0 and variance 1 over the training split.
         train_limit, test_limit: images used of the split; null: all.
         precision: of the backbone's pass.
     """
@@ -261,7 +147,7 @@ class Linear(Evaluation):
     def __init__(
         self,
         *,
-        lrs: list[PositiveFloat] = list(LRS),  # noqa: B006
+        lrs: list[PositiveFloat] = LRS,
         weight_decays: list[NonNegativeFloat] = [0.0],  # noqa: B006
         epochs: PositiveInt = 100,
         batch_size: PositiveInt = 256,
@@ -271,18 +157,11 @@ class Linear(Evaluation):
         seed: NonNegativeInt = 0,
         train_limit: PositiveInt | None = None,
         test_limit: PositiveInt | None = None,
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
     ):
-        self.settings = {
-            "lrs": lrs,
-            "weight_decays": weight_decays,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "momentum": momentum,
-            "held_out": held_out,
-            "standardize": standardize,
-            "seed": seed,
-        }
+        self.pairs = [(lr, weight_decay) for weight_decay in weight_decays for lr in lrs]
+        self.fit = {"epochs": epochs, "batch_size": batch_size, "momentum": momentum, "seed": seed}
+        self.held_out, self.standardize = held_out, standardize
         self.limits, self.precision = (train_limit, test_limit), precision
 
     @staticmethod
@@ -292,21 +171,79 @@ class Linear(Evaluation):
                 raise ConfigError(name, "no values", found="[]", expected="at least one")
 
     def check(self, splits: Splits) -> None:
-        for name in ("train", "test"):
-            check_labels("linear", name, splits.split(name).labels)
+        check_usable("linear", train_split=splits.split("train"), test_split=splits.split("test"))
 
-    def evaluate(self, context: Context) -> Outcome:
-        train = context.features("train", self.precision, self.limits[0])
-        test = context.features("test", self.precision, self.limits[1])
+    def judge(self, train: Labeled, test: Labeled, device: torch.device | str = "cpu") -> Outcome:
+        """'top1' and 'top5' in %, and for each test image the softmax of its prediction.
 
-        def on_main() -> Outcome:
-            # Rank 0 trains, so that the result is the same on any number of ranks.
-            with distributed.borrowed_threads():
-                outcome = probe(*train, *test, device=context.device, **self.settings)
-            outcome.protocol["precision"] = self.precision
-            return outcome
+        As details 'lr' and 'weight_decay', the selected, and 'probes', for each pair its
+        'held_out_top1', None if it diverged. The features have to fit the device.
 
-        return distributed.attempt(on_main)
+        Raises:
+            ValueError: unknown labels, features that are not finite, nothing left to train on, all
+                probes diverged.
+        """
+        check_usable("linear", train_split=train, test_split=test)
+        n = len(train.labels)
+        selecting = max(1, round(self.held_out * n))
+        if selecting >= n:
+            raise ValueError(f"linear: {selecting} of {n} training images held out leaves none")
+        classes = 1 + int(max(train.labels.max(), test.labels.max()))
+        (x, y), (inputs, target) = ([t.to(device) for t in split[:2]] for split in (train, test))
+        if self.standardize:
+            x, inputs = standardized(x, inputs)
+
+        def trained(pairs: list[tuple[float, float]], x: Tensor, y: Tensor) -> Probes:
+            probes = Probes(x.shape[1], classes, *zip(*pairs, strict=True), device=device)
+            return probes.fit(x, y, **self.fit)
+
+        order = rng.permutation(n, self.fit["seed"], "held out", device=device)
+        held, kept = order[:selecting], order[selecting:]
+        scores = trained(self.pairs, x[kept], y[kept]).accuracy(x[held], y[held])[:, 0]  # [P]
+        if scores.isnan().all():
+            raise ValueError(
+                f"linear: all {len(self.pairs)} probes diverged; lower learning rates needed"
+            )
+        lr, weight_decay = chosen = self.pairs[int(scores.nan_to_num(-1.0).argmax())]
+        final = trained([chosen], x, y)
+        top1, top5 = final.accuracy(inputs, target)[0].tolist()
+        if math.isnan(top1):
+            raise ValueError(
+                f"linear: lr {lr:g} was best on the held-out images and diverged on the whole "
+                "train split; lower learning rates needed"
+            )
+        probes = [
+            {"lr": lr, "weight_decay": wd, "held_out_top1": None if math.isnan(s) else s}
+            for (lr, wd), s in zip(self.pairs, scores.tolist(), strict=True)
+        ]
+        details = {"lr": lr, "weight_decay": weight_decay, "probes": probes}
+        surest = final.logits(inputs)[:, 0].softmax(1).max(1)
+        rows = Rows.of(test, surest.indices, surest.values)
+        protocol = {
+            "views": VIEWS,
+            "train": f"{n} images",
+            "test": f"{len(target)} images",
+            "selection": f"{len(self.pairs)} probes on {selecting} held-out training images, "
+            "the best trained again on all",
+            **self.fit,
+            "schedule": "cosine",
+            "standardize": self.standardize,
+            "classes": classes,
+            "precision": self.precision,
+        }
+        return Outcome({"top1": top1, "top5": top5}, protocol, rows, details, _remarks(details))
 
     def baselines(self, offered: Mapping[str, Callable[[], nn.Module]]) -> dict[str, Any]:
         return {UNTRAINED: None}
+
+
+def _remarks(details: dict[str, Any]) -> tuple[str, ...]:
+    lr, tried = details["lr"], {probe["lr"] for probe in details["probes"]}
+    lines = [f"selected: lr {lr:g}, weight decay {details['weight_decay']:g}; held out:"]
+    for probe in details["probes"]:
+        top1 = probe["held_out_top1"]
+        shown = "diverged" if top1 is None else f"{top1:.2f}%"
+        lines.append(f"  lr {probe['lr']:<10g} weight decay {probe['weight_decay']:<8g} {shown}")
+    if len(tried) > 1 and lr in (min(tried), max(tried)):
+        lines.append("the selected lr is at the end of those tried: wider `lrs` may do better")
+    return tuple(lines)

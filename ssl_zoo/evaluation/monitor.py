@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,14 +12,8 @@ from ssl_zoo.config import DATASETS, ConfigError, Part, PositiveFloat, closest
 from ssl_zoo.data import Data, Splits
 from ssl_zoo.data.image import Views
 from ssl_zoo.engine.hooks import Checkpoints, Hook
-from ssl_zoo.evaluation.base import (
-    Context,
-    Evaluation,
-    Outcome,
-    hashed,
-    identity,
-    result,
-)
+from ssl_zoo.engine.stop import Interrupted
+from ssl_zoo.evaluation.base import Context, Evaluation, measure
 from ssl_zoo.ops.modes import frozen
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state
@@ -35,15 +29,11 @@ class EvaluationData:
         clean: operations without randomness.
     """
 
-    def __init__(self, *, dataset: Part[DATASETS] | None = None, clean: Part[Views] | None = None):
-        self.dataset, self.clean = dataset, clean
+    validate = staticmethod(Splits.validate)
 
-    def splits(self, run: Splits) -> Splits:
-        blocks = {
-            "dataset": self.dataset or run.blocks["dataset"],
-            "clean": self.clean or run.blocks["clean"],
-        }
-        return Splits(run.seed, workers=run.workers, **blocks)
+    def __init__(self, *, dataset: Part[DATASETS] | None = None, clean: Part[Views] | None = None):
+        blocks = {"dataset": dataset, "clean": clean}
+        self.blocks = {name: block for name, block in blocks.items() if block is not None}
 
 
 class Monitored:
@@ -60,7 +50,8 @@ class Monitored:
         every_epochs: PositiveFloat | None = 1.0,
         data: Part[EvaluationData] | None = None,
     ):
-        self.every_epochs, self.data = every_epochs, data
+        self.every_epochs = every_epochs
+        self.blocks = data().blocks if data is not None else {}
 
 
 def monitored(part: Part) -> Monitored:
@@ -70,19 +61,42 @@ def monitored(part: Part) -> Monitored:
 
 def splits_of(parts: Mapping[str, Part], run: Splits) -> dict[str, Splits]:
     """The data of each evaluation; those over the same images share one object."""
-    shared: dict[str, Splits] = {}  # keyed by what they hold; the run's own comes first
+    shared: dict[str, Splits] = {_key(run): run}
     of: dict[str, Splits] = {}
     for name, part in parts.items():
-        data = monitored(part).data
-        splits = data().splits(run) if data is not None else run
-        key = str({n: block.spelled_out() for n, block in splits.blocks.items()})
-        of[name] = shared.setdefault(key, splits)
+        blocks = monitored(part).blocks
+        splits = Splits(run.seed, workers=run.workers, **run.blocks | blocks) if blocks else run
+        of[name] = shared.setdefault(_key(splits), splits)
     return of
 
 
-def offered(splits: Splits) -> Mapping[str, Callable[[], nn.Module]]:
-    """The baselines that a data set has to offer."""
-    return getattr(splits.blocks["dataset"].target, "baselines", {})
+def _key(splits: Splits) -> str:
+    return str({name: block.spelled_out() for name, block in splits.blocks.items()})
+
+
+def baselines(evaluation: Evaluation, splits: Splits) -> dict[str, nn.Module | None]:
+    """What an evaluation has to beat on these data; None is the run's own network, untrained."""
+    return evaluation.baselines(getattr(splits.blocks["dataset"].target, "baselines", {}))
+
+
+def best_of(parts: Mapping[str, Part], best: str | None) -> tuple[str, str]:
+    """(evaluation, metric) that decides which checkpoint is best; ('', '') without evaluations.
+
+    Raises:
+        ConfigError: no such evaluation.
+    """
+    name, _, metric = (best or next(iter(parts), "")).partition(".")
+    if name in parts:
+        return name, metric or parts[name].target.metric
+    if best is None:
+        return "", ""
+    raise ConfigError(
+        "best",
+        "names no evaluation of this config",
+        found=repr(best),
+        expected=f"NAME.metric, NAME one of {', '.join(parts) or 'none'}",
+        nearest=closest(name, parts),
+    )
 
 
 class Monitor(Hook):
@@ -109,10 +123,17 @@ class Monitor(Hook):
     ):
         self.parts, self.checkpoints, self.with_baselines = parts, checkpoints, baselines
         self.evaluations: dict[str, Evaluation] = {name: part() for name, part in parts.items()}
+        self.every = {name: monitored(part).every_epochs for name, part in parts.items()}
         self.splits = splits_of(parts, data.splits)
         self.best_name, self.best_metric = best_of(parts, best)
         self.best_value: float | None = None
         self.latest: dict[str, dict[str, Any]] = {}
+
+    def begin(self, method: nn.Module, device: torch.device) -> None:
+        """Once the run is built: those that learn beside it get their networks."""
+        with kept_random_state(device):
+            for name, evaluation in self.evaluations.items():
+                evaluation.begin(method.encoder.backbone, self.splits[name], device)
 
     def before_train(self, trainer) -> None:
         # What an evaluation would refuse is refused before the first step.
@@ -122,51 +143,36 @@ class Monitor(Hook):
             except ValueError as error:
                 raise ConfigError(f"evaluations.{name}", str(error)) from error
         # Files are rank 0's to read: another rank may not see them, on several machines.
-        mine = distributed.is_main()
-        lines = distributed.broadcast(trainer.folder.metrics() if mine else None)
-        known = {n: trainer.folder.evaluation(n) for n in self.evaluations} if mine else None
-        known = distributed.broadcast(known)
-        for line in lines:
-            if line["kind"] == "evaluation" and line["name"] == self.best_name:
-                self._is_best(line.get(self.best_metric))
-        missing = []
-        for name in self.evaluations:
-            if known[name].get("step") == trainer.step:
-                self._show(trainer, name, known[name])
-            elif trainer.step and self._due(trainer, name):
-                missing.append(name)
+        lines = distributed.attempt(trainer.folder.metrics)
+        lines = [line for line in lines if line["kind"] in ("evaluation", "baseline")]
         if trainer.step == 0 and self.with_baselines:
-            done = {(line["name"], line["baseline"]) for line in lines if "baseline" in line}
-            self._measure_baselines(trainer, done)
-        self._evaluate(trainer, missing)
+            self._measure_baselines(trainer, {(x["name"], x.get("baseline")) for x in lines})
+        lines = [line for line in lines if line["kind"] == "evaluation"]
+        for line in lines:
+            if line["name"] == self.best_name:
+                self._is_best(line[self.best_metric])
+        made = {line["name"] for line in lines if line["step"] == trainer.step}
+        for name in made & self.evaluations.keys():
+            self._show(
+                trainer, name, distributed.attempt(lambda n=name: trainer.folder.evaluation(n))
+            )
+        self._evaluate(trainer, [n for n in self._due(trainer) if n not in made])
 
     def after_step(self, trainer, batch, out) -> None:
-        learners = {n: e for n, e in self.evaluations.items() if e.wants == "run"}
+        learners = [e for e in self.evaluations.values() if e.wants == "run"]
         if learners:
             backbone = trainer.method.encoder.backbone
-            with frozen(backbone, trainer.device):
-                for evaluation in learners.values():
+            with kept_random_state(trainer.device), frozen(backbone, trainer.device):
+                for evaluation in learners:
                     evaluation.after_step(backbone, batch)
-        due = [name for name in self.evaluations if self._due(trainer, name)]
-        if due:
-            self.checkpoints.save(trainer)
-            # On several ranks only the checkpoints know whether all are to stop.
-            if not (trainer.stop.asked and distributed.world() == 1):
-                self._evaluate(trainer, due)
+        self._evaluate(trainer, self._due(trainer))
 
     def after_train(self, trainer) -> None:
-        trainer.results["evaluations"] = self.latest
+        in_order = {name: self.latest[name] for name in self.evaluations}
+        trainer.results["evaluations"] = in_order
         if self.best_name:
-            trainer.results["best"] = {
-                "metric": f"{self.best_name}.{self.best_metric}",
-                "value": self.best_value,
-            }
-
-    def begin(self, method: nn.Module, device: torch.device) -> None:
-        """Once the run is built: those that learn beside it get their networks."""
-        with kept_random_state(device):
-            for name, evaluation in self.evaluations.items():
-                evaluation.begin(method.encoder.backbone, self.splits[name], device)
+            metric = f"{self.best_name}.{self.best_metric}"
+            trainer.results["best"] = {"metric": metric, "value": self.best_value}
 
     def state_dict(self) -> dict[str, Any]:
         return {name: evaluation.state_dict() for name, evaluation in self.evaluations.items()}
@@ -175,62 +181,76 @@ class Monitor(Hook):
         for name, evaluation in self.evaluations.items():
             evaluation.load_state_dict(state.get(name, {}))
 
-    def _due(self, trainer, name: str) -> bool:
-        every = monitored(self.parts[name]).every_epochs
+    def _due(self, trainer) -> list[str]:
         at_end = trainer.step == trainer.total_steps
-        return at_end or (every is not None and trainer.step % trainer.steps_in(every) == 0)
+        return [
+            name
+            for name, every in self.every.items()
+            if at_end or (every and trainer.step and trainer.step % trainer.steps_in(every) == 0)
+        ]
 
-    def _evaluate(self, trainer, names: list[str]) -> None:
-        if not names:
-            return
-        trainer.check_finite()
+    def _evaluate(self, trainer, names: Iterable[str]) -> None:
         cache: dict = {}
         for name in names:
-            outcome = self._run(trainer, name, trainer.method.encoder.backbone, NETWORK, cache)
-            of = identity(self.parts[name], self.splits[name], NETWORK)
-            measured = result(self.parts[name], self.evaluations[name], outcome, of)
+            self.checkpoints.save(trainer)
+            # On several ranks only the checkpoints know whether all are to stop.
+            if trainer.stop.asked and distributed.world() == 1:
+                saved = trainer.folder.checkpoint(trainer.step)
+                raise Interrupted(f"stopped before {name} at step {trainer.step}; saved {saved}")
+            backbone = trainer.method.encoder.backbone
+            measured, rows = self._measure(trainer, name, backbone, NETWORK, cache)
             measured = {"step": trainer.step, "epoch": trainer.epoch, **measured}
             if distributed.is_main():
-                rows = outcome.rows.csv() if outcome.rows is not None else ""
                 trainer.folder.write_evaluation(name, measured, rows)
-            if name == self.best_name and self._is_best(outcome.metrics.get(self.best_metric)):
+            metrics = measured["metrics"]
+            if name == self.best_name and self._is_best(metrics[self.best_metric]):
                 self.checkpoints.keep_as_best(trainer)
-            trainer.record("evaluation", name=name, **outcome.metrics, hash=measured["hash"])
+            # Last: the line says that all of this was done.
+            trainer.record("evaluation", name=name, **metrics, hash=measured["hash"])
             self._show(trainer, name, measured)
-
-    def _run(self, trainer, name: str, backbone: nn.Module, network: str, cache: dict) -> Outcome:
-        context = Context(
-            backbone,
-            network,
-            self.splits[name],
-            trainer.device,
-            trainer.precision,
-            trainer.folder.inside("evaluations", name, f"step_{trainer.step:08d}"),
-            trainer.stop,
-            trainer.say,
-            cache,
-        )
-        with trainer.paused(), kept_random_state(trainer.device):
-            return self.evaluations[name].evaluate(context)
 
     def _measure_baselines(self, trainer, done: set) -> None:
         caches: dict[str, dict] = {}
         for name, evaluation in self.evaluations.items():
-            for baseline, network in evaluation.baselines(offered(self.splits[name])).items():
+            for baseline, network in baselines(evaluation, self.splits[name]).items():
                 if (name, baseline) in done:
                     continue
                 backbone = trainer.method.encoder.backbone if network is None else network
                 cache = caches.setdefault(baseline, {})
-                outcome = self._run(trainer, name, backbone, baseline, cache)
-                of = identity(self.parts[name], self.splits[name], baseline)
-                trainer.record(
-                    "baseline", name=name, baseline=baseline, **outcome.metrics, hash=hashed(of)
-                )
+                measured, _ = self._measure(trainer, name, backbone, baseline, cache)
+                values = measured["metrics"] | {"hash": measured["hash"]}
+                trainer.record("baseline", name=name, baseline=baseline, **values)
 
-    def _is_best(self, value: float | None) -> bool:
+    def _measure(
+        self, trainer, name: str, backbone: nn.Module, network: str, cache: dict
+    ) -> tuple[dict[str, Any], str]:
+        """The result and the rows as CSV."""
+        of_network = f"step_{trainer.step:08d}" if network == NETWORK else network
+        context = Context(
+            backbone.to(trainer.device),
+            network,
+            self.splits[name],
+            trainer.device,
+            trainer.folder.inside("evaluations", name, of_network),
+            trainer.precision,
+            trainer.stop,
+            trainer.say,
+            cache,
+        )
+        with trainer.paused():
+            measured, outcome = measure(self.parts[name], self.evaluations[name], context)
+        if name == self.best_name and self.best_metric not in outcome.metrics:
+            raise ConfigError(
+                "best",
+                f"{name} has no such metric",
+                found=self.best_metric,
+                expected=f"one of {', '.join(outcome.metrics)}",
+                nearest=closest(self.best_metric, outcome.metrics),
+            )
+        return measured, outcome.rows.csv() if outcome.rows is not None else ""
+
+    def _is_best(self, value: float) -> bool:
         """Whether this is the best so far, which it then is."""
-        if value is None:
-            return False
         sign = 1 if self.evaluations[self.best_name].higher_is_better else -1
         better = self.best_value is None or sign * value > sign * self.best_value
         if better:
@@ -241,24 +261,3 @@ class Monitor(Hook):
         self.latest[name] = measured
         value = measured["metrics"][measured["main"]]
         trainer.status[f"evaluation {name}"] = f"{name} {value:.2f}{measured['unit']}"
-
-
-def best_of(parts: dict[str, Part], best: str | None) -> tuple[str, str]:
-    """(evaluation, metric) that decides which checkpoint is best; ('', '') without evaluations.
-
-    Raises:
-        ConfigError: no such evaluation.
-    """
-    if best is None:
-        first = next(iter(parts), "")
-        return first, parts[first].target.metric if first else ""
-    name, _, metric = best.partition(".")
-    if name not in parts:
-        raise ConfigError(
-            "best",
-            "names no evaluation of this config",
-            measured=repr(best),
-            expected=f"NAME.metric, NAME one of {', '.join(parts) or 'none'}",
-            nearest=closest(name, parts),
-        )
-    return name, metric or parts[name].target.metric

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from ssl_zoo.config import EVALUATIONS, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits
-from ssl_zoo.evaluation.base import Context, Evaluation, Outcome, Rows
-from ssl_zoo.evaluation.features import check_labeled, check_labels
+from ssl_zoo.engine.precision import autocast
+from ssl_zoo.evaluation.base import Context, Evaluation, Outcome, Rows, top1_and_top5
+from ssl_zoo.evaluation.features import Labeled, Precision, check_usable
 from ssl_zoo.system import distributed
 
 
@@ -20,14 +21,15 @@ from ssl_zoo.system import distributed
 class OnlineProbe(Evaluation):
     """A linear layer trained step by step on the features that the backbone has just then.
 
-    It sees view 0 of each batch in evaluation mode, detached, and has an optimizer and a state of
-    its own; it starts at zero, so it draws nothing. Cheaper than a probe after training, and of
-    another meaning: its features were augmented, and moved while it learned.
+    It sees view 0 of each batch in evaluation mode, detached, standardized by running statistics,
+    and starts at zero, so it draws nothing. Cheaper than a probe after training, and of another
+    meaning: it learns from augmented images, while the features move. In short runs it stays far
+    below the others for both reasons.
 
     Args:
-        lr, momentum, weight_decay: of SGD. Features come standardized by running statistics.
+        lr, momentum, weight_decay: of SGD, whose lr does not fall.
         query_limit: test images used; null: all.
-        precision: of the backbone's pass.
+        precision: of the backbone's pass, in learning and in judging.
     """
 
     wants = "run"
@@ -39,31 +41,34 @@ class OnlineProbe(Evaluation):
         momentum: UnitInterval = 0.9,
         weight_decay: NonNegativeFloat = 0.0,
         query_limit: PositiveInt | None = None,
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
     ):
         self.settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         self.query_limit, self.precision = query_limit, precision
         self.classifier: nn.Module | None = None
 
     def check(self, splits: Splits) -> None:
-        check_labels("OnlineProbe", "test", splits.split("test").labels)
+        check_usable("OnlineProbe", test_split=splits.split("test"))
         if not (splits.split("pretrain").labels >= 0).any():
             raise ValueError("OnlineProbe needs labels, and no image of the training set has one")
 
     def begin(self, backbone: nn.Module, splits: Splits, device: torch.device) -> None:
         width, classes = backbone.num_features, splits.split("pretrain").num_classes
-        norm = nn.BatchNorm1d(width, affine=False)
-        linear = nn.utils.skip_init(nn.Linear, width, classes)
-        for p in linear.parameters():
+        self.device = device
+        self.classifier = nn.Sequential(
+            nn.BatchNorm1d(width, affine=False), nn.Linear(width, classes)
+        ).to(device)
+        for p in self.classifier.parameters():
             nn.init.zeros_(p)
-        self.classifier = nn.Sequential(norm, linear).to(device)
-        self.optimizer = torch.optim.SGD(linear.parameters(), **self.settings)
+        self.optimizer = torch.optim.SGD(self.classifier.parameters(), **self.settings)
 
     def after_step(self, backbone: nn.Module, batch: Batch) -> None:
-        h = backbone(batch.views[0]).float()  # [N, F]
-        h, y = distributed.gather(h), distributed.gather(batch.label)  # so all ranks learn the same
+        with autocast(self.device, self.precision):
+            h = backbone(batch.views[0])
+        # Of all ranks, so that all learn the same.
+        h, y = distributed.gather(h.float()), distributed.gather(batch.label)  # [N, F], [N]
         h, y = h[y >= 0], y[y >= 0]
-        if len(y) < 2:
+        if len(y) < 2:  # no variance
             return
         with torch.enable_grad():
             loss = F.cross_entropy(self.classifier.train()(h), y)
@@ -75,14 +80,18 @@ class OnlineProbe(Evaluation):
         if self.classifier is None:
             return {}
         return {
+            "settings": self.settings,
             "classifier": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            self.classifier.load_state_dict(state["classifier"])
-            self.optimizer.load_state_dict(state["optimizer"])
+        if not state:
+            return
+        if state["settings"] != self.settings:
+            raise ValueError(f"OnlineProbe has learned with {state['settings']}, not otherwise")
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def evaluate(self, context: Context) -> Outcome:
         if self.classifier is None:
@@ -91,26 +100,18 @@ class OnlineProbe(Evaluation):
                 "`evaluations`"
             )
         test = context.features("test", self.precision, self.query_limit)
-
-        def on_main() -> Outcome:
-            features, labels = test
-            check_labeled("OnlineProbe", "test split", features, labels)
-            rows, top5 = self._score(features, labels, context.device)
-            hits = (rows.prediction == labels).float().mean().item()
-            protocol = {
-                "trained": "beside the method, on view 0 of each batch",
-                **self.settings,
-                "test": f"test split, clean views, {len(labels)} images",
-                "precision": self.precision,
-            }
-            return Outcome({"top1": 100 * hits, "top5": top5}, protocol, rows)
-
-        return distributed.attempt(on_main)
+        return distributed.attempt(lambda: self._judge(test))
 
     @torch.no_grad()
-    def _score(self, features: Tensor, labels: Tensor, device) -> tuple[Rows, float]:
-        p = self.classifier.eval()(features.to(device)).softmax(1).cpu()  # [m, C]
+    def _judge(self, test: Labeled) -> Outcome:
+        check_usable("OnlineProbe", test_split=test)
+        p = self.classifier.eval()(test.features.to(self.device)).softmax(1).cpu()  # [m, C]
         best = p.topk(min(5, p.shape[1]), dim=1)
-        top5 = 100 * (best.indices == labels[:, None]).any(1).float().mean().item()
-        rows = Rows(torch.arange(len(labels)), labels, best.indices[:, 0], best.values[:, 0])
-        return rows, top5
+        protocol = {
+            "trained": "beside the method, on view 0 of each batch",
+            **self.settings,
+            "test": f"test split, clean views, {len(test.labels)} images",
+            "precision": self.precision,
+        }
+        rows = Rows.of(test, best.indices[:, 0], best.values[:, 0])
+        return Outcome(top1_and_top5(best.indices == test.labels[:, None]), protocol, rows)

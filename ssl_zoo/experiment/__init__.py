@@ -5,10 +5,10 @@ from ssl_zoo.experiment.check import views_needed
 from ssl_zoo.experiment.sections import (
     build_trainer,
     changes,
-    experiment,
     longer,
     parse,
     seeded,
+    whole_run,
 )
 from ssl_zoo.experiment.subject import Subject, load_subject, run_splits
 
@@ -17,7 +17,6 @@ __all__ = [
     "baselines_of",
     "build_trainer",
     "changes",
-    "experiment",
     "load_subject",
     "longer",
     "measure_baselines",
@@ -26,4 +25,5 @@ __all__ = [
     "seconds_per_step",
     "seeded",
     "views_needed",
+    "whole_run",
 ]

@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 
-from ssl_zoo.config import Config
-from ssl_zoo.engine.stop import StopSignal
-from ssl_zoo.evaluation.base import Context, identity, result
-from ssl_zoo.evaluation.monitor import offered, splits_of
+from ssl_zoo.config import Config, Part
+from ssl_zoo.data import Splits
+from ssl_zoo.evaluation.monitor import baselines, splits_of
 from ssl_zoo.experiment.sections import build_trainer, parse, seeded
-from ssl_zoo.experiment.subject import run_splits
+from ssl_zoo.experiment.subject import Subject, run_splits
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
-from ssl_zoo.system.rng import kept_random_state
 
 
 def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -26,16 +24,16 @@ def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
     """
     sections = parse(Config(config)).arguments()
     network = {"backbone": sections["backbone"].spelled_out(), "seed": sections["seed"]}
-    of: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, part in sections["evaluations"].items():
-        splits = splits_of({name: part}, run_splits(sections))[name]
-        images = {n: block.spelled_out(machine=False) for n, block in splits.blocks.items()}
-        images["evaluation"] = part.replaced(part.target).spelled_out(machine=False)
-        of[name] = {
-            baseline: images | (network if module is None else {"network": baseline})
-            for baseline, module in part().baselines(offered(splits)).items()
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in sections["evaluations"]:
+        part, splits = _block(sections, name)
+        shared = {n: block.spelled_out(machine=False) for n, block in splits.blocks.items()}
+        shared["evaluation"] = part.replaced(part.target).spelled_out(machine=False)
+        found[name] = {
+            baseline: shared | (network if module is None else {"network": baseline})
+            for baseline, module in baselines(part(), splits).items()
         }
-    return of
+    return found
 
 
 def measure_baselines(
@@ -48,29 +46,20 @@ def measure_baselines(
     """
     sections = parse(Config(config)).arguments()
     device = distributed.start()
-    part = sections["evaluations"][name]
-    splits = splits_of({name: part}, run_splits(sections))[name]
-    evaluation = part()
-    evaluation.check(splits)
+    part, splits = _block(sections, name)
     results = {}
-    for baseline, module in evaluation.baselines(offered(splits)).items():
-        if baseline not in wanted:
-            continue
-        network = module or seeded(sections["seed"], sections["backbone"], device)
-        context = Context(
-            network.to(device),
-            baseline,
-            splits,
-            device,
-            "fp32",
-            RunFolder(tempfile.mkdtemp(prefix="ssl_zoo-")),
-            StopSignal(),
-        )
-        with kept_random_state(device):
-            outcome = evaluation.evaluate(context)
-        results[baseline] = result(part, evaluation, outcome, identity(part, splits, baseline))
-        network.cpu()  # the arms, in processes of their own, need the GPU's memory
+    for baseline, module in baselines(part(), splits).items():
+        if baseline in wanted:
+            network = module or seeded(sections["seed"], sections["backbone"], device)
+            subject = Subject(sections, network.to(device), baseline)
+            ((_, results[baseline], _),) = subject.evaluate({name: part}, device)
+            network.cpu()  # the arms, in processes of their own, need the GPU's memory
     return results
+
+
+def _block(sections: dict[str, Any], name: str) -> tuple[Part, Splits]:
+    part = sections["evaluations"][name]
+    return part, splits_of({name: part}, run_splits(sections))[name]
 
 
 def seconds_per_step(config: dict[str, Any], threads: int, steps: int = 20) -> float:

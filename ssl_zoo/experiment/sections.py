@@ -42,9 +42,8 @@ from ssl_zoo.engine.hooks import (
     ProgressBar,
     ResultWriter,
 )
-from ssl_zoo.engine.precision import choose
-from ssl_zoo.engine.schedules import Schedules
-from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr, use_threads
+from ssl_zoo.engine.hooks.scheduling import Schedules
+from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
 from ssl_zoo.experiment.check import check_whole, views_needed
@@ -61,7 +60,7 @@ _OBSERVERS = {
 }
 
 
-def experiment(
+def whole_run(
     device: torch.device,
     folder: RunFolder,
     baselines: bool = True,
@@ -87,7 +86,8 @@ def experiment(
         observers: what looks on; a block of one's own takes the place of all.
     """
     settings: TrainSettings = train()
-    use_threads(settings.threads)
+    if settings.threads != "auto":
+        torch.set_num_threads(settings.threads)
     images = data(seed=seed, boxes=method.target.needs_boxes, views_needed=views_needed(method))
     network = seeded(seed, backbone, device)
     pretext = method(
@@ -97,7 +97,8 @@ def experiment(
         labels=images.labels,
     ).to(device, memory_format=torch.channels_last)
     rule = optimizer(method=pretext)
-    pretext = prepare(pretext, settings, choose(device, settings.precision)[0], device)
+    scale_lr(rule, images.batch_size, settings.lr_reference_batch)
+    pretext = prepare(pretext, settings, device)
     scheduled = Schedules({name: schedule() for name, schedule in schedules.items()})
     keeper: Checkpoints = checkpoint()
     monitor = Monitor(evaluations, images, keeper, best, baselines)
@@ -113,19 +114,7 @@ def experiment(
     }
     if settings.compile:
         hooks["compile"] = CompileTime()
-    trainer = Trainer(
-        pretext,
-        images,
-        scale_lr(rule, images.batch_size, settings.lr_reference_batch),
-        hooks,
-        device,
-        folder,
-        epochs=settings.epochs,
-        precision=settings.precision,
-        accumulate=settings.accumulate,
-        clip_grad=settings.clip_grad,
-        log_every=settings.log_every,
-    )
+    trainer = Trainer(pretext, images, rule, hooks, device, folder, settings)
     scheduled.attach(trainer)
     monitor.begin(pretext, device)
     torch.manual_seed(seed * 1_000_003 + distributed.rank())  # what methods draw differs per rank
@@ -147,7 +136,7 @@ def parse(config: Config) -> Part:
         ConfigError: naming file, line, key, what was found and what was expected.
     """
     try:
-        whole = bind(experiment, config.data)
+        whole = bind(whole_run, config.data)
         check_whole(whole)
     except ConfigError as error:
         error.where = error.where or config.where(error.key)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from ssl_zoo.evaluation.base import (
     Outcome,
     hashed,
     identity,
-    result,
+    measure,
 )
 from ssl_zoo.evaluation.monitor import NETWORK, Monitored, splits_of
 from ssl_zoo.experiment.sections import parse, seeded
@@ -37,49 +39,53 @@ class Subject:
     """A backbone with the config that it was trained by.
 
     Attributes:
-        network: 'backbone', or 'random backbone' where nothing was trained.
+        backbone: on the device, see `Context`; so is `network`.
         step: after which it was saved.
+        path: of the checkpoint or the config.
         state: of what learned beside the method, by the evaluation's name.
-        folder: the run's; of a config, a folder of its name.
+        folder: the run's; else one that is only made when something is written.
     """
 
     sections: dict[str, Any]
     backbone: nn.Module
-    network: str
-    step: int
-    path: Path
-    state: Mapping[str, Any]
-    folder: RunFolder
+    network: str = UNTRAINED
+    step: int = 0
+    path: Path = Path()
+    state: Mapping[str, Any] = field(default_factory=dict)
+    folder: RunFolder = RunFolder(Path(tempfile.gettempdir(), f"ssl_zoo-{os.getpid()}"))  # noqa: RUF009
 
-    def part(self, name: str, overrides: list[str]) -> Part:
+    def parts(self, name: str, overrides: list[str]) -> dict[str, Part]:
         """The block of an evaluation by its name in the config, or else by its type.
 
         Args:
-            overrides: 'key=value' of the block.
+            name: or all: those of the config, or else kNN and linear probes.
+            overrides: 'key=value' of the block; for all, 'NAME.key=value'.
 
         Raises:
             ConfigError: neither, or a wrong block.
         """
-        known = self.sections["evaluations"]
-        types = {kind.lower(): kind for kind in EVALUATIONS.module_dict}
-        if name in known:
-            block = known[name].spelled_out()
-        elif name.lower() in types:
-            block = {"type": types[name.lower()]}
+        types = {kind.lower(): {"type": kind} for kind in EVALUATIONS.module_dict}
+        known = {n: part.spelled_out() for n, part in self.sections["evaluations"].items()}
+        if name == "all":
+            blocks, prefix = known or {n: types[n] for n in ("knn", "linear")}, "evaluations"
+        elif block := known.get(name) or types.get(name.lower()):
+            blocks, prefix = {name: block}, f"evaluations.{name}"
         else:
-            names = [*known, *types]
+            names = ["all", *known, *(n for n in types if n not in known)]
             raise ConfigError(
                 "",
                 "no evaluation of this name",
                 found=repr(name),
-                expected=f"all, or one of {', '.join(names)}",
+                expected=f"one of {', '.join(names)}",
                 nearest=closest(name, names),
             )
-        written = Config({"evaluations": {name: block}})
-        prefix = f"evaluations.{name}"
+        written = Config({"evaluations": blocks})
         configs.override(written, overrides, prefix)
         try:
-            return bind(EVALUATIONS, written.data["evaluations"][name], prefix, Monitored)
+            return {
+                n: bind(EVALUATIONS, block, f"evaluations.{n}", Monitored)
+                for n, block in written.data["evaluations"].items()
+            }
         except ConfigError as error:
             error.where = error.where or written.where(error.key)
             raise
@@ -99,22 +105,14 @@ class Subject:
             if name in self.state:
                 evaluation.begin(self.backbone, splits[name], device)
                 evaluation.load_state_dict(self.state[name])
-        cache: dict = {}
         precision = choose(device, self.sections["train"].arguments()["precision"])[0]
+        cache: dict = {}
         for name, evaluation in evaluations.items():
             of = identity(parts[name], splits[name], self.network)
-            context = Context(
-                self.backbone,
-                self.network,
-                splits[name],
-                device,
-                precision,
-                self.folder.inside("evaluations", name, hashed(of)),
-                cache=cache,
-            )
-            with context.stop:
-                outcome = evaluation.evaluate(context)
-            yield name, result(parts[name], evaluation, outcome, of), outcome
+            folder = self.folder.inside("evaluations", name, f"step_{self.step:08d}", hashed(of))
+            images = (splits[name], device, folder, precision)
+            context = Context(self.backbone, self.network, *images, cache=cache)
+            yield name, *measure(parts[name], evaluation, context)
 
 
 def run_splits(sections: Mapping[str, Any]) -> Splits:
@@ -133,12 +131,10 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     """
     if path.suffix in (".yaml", ".yml"):
         sections = parse(configs.load(path)).arguments()
-        backbone = seeded(sections["seed"], sections["backbone"], device).to(device)
-        folder = RunFolder(Path("runs", "untrained", path.stem))
-        return Subject(sections, backbone, UNTRAINED, 0, path, {}, folder)
-    folder = RunFolder(path if path.is_dir() else path.parent.parent)
+        backbone = seeded(sections["seed"], sections["backbone"], device)
+        return Subject(sections, backbone.to(device), path=path)
     if path.is_dir():
-        saved = folder.checkpoints()
+        saved = RunFolder(path).checkpoints()
         if not saved:
             raise FileNotFoundError(
                 f"{path}: no checkpoints; expected a run folder with checkpoints/step_*.pt"
@@ -149,14 +145,14 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     state = checkpoint.read(path)
     sections = parse(configs.loads(state["config"], str(path))).arguments()
     backbone = seeded(sections["seed"], sections["backbone"], device)
-    weights = {
-        k.removeprefix(PREFIX): v for k, v in state["method"].items() if k.startswith(PREFIX)
-    }
+    weights = {n: x for n, x in state["method"].items() if n.startswith(PREFIX)}
     try:
-        load_weights(backbone, weights)
+        load_weights(backbone, {n.removeprefix(PREFIX): x for n, x in weights.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     learned = state["trainer"]["hooks"].get("evaluations", {})
-    learned = {name: kept for name, kept in learned.items() if kept}
-    step = state["trainer"]["step"]
-    return Subject(sections, backbone.to(device), NETWORK, step, path, learned, folder)
+    subject = Subject(sections, backbone.to(device), NETWORK, state["trainer"]["step"], path)
+    subject.state = {name: kept for name, kept in learned.items() if kept}
+    if path.parent.name == "checkpoints":
+        subject.folder = RunFolder(path.parent.parent)
+    return subject

@@ -1,7 +1,5 @@
 """Predicting a slow copy of oneself."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +16,6 @@ class BYOL(Method):
     with q = predictor(z_online) and z' the target's projection, which gets no gradient.
 
     Args:
-        backbone: images -> features.
         head: features -> projections z.
         predictor: z -> q, as wide as z; the online network's alone.
         momentum: tau of the target; schedule it to 1 as the paper does.

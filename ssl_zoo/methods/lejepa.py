@@ -1,7 +1,5 @@
 """Joint-embedding prediction with embeddings held to an isotropic Gaussian."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -22,7 +20,6 @@ class LeJEPA(Method):
     predictor and no stopped gradient, since a Gaussian cannot collapse.
 
     Args:
-        backbone: images -> features.
         head: features -> embeddings z.
         lam: lambda, the weight of SIGReg, the method's one trade-off.
         global_views: how many of the views, the first ones, make the mean.

@@ -1,7 +1,5 @@
 """Transformation invariance and covariance contrast."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +18,6 @@ class TiCo(Method):
     unit z' of the online network and z'' of its slow copy; C_t has no gradient (algorithm 1).
 
     Args:
-        backbone: images -> features.
         head: features -> embeddings, normalized here to unit length.
         beta: of the moving average of embeddings' second moments.
         rho: weight of the covariance contrast.

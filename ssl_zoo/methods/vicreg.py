@@ -1,7 +1,5 @@
 """Variance, invariance and covariance of embeddings."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from ssl_zoo.config import HEADS, METHODS, NonNegativeFloat, Part, Scheduled
@@ -18,7 +16,6 @@ class VICReg(Method):
     the authors' code), s the mean squared difference, v and c over the whole batch.
 
     Args:
-        backbone: images -> features.
         head: features -> embeddings z.
         lam, mu, nu: lambda, mu, nu: weights of invariance, variance and covariance.
     """

@@ -3,77 +3,68 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-_held: set[Path] = set()  # by this process, which the system would let in a second time
+TRIES = 4
+_held: dict[Path, TextIO] = {}  # by this process, which the system would let in a second time
 
 
 class Lock:
-    """Held from `with` to the end of the block, or of the process, however it ends.
+    """Held from `acquire` to `release`, or to the end of the process, however it ends.
 
     The lock is the system's (POSIX, over NFS too), so a dead process holds none, and what it has
     left in the file is overwritten. Processes that the holder forks do not hold it.
 
     Args:
-        path: the file; it says who holds the lock.
-
-    Raises:
-        FileExistsError: on entering, if another process holds it; says which.
+        path: the file; it says who holds the lock. Never removed: that would be a race.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._file: Any = None
-
-    def __enter__(self) -> Lock:
-        self.acquire()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.release()
 
     def acquire(self) -> None:
+        """Raises FileExistsError, which says who holds it, if another does."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = None if self._is_ours() else self._take()
-        if self._file is None:
+        for _ in range(TRIES):
+            file = None if self._ours() else self._take()
+            if file is not None:
+                break
+            time.sleep(0.05)  # it may be taken for a moment, by who asks for the holder
+        else:
             raise FileExistsError(
                 f"{self.path.parent} is being written to by {self.holder() or 'another process'}; "
                 "stop that one, or give another --out"
             )
-        holder = {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%F %T")}
-        self._file.truncate(0)
-        self._file.write(json.dumps(holder))
-        self._file.flush()
-        _held.add(self.path.resolve())
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}")
+        file.flush()
+        _held[self.path.resolve()] = file
 
     def release(self) -> None:
-        self._file.truncate(0)
-        self._file.close()
-        _held.discard(self.path.resolve())
+        file = _held.pop(self.path.resolve())
+        file.truncate(0)
+        file.close()
 
     def holder(self) -> str:
         """Who holds it, in words; '' if nobody does."""
         if not self.path.exists():
             return ""
-        if not self._is_ours():  # closing any file of a lock that we hold would give it up
-            file = self._take()
-            if file is not None:
-                file.close()
-                return ""
-        text = self.path.read_text() if not self._is_ours() else ""
-        known = json.loads(text) if text else {"host": platform.node(), "pid": os.getpid()}
-        since = f", since {known['since']}" if "since" in known else ""
-        return f"process {known['pid']} on {known['host']}{since}"
+        if self._ours():  # to open and close it once more would give it up
+            return f"this process, {os.getpid()} on {platform.node()}"
+        file = self._take()
+        if file is None:
+            return self.path.read_text(encoding="utf-8") or "another process"
+        file.close()
+        return ""
 
-    def _is_ours(self) -> bool:
+    def _ours(self) -> bool:
         return self.path.resolve() in _held
 
-    def _take(self) -> Any:
+    def _take(self) -> TextIO | None:
         """The locked file; None if another process has it."""
         file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  (held beyond this call)
         try:

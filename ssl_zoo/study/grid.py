@@ -225,7 +225,10 @@ def expand(
                     error.where = f"{grid_path}, arm {arm_name!r}: {error.where}".rstrip(": ")
                     raise
                 runs.append(Run(arm_name, label, seed, folder / f"seed{seed}", resolved))
-    _check_folders(runs, grid_path)
+    last = {run.folder: run for run in runs}
+    if twice := [f"{run}; {last[run.folder]}" for run in runs if last[run.folder] is not run]:
+        problem = "two runs with one folder"
+        raise ConfigError("arms", problem, found=twice[0], where=str(grid_path))
     runs.sort(key=lambda run: grid.seeds.index(run.seed))
     swept = (
         key for arm in grid.arms.values() for key, at in arm.sweep.items() if isinstance(at, list)
@@ -237,16 +240,6 @@ def expand(
     study = Study(name, out, x, runs, common, blocks, shlex.join(command))
     settled = Division.read(out) if study.trained else None
     return study if settled is None else study.with_threads(settled.threads)
-
-
-def _check_folders(runs: list[Run], grid_path: Path) -> None:
-    by_folder: dict[Path, Run] = {}
-    for run in runs:
-        other = by_folder.setdefault(run.folder, run)
-        if other is not run:
-            raise ConfigError(
-                "arms", "two runs with one folder", found=f"{other}; {run}", where=str(grid_path)
-            )
 
 
 def _check_base(base: str | Path | None, arms: dict[str, Arm]) -> None:

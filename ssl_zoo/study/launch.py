@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -79,14 +80,17 @@ def run_study(
         if run.arm in arms and not report_only:
             _check_unchanged(run)
     ends: set[str] = set()
+    lock = Lock(study.out / "study.lock")
+    if report_only and lock.holder():  # who runs the study writes its report
+        print_table(study, console)
+        return 0
+    lock.acquire()
     try:
-        with Lock(study.out / "study.lock"):
-            if not report_only:
-                study, ends = _run(study, arms, jobs, train, console)
-            write_report(study)
-    except FileExistsError:
         if not report_only:
-            raise  # else the process that runs the study writes its report
+            study, ends = _run(study, arms, jobs, train, console)
+        write_report(study)
+    finally:
+        lock.release()
     print_table(study, console)
     if ends & {"stopped", "interrupted"}:
         console.print("stopped; the same command goes on from here")
@@ -140,43 +144,42 @@ def _run(
         count = min(division.jobs if jobs == "auto" else jobs, len(runs))
         threads = ", ".join(sorted({str(run.config["train"]["threads"]) for run in runs}))
         screen = Screen(console, alone=count == 1)
-        screen.say(f"{count} at once, of {threads} threads each: {division.why}")
+        screen.say(f"runs at once: {count}; threads of each: {threads}; {division.why}")
         Baselines(study.out / "baselines.json").measure(runs, screen.say)
     except KeyboardInterrupt:
         return study, {"stopped"}
     return study, Launcher(runs, count, train, devices, screen, lambda: write_report(study)).run()
 
 
+@dataclass
 class Launcher:
     """Keeps so many runs under way.
 
     Args:
+        train: the command, see `run_study`.
         devices: GPUs as CUDA_VISIBLE_DEVICES names them; a run gets the one that fewest others use.
         after_each: called when runs have ended.
         available: bytes of memory that new processes may take, or None.
     """
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        jobs: int,
-        train: Sequence[str],
-        devices: Sequence[str],
-        screen: Screen,
-        after_each: Callable[[], None],
-        available: Callable[[], int | None] = available_memory,
-    ):
-        self.jobs, self.train, self.devices = jobs, train, devices
-        self.screen, self.after_each, self.available = screen, after_each, available
-        titles = {f"{i}/{len(runs)}  {run}": run for i, run in enumerate(runs, 1)}
-        self.finished = [title for title, run in titles.items() if run.files.finished]
-        self.queue = [(title, run) for title, run in titles.items() if title not in self.finished]
+    runs: Sequence[Run]
+    jobs: int
+    train: Sequence[str]
+    devices: Sequence[str]
+    screen: Screen
+    after_each: Callable[[], None]
+    available: Callable[[], int | None] = available_memory
+
+    def __post_init__(self) -> None:
+        runs = enumerate(self.runs, 1)
+        self.queue = [(f"{i}/{len(self.runs)}  {run}", run) for i, run in runs]
         self.children: list[Child] = []
         self.ends: set[str] = set()
-        # Bytes of main memory that a run takes at the most; 0: none has shown it yet.
-        peaks = [run.files.result().get("peak_memory_gb") or 0.0 for run in runs if not devices]
-        self.peak = 1e9 * max(peaks, default=0.0)
         self.said: tuple[str, bool] | None = None
+        # Bytes of main memory that a run takes at the most; 0: none has shown it yet. The result of
+        # a run on a GPU tells the GPU's.
+        peaks = [r.files.result().get("peak_memory_gb") for r in self.runs if not self.devices]
+        self.peak = 1e9 * max(filter(None, peaks), default=0.0)
 
     def run(self) -> set[str]:
         """Until all have ended, or a signal says stop.
@@ -184,21 +187,23 @@ class Launcher:
         Returns:
             How runs ended that did not finish: 'failed', 'interrupted', 'stopped'.
         """
-        for title in self.finished:
-            self.screen.say(f"{title}  (finished)")
+        for title, run in self.queue:
+            if run.files.finished:
+                self.screen.say(f"{title}  (finished)")
+        self.queue = [(title, run) for title, run in self.queue if not run.files.finished]
         with _signals() as received, self.screen.live:
-            while (self.queue or self.children) and not received:
-                some_ended = self._look()
-                while self.queue and len(self.children) < self.jobs and self._has_room():
-                    self._start(*self.queue.pop(0))
-                if some_ended:
-                    self.after_each()
-                self.screen.show(child.progress for child in self.children)
-                time.sleep(POLL_S)
-            if received:
-                self.ends.add("stopped")
+            try:
+                while (self.queue or self.children) and not received:
+                    some_ended = self._look()
+                    while self.queue and len(self.children) < self.jobs and self._has_room():
+                        self._start(*self.queue.pop(0))
+                    if some_ended:
+                        self.after_each()
+                    self.screen.show(child.progress for child in self.children)
+                    time.sleep(POLL_S)
+            finally:  # also where a report could not be written: no run is left an orphan
                 self._stop(received)
-        return self.ends
+        return self.ends | ({"stopped"} if received else set())
 
     def _look(self) -> bool:
         """Notes progress and memory, and which have ended; whether any has."""
@@ -246,10 +251,10 @@ class Launcher:
         for child in self.children:
             child.process.send_signal(signal.SIGINT)
         asked, deadline = len(received), time.monotonic() + SECONDS_TO_STOP
-        while any(child.process.poll() is None for child in self.children):
+        while running := [c for c in self.children if c.process.poll() is None]:
             if len(received) > asked or time.monotonic() > deadline:
-                for child in self.children:
-                    child.kill()
+                for child in running:  # with the processes that it has started itself
+                    os.killpg(child.process.pid, signal.SIGKILL)
             time.sleep(POLL_S)
 
 
@@ -295,11 +300,6 @@ class Child:
             text = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
             files.write_error("\n".join([_why(code), *text.splitlines()[-20:]]) + "\n")
         return f"failed: {files.error().partition(chr(10))[0]}"
-
-    def kill(self) -> None:
-        """With the processes that it has started itself."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def _why(code: int) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from ssl_zoo.config import OfMachine, PositiveFloat, PositiveInt
-from ssl_zoo.config.constraints import constrained
+from ssl_zoo.config import OfMachine, PositiveFloat, PositiveInt, constrained
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.hooks.base import Hook
 from ssl_zoo.engine.stop import Interrupted

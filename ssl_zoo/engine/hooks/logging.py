@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_zoo.core import Observer
 from ssl_zoo.engine.hooks.base import Hook
-from ssl_zoo.engine.schedules import Schedules
+from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.system import distributed
 
 
@@ -59,7 +59,7 @@ class MetricsLogger(Hook):
             with trainer.paused(memory=False):
                 observed = self._observe(trainer)
             lr = trainer.optimizer.param_groups[0]["lr"]
-            scheduled = self.schedules.current()
+            scheduled = self.schedules.current(trainer)
             trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **observed)
         self._warn(trainer, means)
         trainer.status["loss"] = f"loss {means['loss']:.3f}"

@@ -16,15 +16,43 @@ COMMANDS = {
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
+class Parser(argparse.ArgumentParser):
+    """Options are spelled out: an abbreviation would be another option's tomorrow."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings, allow_abbrev=False)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 (failed), 2 (wrong input), 130 (stopped)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    arguments = parsed(list(sys.argv[1:] if argv is None else argv))
+    # torch and friends take seconds to import: not before the arguments are known to be good.
+    from ssl_zoo.engine.stop import Interrupted, NonFiniteLoss
+
+    try:
+        return arguments.command(arguments)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
+        if arguments.traceback:
+            raise
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """The arguments of one command; `command` is the function that runs it.
+
+    Raises:
+        SystemExit: unknown arguments, or help was asked for.
+    """
+    parser = Parser(
         prog="ssl-zoo",
         description="Self-supervised learning from registered parts that YAML assembles.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where an error came from")
     for name, summary in COMMANDS.items():
         if argv[:1] == [name]:  # parsers are cheap; what commands import is not
@@ -38,21 +66,4 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
-    # torch and friends take seconds to import: not before the arguments are known to be good.
-    from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.engine.trainer import NonFiniteLoss
-
-    try:
-        return arguments.command(arguments)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
-        if arguments.traceback:
-            raise
-        print(f"error: {message(error)}", file=sys.stderr)
-        return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
-
-
-def message(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return arguments

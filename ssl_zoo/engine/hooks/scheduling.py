@@ -1,0 +1,48 @@
+"""Setting scheduled values."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from ssl_zoo.engine.hooks.base import Hook
+from ssl_zoo.engine.schedules import Linear, Schedule
+
+
+class Schedules(Hook):
+    """Sets each scheduled value before each step. Nothing to save: the step determines all.
+
+    Args:
+        schedules: by dotted name: `optimizer.lr`, `method.memory.momentum`, ...
+    """
+
+    def __init__(self, schedules: dict[str, Schedule | Linear]):
+        self.schedules = schedules
+        self.bases: dict[str, list[float]] = {}
+
+    def attach(self, trainer) -> None:
+        """Notes the config's values; a checkpoint, read later, would bring scheduled ones."""
+        for name in self.schedules:
+            owners, attribute = _owners(trainer, name)
+            self.bases[name] = [owner[attribute] for owner in owners]
+
+    def before_step(self, trainer) -> None:
+        epoch, epochs = trainer.epoch, trainer.total_steps / trainer.data.steps_per_epoch
+        for name, schedule in self.schedules.items():
+            owners, attribute = _owners(trainer, name)
+            for owner, base in zip(owners, self.bases[name], strict=True):
+                # Norms and biases stay without decay; a group may keep its rate (SimSiam).
+                exempt = attribute == "weight_decay" and base == 0
+                exempt |= attribute == "lr" and owner.get("constant_lr", False)
+                owner[attribute] = base if exempt else schedule(base, epoch, epochs)
+
+    def current(self, trainer) -> dict[str, float]:
+        """The scheduled values in use, by name."""
+        places = {name: _owners(trainer, name) for name in self.schedules}
+        return {name: owners[0][attribute] for name, (owners, attribute) in places.items()}
+
+
+def _owners(trainer, name: str) -> tuple[list[dict], str]:
+    """The dicts that hold a value: the optimizer's groups, or a module's attributes."""
+    *path, attribute = name.split(".")
+    part = reduce(getattr, path, trainer)
+    return (part.param_groups if path == ["optimizer"] else [vars(part)]), attribute
