@@ -16,8 +16,7 @@ from ssl_zoo.system import distributed
 class RowsAbove(nn.Module):
     """A PixelCNN whose output at a patch sees its row and those above: [N, F, h, w] -> the same.
 
-    The residual blocks of CPC v2's appendix (arXiv:1905.09272): 1x1, 1x3, then 2x1 over a row and
-    the one above it, then 1x1.
+    CPC v2's residual blocks (arXiv:1905.09272): 1x1, 1x3, 2x1 over a row and the one above, 1x1.
     """
 
     def __init__(self, features: int, hidden_features: int, depth: int):

@@ -75,8 +75,7 @@ class IBOT(Method):
             patch_loss = ibot_loss(p_t, v_s, masked, self.student_temperature)
             of_views.append((g_t, v_t.mean(dim=1), g_s, patch_loss))
         g_t, v_t, g_s, patch_losses = zip(*of_views, strict=True)
-        local = encode_views(student, batch.views[2:], student.backbone.bn_groups)
-        g_s = [*g_s, *(g.float() for g in local)]  # V x [N, K]
+        g_s = [*g_s, *(g.float() for g in encode_views(student, batch.views[2:]))]  # V x [N, K]
         p_t = self.center(torch.stack(g_t), self.teacher_temperature)  # [2, N, K]
         class_loss = dino_loss(p_t, g_s, self.student_temperature)
         patch_loss = torch.stack(patch_losses).mean()

@@ -42,8 +42,7 @@ class LeJEPA(Method):
         self.lam, self.global_views, self.slices = lam, global_views, slices
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        groups = self.encoder.backbone.bn_groups
-        z = torch.stack(encode_views(self.encoder, batch.views, groups)).float()  # [V, N, D]
+        z = torch.stack(encode_views(self.encoder, batch.views)).float()  # [V, N, D]
         center = z[: self.global_views].mean(dim=0)  # [N, D]
         prediction = (z - center).square().mean()
         directions = self.directions(z)  # [D, M]
