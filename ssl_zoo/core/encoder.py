@@ -43,8 +43,8 @@ def predictor_for(encoder: Encoder, predictor: Part[HEADS]) -> nn.Module:
 def encode_views(encoder: Encoder, views: list[Tensor]) -> list[Tensor]:
     """Outputs [N, ...] of each view [N, C, H, W], those of one size in one pass (multi-crop).
 
-    A BatchNorm in between sees the views of a pass together, as in SwAV (arXiv:2006.09882). Rows
-    are ordered so that each of `bn_groups` holds the same images in every view, as a process would.
+    A BatchNorm in between sees the views of a pass together, as in SwAV (arXiv:2006.09882). Each of
+    `bn_groups` is given the same images in every view, as a process of its own would be.
     """
     outputs: list[Tensor | None] = [None] * len(views)
     by_size: dict[tuple[int, ...], list[int]] = {}

@@ -73,7 +73,7 @@ class Method(nn.Module):
         return rng.hashed(self.seed, self.steps, purpose, index)
 
     def telemetry(self, labels: Tensor | None) -> dict[str, float]:
-        """Scalars too costly for every step, when the trainer logs, on rank 0 alone."""
+        """Scalars for the log, on rank 0; too costly for every step. Labels are [num_samples]."""
         return {}
 
     def remark(self, batch_size: int) -> str:

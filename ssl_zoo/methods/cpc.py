@@ -100,9 +100,8 @@ class CPC(Method):
         super().__init__()
         features = backbone.num_features
         self.encoder = PatchEncoder(backbone, patch_size, stride)
-        self.contexts = nn.ModuleList(
-            RowsAbove(features, hidden_features, depth) for _ in range(directions)
-        )
+        contexts = (RowsAbove(features, hidden_features, depth) for _ in range(directions))
+        self.contexts = nn.ModuleList(contexts)
         self.w = nn.Conv2d(features, out_features, 1)
         self.w_k = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(features, out_features, 1) for _ in rows_down)
@@ -113,9 +112,8 @@ class CPC(Method):
     @staticmethod
     def validate(*, rows_down: list[int], **_) -> None:
         if not rows_down or len(set(rows_down)) < len(rows_down):
-            raise ConfigError(
-                "rows_down", "no different rows", found=str(rows_down), expected="such as [2, 3]"
-            )
+            found, expected = str(rows_down), "such as [2, 3]"
+            raise ConfigError("rows_down", "no different rows", found=found, expected=expected)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, size, stride = batch.views[0], self.encoder.patch_size, self.encoder.stride
@@ -123,10 +121,10 @@ class CPC(Method):
         h, w = (max(0, (side - size) // stride + 1) for side in images.shape[2:])
         one_way, k = len(self.contexts) == 1, max(self.rows_down)
         if h <= k or w <= (0 if one_way else k):
+            where = "down" if one_way else "in each direction"
             raise ValueError(
-                f"views make {h} x {w} patches, too few to predict {k} rows "
-                f"{'down' if one_way else 'in each direction'}: expected larger views, a smaller "
-                "patch_size, stride or rows_down"
+                f"views make {h} x {w} patches, too few to predict {k} rows {where}: "
+                "expected larger views, a smaller patch_size, stride or rows_down"
             )
         z = self.encoder(images)  # [N, F, h, w]
         y = self.w(z).permute(0, 2, 3, 1)  # [N, h, w, D]

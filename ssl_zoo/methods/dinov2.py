@@ -70,8 +70,7 @@ class DINOv2(Method):
         self.freeze = FrozenStart(self.encoder, frozen_steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.encoder, self.teacher.encoder
-        of_views = []
+        student, teacher, of_views = self.encoder, self.teacher.encoder, []
         for number, x in enumerate(batch.views[:2]):
             key, grid = self.random_key(f"mask {number}", batch.index), student.grid(x)
             patches, masked = masked_patches(key, grid, self.masked_images, self.mask_ratio)

@@ -43,8 +43,7 @@ class LeJEPA(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         z = torch.stack(encode_views(self.encoder, batch.views)).float()  # [V, N, D]
-        center = z[: self.global_views].mean(dim=0)  # [N, D]
-        prediction = (z - center).square().mean()
+        prediction = (z - z[: self.global_views].mean(dim=0)).square().mean()
         directions = self.directions(z)  # [D, M]
         gaussianity = torch.stack([sigreg(z_v, directions) for z_v in z]).mean()
         return {

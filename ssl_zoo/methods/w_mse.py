@@ -57,10 +57,8 @@ class WMSE(Method):
         z = distributed.gather(z).movedim(1, 0)  # [V, n, D], every rank's rows
         n = z.shape[1]
         if n < self.part:
-            raise ValueError(
-                f"W-MSE whitens parts of {self.part} rows; found a (micro-)batch of {n} over all "
-                f"ranks, expected at least {self.part}"
-            )
+            found = f"a (micro-)batch of {n} over all ranks, expected at least {self.part}"
+            raise ValueError(f"W-MSE whitens parts of {self.part} rows; found {found}")
         losses = []
         for iteration in range(self.iterations):
             order = rng.permutation(n, self.seed, self.steps, "part", iteration, device=z.device)
