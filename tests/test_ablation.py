@@ -435,10 +435,12 @@ def test_jobs_that_are_no_number_of_runs_are_an_error(study, jobs):
 
 def test_a_study_that_is_under_way_is_not_started_twice(study):
     study.out.mkdir()
-    with launch.Lock(study.out / "study.lock"):
-        with pytest.raises(FileExistsError, match="process"):
-            study.ablate()
-        assert study.ablate(report_only=True) == 0
+    lock = launch.Lock(study.out / "study.lock")
+    lock.acquire()
+    with pytest.raises(FileExistsError, match="process"):
+        study.ablate()
+    assert study.ablate(report_only=True) == 0
+    lock.release()
     assert study.calls() == [] and study.ablate(only=["MoCo"]) == 0
 
 

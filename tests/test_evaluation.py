@@ -18,7 +18,6 @@ import tiny  # noqa: F401  (registers)
 import torch
 from ranks import on_ranks
 from rich.console import Console
-from ssl_zoo.system.random_state import random_state
 from torch import nn
 
 from ssl_zoo import cli, config, experiment
@@ -34,6 +33,7 @@ from ssl_zoo.evaluation import features
 from ssl_zoo.evaluation.base import Evaluation, Outcome, Rows
 from ssl_zoo.methods.supervised import Supervised
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.system.rng import random_state
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"
@@ -81,21 +81,9 @@ def same(a, b):
 
 # One new file and a block of YAML.
 
-NEW_EVALUATION = '''
-from ssl_zoo.config import EVALUATIONS
-from ssl_zoo.evaluation.base import Evaluation, Outcome, Rows
-
-@EVALUATIONS.register_module()
-class MeanNorm(Evaluation):
-    """The mean norm of the test images' features."""
-
-    metric, higher_is_better, unit = "norm", False, ""
-
-    def judge(self, train, test, device="cpu"):
-        norms = test.features.norm(dim=1)
-        rows = Rows.of(test, test.labels, norms)
-        return Outcome({"norm": norms.mean().item()}, {"test": f"{len(norms)} images"}, rows)
-'''
+# As docs/evaluation.md has it.
+DOC = (ROOT / "docs" / "evaluation.md").read_text()
+NEW_EVALUATION = DOC.partition("```python\n")[2].partition("```")[0]
 NEW_MEMORY = '''
 from ssl_zoo.config import MEMORY
 from ssl_zoo.memory.end_to_end import EndToEnd
@@ -505,9 +493,8 @@ def test_an_online_probe_resumed_in_mid_epoch_is_bitwise(tmp_path):
 
 
 def probe_on_ranks(folder):
-    trainer = trained(
-        folder, PROBE, ("backbone", {"type": "TinyNet"}), "method.memory.shuffle_bn=false"
-    )
+    no_norm = ["backbone={norm: false, bn_groups: 1}", "method.memory.shuffle_bn=false"]
+    trainer = trained(folder, PROBE, *no_norm)
     probe = trainer.hooks["evaluations"].evaluations["probe"]
     return probe.classifier.state_dict(), trainer.results["evaluations"]["probe"]["metrics"]
 

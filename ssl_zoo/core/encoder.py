@@ -13,8 +13,7 @@ from ssl_zoo.ops.batchnorm import split_batchnorm
 class Encoder(nn.Module):
     """A backbone and a head: images [N, C, H, W] -> embeddings [N, D].
 
-    The head's BatchNorms are split into the backbone's `bn_groups`, since on G processes they
-    would be.
+    The head's BatchNorms are split into the backbone's `bn_groups`, as on so many processes.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
@@ -35,25 +34,17 @@ def predictor_for(encoder: Encoder, predictor: Part[HEADS]) -> nn.Module:
     """
     built = predictor(in_features=encoder.out_features)
     if getattr(built, "out_features", encoder.out_features) != encoder.out_features:
-        raise ConfigError(
-            "method.predictor.out_features",
-            "a predictor is as wide as the head",
-            found=str(built.out_features),
-            expected=f"{encoder.out_features}, method.head.out_features",
-        )
+        key, problem = "method.predictor.out_features", "a predictor is as wide as the head"
+        expected = f"{encoder.out_features}, method.head.out_features"
+        raise ConfigError(key, problem, found=str(built.out_features), expected=expected)
     return split_batchnorm(built, encoder.backbone.bn_groups)
 
 
-def encode_views(encoder: nn.Module, views: list[Tensor], groups: int = 1) -> list[Tensor]:
-    """Outputs [N, ...] of each view, those of one size in one pass (multi-crop).
+def encode_views(encoder: Encoder, views: list[Tensor]) -> list[Tensor]:
+    """Outputs [N, ...] of each view [N, C, H, W], those of one size in one pass (multi-crop).
 
-    A BatchNorm in between sees the views of a pass together, as in SwAV (arXiv:2006.09882).
-
-    Args:
-        encoder: images [N, C, H, W] -> [N, ...].
-        views: [N, C, H, W] each; H and W may differ.
-        groups: the encoder's `bn_groups`; rows are then ordered so that a group holds the same
-            images in every view, as a process of its own would.
+    A BatchNorm in between sees the views of a pass together, as in SwAV (arXiv:2006.09882). Each of
+    `bn_groups` is given the same images in every view, as a process of its own would be.
     """
     outputs: list[Tensor | None] = [None] * len(views)
     by_size: dict[tuple[int, ...], list[int]] = {}
@@ -63,11 +54,11 @@ def encode_views(encoder: nn.Module, views: list[Tensor], groups: int = 1) -> li
         if len(numbers) == 1:
             outputs[numbers[0]] = encoder(views[numbers[0]])
             continue
-        parts = [views[number].tensor_split(groups) for number in numbers]
+        parts = [views[number].tensor_split(encoder.backbone.bn_groups) for number in numbers]
         ordered = [part for group in zip(*parts, strict=True) for part in group]
-        found = encoder(torch.cat(ordered)).split([len(part) for part in ordered])
+        rows = encoder(torch.cat(ordered)).split([len(part) for part in ordered])
         for i, number in enumerate(numbers):
-            outputs[number] = torch.cat(found[i :: len(numbers)])
+            outputs[number] = torch.cat(rows[i :: len(numbers)])
     return outputs
 
 
@@ -75,9 +66,9 @@ class MomentumEncoder(nn.Module):
     """A copy of an encoder that follows it slowly, and never by gradient.
 
     Key encoder, target network and teacher are this. It starts equal to the encoder, head
-    included. BatchNorm runs on batch statistics, as in the online encoder; its running statistics
-    are its own. It drops nothing, whatever the online encoder does: neither drop path nor dropout.
-    What needs more than its outputs (tokens, a map) calls `encoder` under `no_grad`.
+    included. BatchNorm runs on batch statistics; its running statistics are its own. Neither drop
+    path nor dropout drops anything. What needs more than its outputs (tokens, a map) calls
+    `encoder` under `no_grad`.
     """
 
     def __init__(self, encoder: nn.Module):
@@ -98,5 +89,5 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def follow(self, online: nn.Module, momentum: float) -> None:
         """theta_k <- m theta_k + (1 - m) theta_q (arXiv:1911.05722, equation 2)."""
-        keys, queries = list(self.encoder.parameters()), list(online.parameters())
-        torch._foreach_lerp_(keys, queries, 1.0 - momentum)
+        weights = list(self.encoder.parameters())
+        torch._foreach_lerp_(weights, list(online.parameters()), 1.0 - momentum)

@@ -18,6 +18,9 @@ class Method(nn.Module):
     """A pretext task: the trainer's whole knowledge of a method.
 
     `forward` computes, `after_step` mutates. `encoder.backbone` is what is kept and evaluated.
+    A constructor takes `backbone` (images -> features), what it names of `num_samples` (size of the
+    training set), `labels` ([num_samples] int64, -1 where unknown) and `num_classes`, and after a
+    `*` the keys of its YAML block.
 
     Attributes:
         family: where it stands in docs/methods.md.
@@ -25,8 +28,7 @@ class Method(nn.Module):
             pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
             backbone of the method's own has in its `provides`.
         needs_boxes: whether it asks where views lie in their images.
-        views_needed: views of each image that a config must make; a static method of the YAML
-            arguments where it depends on them.
+        views_needed: views of an image; a static method, if it depends on the YAML arguments.
         steps: optimizer steps seen, int64; with `seed` it determines every `random_key`, so
             ranks agree without talking and a resume draws the same.
     """
@@ -60,9 +62,7 @@ class Method(nn.Module):
     def before_epoch(self, images: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Called before an epoch's first step; for methods that look at the whole training set.
 
-        Args:
-            images: this rank's share of the training images without augmentation, read only if
-                asked for: (images [n, C, H, W], data-set positions [n]) in order.
+        `images` reads this rank's share without augmentation: (images [n, C, H, W], positions [n]).
         """
 
     def random_key(self, purpose: str, index: Tensor) -> Tensor:
@@ -73,11 +73,7 @@ class Method(nn.Module):
         return rng.hashed(self.seed, self.steps, purpose, index)
 
     def telemetry(self, labels: Tensor | None) -> dict[str, float]:
-        """Scalars too costly for every step; called when the trainer logs, on rank 0 alone.
-
-        Args:
-            labels: [num_samples] int64, labels of the training set if it has any.
-        """
+        """Scalars for the log, on rank 0; too costly for every step. Labels are [num_samples]."""
         return {}
 
     def remark(self, batch_size: int) -> str:
@@ -112,8 +108,8 @@ def merge_outputs(outputs: list[tuple[float, dict[str, Tensor]]]) -> dict[str, T
     Scalars are averaged by share, rows concatenated in order.
     """
     if len(outputs) == 1:
-        found = outputs[0][1].items()
-        return {name: value.detach() if value.requires_grad else value for name, value in found}
+        of_all = outputs[0][1].items()
+        return {name: value.detach() if value.requires_grad else value for name, value in of_all}
     merged = {}
     for name, first in outputs[0][1].items():
         values = [(share, out[name].detach()) for share, out in outputs]

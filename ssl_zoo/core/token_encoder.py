@@ -23,11 +23,9 @@ class TokenEncoder(Encoder):
     def __init__(self, backbone: nn.Module, head: Part[HEADS], patch_head: Part[HEADS] | None):
         width = backbone.num_features
         super().__init__(backbone, head(in_features=width))
-        self.patch_head = (
-            split_batchnorm(patch_head(in_features=width), backbone.bn_groups)
-            if patch_head is not None
-            else self.head
-        )
+        self.patch_head = self.head
+        if patch_head is not None:
+            self.patch_head = split_batchnorm(patch_head(in_features=width), backbone.bn_groups)
         self.mask_token = nn.Parameter(torch.zeros(width))
 
     def grid(self, images: Tensor) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,9 @@ class Evaluation:
             learn beside it step by step.
         precision: of the backbone's pass.
         limits: images of the training and of the test split, evenly spaced; None: all.
+        baselines: what has to be beaten, makers of networks by name; None: the run's own network,
+            untrained.
+        offered_baselines: whether what the data set offers is to be beaten as well.
     """
 
     metric = "top1"
@@ -102,20 +105,14 @@ class Evaluation:
     wants: Literal["features", "backbone", "run"] = "features"
     precision: Precision = "fp32"
     limits: tuple[int | None, int | None] = (None, None)
+    baselines: ClassVar[dict[str, Callable[[], nn.Module] | None]] = {}
+    offered_baselines = False
 
     def check(self, splits: Splits) -> None:
-        """Refuses what `evaluate` would refuse, before anything is paid for.
-
-        Raises:
-            ValueError: the data do not go with this evaluation.
-        """
+        """Raises ValueError for data that `evaluate` would refuse, before anything is paid for."""
 
     def judge(self, train: Labeled, test: Labeled, device: torch.device | str = "cpu") -> Outcome:
-        """On rank 0 alone, with the threads of all, so that the world's size changes nothing.
-
-        Raises:
-            ValueError: the labels, or features that are not finite.
-        """
+        """On rank 0 alone, with the threads of all, so that the world's size changes nothing."""
         raise NotImplementedError
 
     def evaluate(self, context: Context) -> Outcome:
@@ -128,14 +125,6 @@ class Evaluation:
                 return self.judge(train, test, context.device)
 
         return distributed.attempt(on_main)
-
-    def baselines(self, offered: Mapping[str, Callable[[], nn.Module]]) -> dict[str, Any]:
-        """What has to be beaten: networks by name; None is the run's own, untrained.
-
-        Args:
-            offered: what the data set has to offer, see `ImageSet.baselines`.
-        """
-        return {}
 
     # For `wants = "run"`: what learns beside a method and leaves no trace on it.
 
@@ -160,12 +149,9 @@ class Context:
     Attributes:
         backbone: images [n, C, H, W] -> features [n, F], on the device; not to be changed.
         network: which network of the method it is, or which baseline.
-        splits: the data.
-        device: of the images and the backbone.
-        folder: of its own, for what it writes; below the run's.
+        folder: of its own, below the run's.
         precision: in which an evaluation that trains should do it.
         stop: shared with the run.
-        say: a line for the person and the log.
         cache: features of this very network, shared by the evaluations of one moment.
     """
 
@@ -176,7 +162,6 @@ class Context:
     folder: RunFolder
     precision: str = "fp32"
     stop: StopSignal = field(default_factory=StopSignal)
-    say: Callable[[str], None] = print
     cache: dict = field(default_factory=dict)
 
     def features(
@@ -195,13 +180,12 @@ class Context:
     ) -> None:
         """Trains a method of the evaluation's own, or goes on where that was interrupted.
 
-        The same `Trainer` as the run's, in this context's folder; the backbone's module modes come
-        back as they were.
+        By the same `Trainer` as the run's, in this context's folder. Module modes of the backbone
+        come back as they were.
 
         Args:
-            method, data, optimizer: see `Trainer`.
             schedules: by dotted name.
-            settings: `accumulate`, `clip_grad`, `log_every`.
+            settings: further ones of `TrainSettings`.
 
         Raises:
             Interrupted: asked to stop; the same call goes on.
@@ -226,10 +210,7 @@ class Context:
 
 
 def identity(part: Part, splits: Splits, network: str) -> dict[str, Any]:
-    """All that makes two numbers of an evaluation comparable, as plain values.
-
-    Its arguments, the images and which network; not when it is due, versions or the device.
-    """
+    """Arguments, images and which network: what two numbers need in common to be compared."""
     alone = part.replaced(part.target).spelled_out(machine=False)
     return {**alone, "data": splits.identity(), "network": network}
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import faiss
 import torch
@@ -21,10 +20,9 @@ Index = Literal["flat", "ivf", "hnsw"]
 
 
 class Pixels(nn.Module):
-    """The images themselves as features, the baseline that a representation has to beat.
+    """The images themselves as features, averaged down to `side` where they are larger.
 
-    Images larger than `side` are averaged down to it: at 224 x 224 a bank of ImageNet's training
-    set would take 770 GB.
+    At 224 x 224 a bank of ImageNet's training set would take 770 GB.
     """
 
     def __init__(self, side: int = 32):
@@ -48,9 +46,8 @@ def build_index(bank: Tensor, kind: Index, k: int) -> tuple[faiss.Index, str]:
         index, described = faiss.IndexFlatIP(width), "flat"
     elif kind == "ivf":
         lists = max(1, min(int(4 * n**0.5), n // 39))  # k-means wants 39 points a list or more
-        index = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT
-        )
+        coarse = faiss.IndexFlatIP(width)
+        index = faiss.IndexIVFFlat(coarse, width, lists, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = min(lists, max(8, lists // 16))
         described = f"ivf (lists {lists}, probes {index.nprobe})"
     else:
@@ -86,6 +83,9 @@ class KNN(Evaluation):
         precision: of the backbone's pass. An untrained network's features are nearly all alike, and
             bf16 rounds away what they differ in.
     """
+
+    baselines: ClassVar = {"raw pixels": Pixels, UNTRAINED: None}
+    offered_baselines = True
 
     def __init__(
         self,
@@ -152,7 +152,3 @@ class KNN(Evaluation):
         }
         rows = Rows.of(test, ranked[:, 0], torch.cat(shares))
         return Outcome(top1_and_top5(hits), protocol, rows)
-
-    def baselines(self, offered: Mapping[str, Callable[[], nn.Module]]) -> dict[str, Any]:
-        others = {name: network() for name, network in offered.items()}
-        return {"raw pixels": Pixels(), UNTRAINED: None, **others}

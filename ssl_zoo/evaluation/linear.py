@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_zoo.config import (
     EVALUATIONS,
@@ -29,6 +29,7 @@ Share = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 LRS = [round(10 ** (i / 6 - 3), 6) for i in range(31)]
 VIEWS = "clean, cached; not the augmented protocol of arXiv:1911.05722, section 4.1"
 LOGITS_AT_ONCE = 2**24
+LOWER = "lower learning rates needed"
 
 
 class Probes:
@@ -144,6 +145,8 @@ class Linear(Evaluation):
         precision: of the backbone's pass.
     """
 
+    baselines: ClassVar = {UNTRAINED: None}
+
     def __init__(
         self,
         *,
@@ -201,17 +204,12 @@ class Linear(Evaluation):
         held, kept = order[:selecting], order[selecting:]
         scores = trained(self.pairs, x[kept], y[kept]).accuracy(x[held], y[held])[:, 0]  # [P]
         if scores.isnan().all():
-            raise ValueError(
-                f"linear: all {len(self.pairs)} probes diverged; lower learning rates needed"
-            )
+            raise ValueError(f"linear: all {len(self.pairs)} probes diverged; {LOWER}")
         lr, weight_decay = chosen = self.pairs[int(scores.nan_to_num(-1.0).argmax())]
         final = trained([chosen], x, y)
         top1, top5 = final.accuracy(inputs, target)[0].tolist()
         if math.isnan(top1):
-            raise ValueError(
-                f"linear: lr {lr:g} was best on the held-out images and diverged on the whole "
-                "train split; lower learning rates needed"
-            )
+            raise ValueError(f"linear: lr {lr:g}, the best, diverged on the whole split; {LOWER}")
         probes = [
             {"lr": lr, "weight_decay": wd, "held_out_top1": None if math.isnan(s) else s}
             for (lr, wd), s in zip(self.pairs, scores.tolist(), strict=True)
@@ -232,9 +230,6 @@ class Linear(Evaluation):
             "precision": self.precision,
         }
         return Outcome({"top1": top1, "top5": top5}, protocol, rows, details, _remarks(details))
-
-    def baselines(self, offered: Mapping[str, Callable[[], nn.Module]]) -> dict[str, Any]:
-        return {UNTRAINED: None}
 
 
 def _remarks(details: dict[str, Any]) -> tuple[str, ...]:

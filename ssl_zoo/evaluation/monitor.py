@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ssl_zoo.data import Data, Splits
 from ssl_zoo.data.image import Views
 from ssl_zoo.engine.hooks import Checkpoints, Hook
 from ssl_zoo.engine.stop import Interrupted
-from ssl_zoo.evaluation.base import Context, Evaluation, measure
+from ssl_zoo.evaluation.base import Context, Evaluation, Outcome, measure
 from ssl_zoo.ops.modes import frozen
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state
@@ -50,33 +50,28 @@ class Monitored:
         every_epochs: PositiveFloat | None = 1.0,
         data: Part[EvaluationData] | None = None,
     ):
-        self.every_epochs = every_epochs
-        self.blocks = data().blocks if data is not None else {}
-
-
-def monitored(part: Part) -> Monitored:
-    """The monitor's keys of a block."""
-    return part.beside() if part.beside is not None else Monitored()
+        self.every_epochs, self.blocks = every_epochs, data().blocks if data else {}
 
 
 def splits_of(parts: Mapping[str, Part], run: Splits) -> dict[str, Splits]:
     """The data of each evaluation; those over the same images share one object."""
-    shared: dict[str, Splits] = {_key(run): run}
-    of: dict[str, Splits] = {}
+
+    def key(blocks: Mapping[str, Part]) -> str:
+        return str({name: block.spelled_out() for name, block in blocks.items()})
+
+    shared, of = {key(run.blocks): run}, {}
     for name, part in parts.items():
-        blocks = monitored(part).blocks
-        splits = Splits(run.seed, workers=run.workers, **run.blocks | blocks) if blocks else run
-        of[name] = shared.setdefault(_key(splits), splits)
+        blocks = run.blocks | part.beside().blocks
+        if key(blocks) not in shared:
+            shared[key(blocks)] = Splits(run.seed, workers=run.workers, **blocks)
+        of[name] = shared[key(blocks)]
     return of
 
 
-def _key(splits: Splits) -> str:
-    return str({name: block.spelled_out() for name, block in splits.blocks.items()})
-
-
-def baselines_for(evaluation: Evaluation, splits: Splits) -> dict[str, nn.Module | None]:
-    """What an evaluation has to beat on these data; None is the run's own network, untrained."""
-    return evaluation.baselines(getattr(splits.blocks["dataset"].target, "baselines", {}))
+def baselines_for(evaluation: Evaluation, splits: Splits) -> dict[str, Callable | None]:
+    """What an evaluation has to beat on these data, see `Evaluation.baselines`."""
+    offered = getattr(splits.blocks["dataset"].target, "baselines", {})
+    return evaluation.baselines | (offered if evaluation.offered_baselines else {})
 
 
 def best_of(parts: Mapping[str, Part], best: str | None) -> tuple[str, str]:
@@ -123,7 +118,7 @@ class Monitor(Hook):
     ):
         self.parts, self.checkpoints, self.with_baselines = parts, checkpoints, baselines
         self.evaluations: dict[str, Evaluation] = {name: part() for name, part in parts.items()}
-        self.every = {name: monitored(part).every_epochs for name, part in parts.items()}
+        self.every = {name: part.beside().every_epochs for name, part in parts.items()}
         self.splits = splits_of(parts, data.splits)
         self.best_name, self.best_metric = best_of(parts, best)
         self.best_value: float | None = None
@@ -144,19 +139,19 @@ class Monitor(Hook):
                 raise ConfigError(f"evaluations.{name}", str(error)) from error
         # Files are rank 0's to read: another rank may not see them, on several machines.
         lines = distributed.attempt(trainer.folder.metrics)
-        lines = [line for line in lines if line["kind"] in ("evaluation", "baseline")]
         if trainer.step == 0 and self.with_baselines:
-            self._measure_baselines(trainer, {(x["name"], x.get("baseline")) for x in lines})
-        lines = [line for line in lines if line["kind"] == "evaluation"]
-        for line in lines:
+            done = {(x["name"], x["baseline"]) for x in lines if x["kind"] == "baseline"}
+            self._measure_baselines(trainer, done)
+        made: dict[str, None] = {}  # in an order that all ranks have
+        for line in (line for line in lines if line["kind"] == "evaluation"):
             if line["name"] == self.best_name:
                 self._is_best(line[self.best_metric])
-        made = {line["name"] for line in lines if line["step"] == trainer.step}
-        for name in made & self.evaluations.keys():
-            self._show(
-                trainer, name, distributed.attempt(lambda n=name: trainer.folder.evaluation(n))
-            )
-        self._evaluate(trainer, [n for n in self._due(trainer) if n not in made])
+            if line["step"] == trainer.step:
+                made[line["name"]] = None
+        for name in made:
+            known = distributed.attempt(lambda n=name: trainer.folder.evaluation(n))
+            self._show(trainer, name, known)
+        self._evaluate(trainer, [name for name in self._due(trainer) if name not in made])
 
     def after_step(self, trainer, batch, out) -> None:
         learners = [e for e in self.evaluations.values() if e.wants == "run"]
@@ -168,8 +163,7 @@ class Monitor(Hook):
         self._evaluate(trainer, self._due(trainer))
 
     def after_train(self, trainer) -> None:
-        in_order = {name: self.latest[name] for name in self.evaluations}
-        trainer.results["evaluations"] = in_order
+        trainer.results["evaluations"] = {name: self.latest[name] for name in self.evaluations}
         if self.best_name:
             metric = f"{self.best_name}.{self.best_metric}"
             trainer.results["best"] = {"metric": metric, "value": self.best_value}
@@ -198,9 +192,10 @@ class Monitor(Hook):
                 saved = trainer.folder.checkpoint(trainer.step)
                 raise Interrupted(f"stopped before {name} at step {trainer.step}; saved {saved}")
             backbone = trainer.method.encoder.backbone
-            measured, rows = self._measure(trainer, name, backbone, NETWORK, cache)
+            measured, outcome = self._measure(trainer, name, backbone, NETWORK, cache)
             measured = {"step": trainer.step, "epoch": trainer.epoch, **measured}
             if distributed.is_main():
+                rows = outcome.rows.csv() if outcome.rows is not None else ""
                 trainer.folder.write_evaluation(name, measured, rows)
             metrics = measured["metrics"]
             if name == self.best_name and self._is_best(metrics[self.best_metric]):
@@ -212,19 +207,17 @@ class Monitor(Hook):
     def _measure_baselines(self, trainer, done: set) -> None:
         caches: dict[str, dict] = {}
         for name, evaluation in self.evaluations.items():
-            for baseline, network in baselines_for(evaluation, self.splits[name]).items():
-                if (name, baseline) in done:
-                    continue
-                backbone = trainer.method.encoder.backbone if network is None else network
-                cache = caches.setdefault(baseline, {})
-                measured, _ = self._measure(trainer, name, backbone, baseline, cache)
-                values = measured["metrics"] | {"hash": measured["hash"]}
-                trainer.record("baseline", name=name, baseline=baseline, **values)
+            for baseline, make in baselines_for(evaluation, self.splits[name]).items():
+                if (name, baseline) not in done:
+                    backbone = make() if make else trainer.method.encoder.backbone
+                    cache = caches.setdefault(baseline, {})
+                    result, _ = self._measure(trainer, name, backbone, baseline, cache)
+                    values = {**result["metrics"], "hash": result["hash"]}
+                    trainer.record("baseline", name=name, baseline=baseline, **values)
 
     def _measure(
         self, trainer, name: str, backbone: nn.Module, network: str, cache: dict
-    ) -> tuple[dict[str, Any], str]:
-        """The result and the rows as CSV."""
+    ) -> tuple[dict[str, Any], Outcome]:
         of_network = f"step_{trainer.step:08d}" if network == NETWORK else network
         context = Context(
             backbone.to(trainer.device),
@@ -234,7 +227,6 @@ class Monitor(Hook):
             trainer.folder.inside("evaluations", name, of_network),
             trainer.precision,
             trainer.stop,
-            trainer.say,
             cache,
         )
         with trainer.paused():
@@ -247,7 +239,7 @@ class Monitor(Hook):
                 expected=f"one of {', '.join(outcome.metrics)}",
                 nearest=closest(self.best_metric, outcome.metrics),
             )
-        return measured, outcome.rows.csv() if outcome.rows is not None else ""
+        return measured, outcome
 
     def _is_best(self, value: float) -> bool:
         """Whether this is the best so far, which it then is."""

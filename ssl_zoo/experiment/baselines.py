@@ -30,8 +30,8 @@ def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
         shared = {n: block.spelled_out(machine=False) for n, block in splits.blocks.items()}
         shared["evaluation"] = part.replaced(part.target).spelled_out(machine=False)
         found[name] = {
-            baseline: shared | (network if module is None else {"network": baseline})
-            for baseline, module in baselines_for(part(), splits).items()
+            baseline: shared | ({"network": baseline} if make else network)
+            for baseline, make in baselines_for(part(), splits).items()
         }
     return found
 
@@ -39,20 +39,17 @@ def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
 def measure_baselines(
     config: dict[str, Any], name: str, wanted: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """Results of some baselines of one evaluation, by the baseline's name.
-
-    Raises:
-        ValueError: the data do not go with the evaluation.
-    """
+    """Results of some baselines of one evaluation, by name; ValueError if the data do not fit."""
     sections = parse(Config(config)).arguments()
     device = distributed.start()
     part, splits = _block(sections, name)
     results = {}
-    for baseline, module in baselines_for(part(), splits).items():
+    for baseline, make in baselines_for(part(), splits).items():
         if baseline in wanted:
-            network = module or seeded(sections["seed"], sections["backbone"], device)
-            subject = Subject(sections, network.to(device), baseline)
-            ((_, results[baseline], _),) = subject.evaluate({name: part}, device)
+            network = make() if make else seeded(sections["seed"], sections["backbone"], device)
+            with tempfile.TemporaryDirectory() as folder:
+                subject = Subject(sections, network.to(device), baseline, RunFolder(folder))
+                ((_, results[baseline], _),) = subject.evaluate({name: part}, device)
             network.cpu()  # the arms, in processes of their own, need the GPU's memory
     return results
 

@@ -18,15 +18,7 @@ from ssl_zoo.data import Splits
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.engine.precision import choose
-from ssl_zoo.evaluation.base import (
-    UNTRAINED,
-    Context,
-    Evaluation,
-    Outcome,
-    hashed,
-    identity,
-    measure,
-)
+from ssl_zoo.evaluation.base import UNTRAINED, Context, Outcome, hashed, identity, measure
 from ssl_zoo.evaluation.monitor import NETWORK, Monitored, splits_of
 from ssl_zoo.experiment.sections import parse, seeded
 from ssl_zoo.runs import RunFolder
@@ -39,20 +31,19 @@ class Subject:
     """A backbone with the config that it was trained by.
 
     Attributes:
-        backbone: on the device, see `Context`; so is `network`.
-        step: after which it was saved.
-        path: of the checkpoint or the config.
-        state: of what learned beside the method, by the evaluation's name.
+        backbone, network: see `Context`.
         folder: the run's; else one that is only made when something is written.
+        path: of the checkpoint, which was saved after `step`, or of the config.
+        state: of what learned beside the method, by the evaluation's name.
     """
 
     sections: dict[str, Any]
     backbone: nn.Module
-    network: str = UNTRAINED
-    step: int = 0
+    network: str
+    folder: RunFolder
     path: Path = Path()
+    step: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
-    folder: RunFolder = RunFolder(Path(tempfile.gettempdir(), f"ssl_zoo-{os.getpid()}"))  # noqa: RUF009
 
     def parts(self, name: str, overrides: list[str]) -> dict[str, Part]:
         """The block of an evaluation by its name in the config, or else by its type.
@@ -96,7 +87,7 @@ class Subject:
             ValueError: the data or the backbone do not go with an evaluation.
         """
         splits = splits_of(parts, run_splits(self.sections))
-        evaluations: dict[str, Evaluation] = {name: part() for name, part in parts.items()}
+        evaluations = {name: part() for name, part in parts.items()}
         for name, evaluation in evaluations.items():
             evaluation.check(splits[name])
             if name in self.state:
@@ -107,8 +98,8 @@ class Subject:
         for name, evaluation in evaluations.items():
             of = identity(parts[name], splits[name], self.network)
             folder = self.folder.inside("evaluations", name, f"step_{self.step:08d}", hashed(of))
-            images = (splits[name], device, folder, precision)
-            context = Context(self.backbone, self.network, *images, cache=cache)
+            given = (self.backbone, self.network, splits[name], device, folder, precision)
+            context = Context(*given, cache=cache)
             yield name, *measure(parts[name], evaluation, context)
 
 
@@ -126,10 +117,11 @@ def load_subject(path: Path, device: torch.device) -> Subject:
         FileNotFoundError: nothing there to load.
         ValueError: a broken checkpoint, or one of another version.
     """
+    folder = RunFolder(Path(tempfile.gettempdir(), f"ssl_zoo-{os.getpid()}"))
     if path.suffix in (".yaml", ".yml"):
         sections = parse(configs.load(path)).arguments()
         backbone = seeded(sections["seed"], sections["backbone"], device)
-        return Subject(sections, backbone.to(device), path=path)
+        return Subject(sections, backbone.to(device), UNTRAINED, folder, path)
     if path.is_dir():
         saved = RunFolder(path).checkpoints()
         if not saved:
@@ -147,9 +139,8 @@ def load_subject(path: Path, device: torch.device) -> Subject:
         load_weights(backbone, {n.removeprefix(PREFIX): x for n, x in weights.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    learned = state["trainer"]["hooks"].get("evaluations", {})
-    subject = Subject(sections, backbone.to(device), NETWORK, state["trainer"]["step"], path)
-    subject.state = {name: kept for name, kept in learned.items() if kept}
     if path.parent.name == "checkpoints":
-        subject.folder = RunFolder(path.parent.parent)
-    return subject
+        folder = RunFolder(path.parent.parent)
+    step, learned = state["trainer"]["step"], state["trainer"]["hooks"].get("evaluations", {})
+    learned = {name: kept for name, kept in learned.items() if kept}
+    return Subject(sections, backbone.to(device), NETWORK, folder, path, step, learned)

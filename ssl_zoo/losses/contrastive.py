@@ -17,8 +17,8 @@ class DCL(nn.Module):
     """L = -w q.k+/t + log sum_i exp(q.k_i/t): no positive below the line (arXiv:2110.06848, eq. 6).
 
     Decoupled from its positive, a query's gradient does not fade where the positive is near, so
-    small batches do. DCLW's weight, from negative von Mises-Fisher densities, has the mean 1 and
-    is larger for positives that are far: w = 2 - exp(q.k+/s) / mean of exp(q.k+/s) over the batch.
+    small batches do. DCLW's weight is larger for positives that are far, and 1 in the mean:
+    w = 2 - exp(q.k+/s) / mean of exp(q.k+/s) over the batch.
 
     Args:
         temperature: t.
@@ -66,9 +66,9 @@ class NCE(nn.Module):
     def forward(self, lookup: Lookup) -> Scored:
         pos = lookup.positives[:, 0] / self.temperature  # [R]
         if self.training and not self.known:
-            self.known = not self.log_z.isnan().item()  # a checkpoint may have brought it
-            if not self.known:
+            if self.log_z.isnan():  # and no checkpoint has brought it
                 self._estimate(pos, lookup)
+            self.known = True
         log_noise = math.log(lookup.num_negatives / self.num_samples)  # log(m Pn)
         # h = P / (P + m Pn) = sigmoid(log P - log(m Pn)), and -log sigmoid(x) = softplus(-x).
         even = self.log_z + log_noise  # where h = 1/2
@@ -84,7 +84,6 @@ class NCE(nn.Module):
         ranks = distributed.gather((log_sum - math.log(pairs))[None])  # [world]
         log_mean = torch.logsumexp(ranks, 0) - math.log(len(ranks))
         self.log_z.copy_(math.log(self.num_samples) + log_mean)
-        self.known = True
 
 
 @LOSSES.register_module()
@@ -109,8 +108,7 @@ class Margin(nn.Module):
 def in_batch(q: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """-log exp(q_i.k_i/t) / sum_j exp(q_i.k_j/t), the mean over i; keys from all ranks.
 
-    The look-up of MoCo v3 (arXiv:2104.02057) and NNCLR (arXiv:2104.14548), where the dictionary
-    is the batch and its keys come from elsewhere.
+    MoCo v3's (arXiv:2104.02057) and NNCLR's (arXiv:2104.14548), whose dictionary is the batch.
 
     Args:
         q, k: [N, D] of this rank, unit length.

@@ -61,13 +61,8 @@ def dino_loss(p_t: Tensor, g_s: list[Tensor], temperature: float) -> Tensor:
         g_s: student's scores [N, K] of all views, those that the teacher saw first.
         temperature: t_s.
     """
-    losses = [
-        F.cross_entropy(g / temperature, p)
-        for t, p in enumerate(p_t)
-        for s, g in enumerate(g_s)
-        if s != t
-    ]
-    return torch.stack(losses).mean()
+    pairs = [(p, g) for t, p in enumerate(p_t) for s, g in enumerate(g_s) if s != t]
+    return torch.stack([F.cross_entropy(g / temperature, p) for p, g in pairs]).mean()
 
 
 def ibot_loss(p_t: Tensor, g_s: Tensor, masked: Tensor, temperature: float) -> Tensor:
@@ -88,8 +83,7 @@ def ibot_loss(p_t: Tensor, g_s: Tensor, masked: Tensor, temperature: float) -> T
 def koleo_loss(x: Tensor) -> Tensor:
     """L = -mean_i log min_{j != i} |x_i - x_j|, x on the unit sphere (arXiv:1806.03198, eq. 2).
 
-    An estimate of the features' entropy, with the neighbors of all ranks' rows; the authors look
-    at a rank's own.
+    An estimate of the features' entropy; neighbors are of all ranks, the authors' of one.
 
     Args:
         x: [N, F] float32, of any length.

@@ -51,10 +51,7 @@ class BarlowTwins(Method):
 
 
 def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """C_ij = <z^A_i, z^B_j> / n, [n, D] twice -> [D, D]; columns brought to mean 0 and variance 1.
-
-    The variance has an epsilon, as that of the BatchNorm which the authors' code uses.
-    """
+    """C_ij = <z^A_i, z^B_j> / n, [n, D] twice -> [D, D]; columns normalized as by BatchNorm."""
     with torch.autocast(z_a.device.type, enabled=False):
         z_a, z_b = (
             (z - z.mean(dim=0)) * (z.var(dim=0, correction=0) + 1e-5).rsqrt() for z in (z_a, z_b)

@@ -73,8 +73,7 @@ class Colorization(Method):
         mode = "donot_use_mm_for_euclid_dist"
         distance = torch.cdist(ab.movedim(1, 3).flatten(1, 2), self.bins, compute_mode=mode)
         distance, closest = distance.topk(self.neighbors, largest=False)  # [N, h * w, k]
-        z = self.smoothed(distance)
-        return tuple(x.mT.unflatten(2, ab.shape[2:]) for x in (closest, z))
+        return tuple(x.mT.unflatten(2, ab.shape[2:]) for x in (closest, self.smoothed(distance)))
 
     def smoothed(self, distance: Tensor) -> Tensor:
         """Gaussians of distances, the sum over the last dimension 1."""
@@ -95,10 +94,9 @@ class Colorization(Method):
         count = torch.zeros_like(self.weight, dtype=torch.float64)  # [Q]
         for x, _ in images:
             if x.shape[1] != 3 or x.min() < -0.1 or x.max() > 1.1:
-                raise ValueError(
-                    f"Colorization takes RGB images in [0, 1], so without Normalize; found "
-                    f"{x.shape[1]} channels from {x.min():.2f} to {x.max():.2f}"
-                )
+                found = f"{x.shape[1]} channels from {x.min():.2f} to {x.max():.2f}"
+                needed = "RGB images in [0, 1], so without Normalize"
+                raise ValueError(f"Colorization takes {needed}; found {found}")
             closest, z = self.encode(rgb_to_lab(x[:, :, ::4, ::4])[:, 1:])
             count.index_add_(0, closest.flatten(), z.flatten().double())
         count = distributed.mean(count)

@@ -53,12 +53,9 @@ class Contrastive(Method):
     def validate(*, memory: Part[MEMORY], symmetric: bool, **_) -> None:
         if symmetric and memory.target.num_views == 1:
             recalls = f"{memory.target.__name__} recalls its keys"
-            raise ConfigError(
-                "symmetric",
-                f"{recalls}: no second view has one to be compared with",
-                found="true",
-                expected="false, or a memory that encodes a second view: MoCoQueue, EndToEnd",
-            )
+            problem = f"{recalls}: no second view has one to be compared with"
+            expected = "false, or a memory that encodes a second view: MoCoQueue, EndToEnd"
+            raise ConfigError("symmetric", problem, found="true", expected=expected)
 
     @staticmethod
     def views_needed(memory: Part[MEMORY], **_) -> int:

@@ -16,8 +16,7 @@ from ssl_zoo.system import distributed
 class RowsAbove(nn.Module):
     """A PixelCNN whose output at a patch sees its row and those above: [N, F, h, w] -> the same.
 
-    The residual blocks of CPC v2's appendix (arXiv:1905.09272): 1x1, 1x3, then 2x1 over a row and
-    the one above it, then 1x1.
+    CPC v2's residual blocks (arXiv:1905.09272): 1x1, 1x3, 2x1 over a row and the one above, 1x1.
     """
 
     def __init__(self, features: int, hidden_features: int, depth: int):
@@ -101,9 +100,8 @@ class CPC(Method):
         super().__init__()
         features = backbone.num_features
         self.encoder = PatchEncoder(backbone, patch_size, stride)
-        self.contexts = nn.ModuleList(
-            RowsAbove(features, hidden_features, depth) for _ in range(directions)
-        )
+        contexts = (RowsAbove(features, hidden_features, depth) for _ in range(directions))
+        self.contexts = nn.ModuleList(contexts)
         self.w = nn.Conv2d(features, out_features, 1)
         self.w_k = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(features, out_features, 1) for _ in rows_down)
@@ -114,9 +112,8 @@ class CPC(Method):
     @staticmethod
     def validate(*, rows_down: list[int], **_) -> None:
         if not rows_down or len(set(rows_down)) < len(rows_down):
-            raise ConfigError(
-                "rows_down", "no different rows", found=str(rows_down), expected="such as [2, 3]"
-            )
+            found, expected = str(rows_down), "such as [2, 3]"
+            raise ConfigError("rows_down", "no different rows", found=found, expected=expected)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, size, stride = batch.views[0], self.encoder.patch_size, self.encoder.stride
@@ -124,10 +121,10 @@ class CPC(Method):
         h, w = (max(0, (side - size) // stride + 1) for side in images.shape[2:])
         one_way, k = len(self.contexts) == 1, max(self.rows_down)
         if h <= k or w <= (0 if one_way else k):
+            where = "down" if one_way else "in each direction"
             raise ValueError(
-                f"views make {h} x {w} patches, too few to predict {k} rows "
-                f"{'down' if one_way else 'in each direction'}: expected larger views, a smaller "
-                "patch_size, stride or rows_down"
+                f"views make {h} x {w} patches, too few to predict {k} rows {where}: "
+                "expected larger views, a smaller patch_size, stride or rows_down"
             )
         z = self.encoder(images)  # [N, F, h, w]
         y = self.w(z).permute(0, 2, 3, 1)  # [N, h, w, D]

@@ -16,8 +16,8 @@ class Data2Vec(Method):
     """Regress what a slow teacher sees in the whole image (data2vec, arXiv:2202.03555).
 
     loss = mean over masked patches of smooth_l1(y, 1/K sum over the last K blocks of LN(a_k)),
-    a_k the teacher's output of block k. The authors' code for images normalizes the mean once more,
-    and has relative positions; here the whole ViT is averaged, positions included.
+    a_k the teacher's output of block k. The authors' code for images normalizes the mean once more
+    and has relative positions.
 
     Args:
         top_blocks: K.
@@ -40,11 +40,10 @@ class Data2Vec(Method):
     ):
         super().__init__()
         backbone.require_token_norm()
-        depth, key = len(backbone.model.blocks), "method.top_blocks"
+        depth, problem = len(backbone.model.blocks), "more than the ViT has"
         if top_blocks > depth:
-            raise ConfigError(
-                key, "more than the ViT has", found=str(top_blocks), expected=f"at most {depth}"
-            )
+            found, most = str(top_blocks), f"at most {depth}"
+            raise ConfigError("method.top_blocks", problem, found=found, expected=most)
         width = backbone.num_features
         self.encoder = Encoder(backbone, Linear(width, out_features=width))
         self.teacher = MomentumEncoder(backbone)

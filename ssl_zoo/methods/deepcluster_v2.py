@@ -43,9 +43,8 @@ class DeepClusterV2(Method):
     ):
         super().__init__()
         if max(clusters) > num_samples:
-            raise ConfigError(
-                "clusters", "too large", found=str(max(clusters)), expected=f"at most {num_samples}"
-            )
+            found, most = str(max(clusters)), f"at most {num_samples}"
+            raise ConfigError("clusters", "too large", found=found, expected=most)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.temperature, self.kmeans_iterations = temperature, kmeans_iterations
         width = self.encoder.out_features
@@ -67,7 +66,7 @@ class DeepClusterV2(Method):
             centroids.weight.copy_(spherical_kmeans(*start, *key))  # [K, D]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        outputs = encode_views(self.encoder, batch.views, self.encoder.backbone.bn_groups)
+        outputs = encode_views(self.encoder, batch.views)
         z = [F.normalize(output.float(), dim=1) for output in outputs]  # V x [N, D]
         every = torch.cat(z)  # [V x N, D]
         loss, entropy = 0.0, []

@@ -38,13 +38,13 @@ class DenseCL(Method):
 
     L = (1 - lambda) L_q + lambda L_r (equation 3). L_q is MoCo's. L_r is the mean over the places
     s of a query's map of InfoNCE between r_s and t_c(s), where c(s) = argmax_c cos(f_s, f'_c) is
-    the place of the key's backbone features nearest to its own (equation 4).
+    the place of the key's map with the nearest features (equation 4).
 
     Args:
         head: pooled features -> q.
         dense_head: features of a place -> r.
         size: of each of the two queues. The dense one holds for each image the mean of its keys.
-        momentum: of the key encoder, heads included.
+        momentum: of the key encoder.
         temperature: of both losses.
         weight: lambda.
         shuffle_bn: the backbone sees keys in shuffled order (ShuffleBN).

@@ -52,9 +52,9 @@ class DINO(Method):
         self.freeze = FrozenStart(self.encoder, frozen_steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        groups = self.encoder.backbone.bn_groups
-        g_s = [g.float() for g in encode_views(self.encoder, batch.views, groups)]  # V x [N, K]
-        g_t = torch.stack(encode_views(self.teacher, batch.views[:2], groups)).float()  # [2, N, K]
+        g_s = [g.float() for g in encode_views(self.encoder, batch.views)]  # V x [N, K]
+        with torch.no_grad():
+            g_t = torch.stack(encode_views(self.teacher.encoder, batch.views[:2])).float()
         p_t = self.center(g_t, self.teacher_temperature)  # [2, N, K]
         return {
             "loss": dino_loss(p_t, g_s, self.student_temperature),

@@ -65,13 +65,12 @@ class DINOv2(Method):
         self.teacher_temperature = teacher_temperature
         self.student_temperature = student_temperature
         self.momentum, self.center_momentum = momentum, center_momentum
-        self.koleo_weight = koleo_weight
         self.masked_images, self.mask_ratio = masked_images, mask_ratio
+        self.koleo_weight = koleo_weight
         self.freeze = FrozenStart(self.encoder, frozen_steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.encoder, self.teacher.encoder
-        of_views = []
+        student, teacher, of_views = self.encoder, self.teacher.encoder, []
         for number, x in enumerate(batch.views[:2]):
             key, grid = self.random_key(f"mask {number}", batch.index), student.grid(x)
             patches, masked = masked_patches(key, grid, self.masked_images, self.mask_ratio)
@@ -81,15 +80,13 @@ class DINOv2(Method):
             g_s, v_s = student.scores(u_s, patch_features)  # [N, K], [N, M, K]
             of_views.append((masked, g_t, v_t, u_s.float(), g_s, v_s))
         masks, g_t, v_t, u_s, g_s, v_s = zip(*of_views, strict=True)
-        local = encode_views(student, batch.views[2:], student.backbone.bn_groups)
-        g_s = [*g_s, *(g.float() for g in local)]  # V x [N, K]
+        g_s = [*g_s, *(g.float() for g in encode_views(student, batch.views[2:]))]  # V x [N, K]
         g_t, v_t = torch.stack(g_t), torch.stack(v_t)  # [2, N, K], [2, N, M, K]
         p_t = self.center(g_t, self.teacher_temperature)  # [2, N, K]
         p_v = self.patch_center(v_t, self.teacher_temperature, torch.stack(masks))  # [2, N, M, K]
         class_loss = dino_loss(p_t, g_s, self.student_temperature)
-        patch_losses = [
-            ibot_loss(*view, self.student_temperature) for view in zip(p_v, v_s, masks, strict=True)
-        ]
+        of_patches = zip(p_v, v_s, masks, strict=True)
+        patch_losses = [ibot_loss(*view, self.student_temperature) for view in of_patches]
         patch_loss = torch.stack(patch_losses).mean()
         koleo = koleo_loss(u_s[0]) + koleo_loss(u_s[1])
         return {

@@ -63,8 +63,7 @@ class IBOT(Method):
         self.freeze = FrozenStart(self.encoder, frozen_steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.encoder, self.teacher.encoder
-        of_views = []
+        student, teacher, of_views = self.encoder, self.teacher.encoder, []
         for number, x in enumerate(batch.views[:2]):
             key, grid = self.random_key(f"mask {number}", batch.index), student.grid(x)
             patches, masked = masked_patches(key, grid, self.masked_images, self.mask_ratio)
@@ -75,8 +74,7 @@ class IBOT(Method):
             patch_loss = ibot_loss(p_t, v_s, masked, self.student_temperature)
             of_views.append((g_t, v_t.mean(dim=1), g_s, patch_loss))
         g_t, v_t, g_s, patch_losses = zip(*of_views, strict=True)
-        local = encode_views(student, batch.views[2:], student.backbone.bn_groups)
-        g_s = [*g_s, *(g.float() for g in local)]  # V x [N, K]
+        g_s = [*g_s, *(g.float() for g in encode_views(student, batch.views[2:]))]  # V x [N, K]
         p_t = self.center(torch.stack(g_t), self.teacher_temperature)  # [2, N, K]
         class_loss = dino_loss(p_t, g_s, self.student_temperature)
         patch_loss = torch.stack(patch_losses).mean()

@@ -54,9 +54,8 @@ class IJEPA(Method):
         super().__init__()
         backbone.require_token_norm()
         width, self.grid = backbone.num_features, backbone.grid_size
-        self.encoder = Encoder(
-            backbone, predictor(in_features=width, out_features=width, grid=self.grid)
-        )
+        head = predictor(in_features=width, out_features=width, grid=self.grid)
+        self.encoder = Encoder(backbone, head)
         self.target_encoder = MomentumEncoder(backbone)
         self.num_targets, self.momentum = num_targets, momentum
         self.target_scale, self.target_ratio = target_scale, target_ratio

@@ -42,10 +42,8 @@ class LeJEPA(Method):
         self.lam, self.global_views, self.slices = lam, global_views, slices
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        groups = self.encoder.backbone.bn_groups
-        z = torch.stack(encode_views(self.encoder, batch.views, groups)).float()  # [V, N, D]
-        center = z[: self.global_views].mean(dim=0)  # [N, D]
-        prediction = (z - center).square().mean()
+        z = torch.stack(encode_views(self.encoder, batch.views)).float()  # [V, N, D]
+        prediction = (z - z[: self.global_views].mean(dim=0)).square().mean()
         directions = self.directions(z)  # [D, M]
         gaussianity = torch.stack([sigreg(z_v, directions) for z_v in z]).mean()
         return {

@@ -34,8 +34,7 @@ class MMCR(Method):
         self.lam = lam
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        groups = self.encoder.backbone.bn_groups
-        z = torch.stack(encode_views(self.encoder, batch.views, groups), dim=1)  # [N, V, D]
+        z = torch.stack(encode_views(self.encoder, batch.views), dim=1)  # [N, V, D]
         z = F.normalize(z.float(), dim=2)
         centroids = z.mean(dim=1)  # [N, D]
         loss = -torch.linalg.matrix_norm(distributed.gather(centroids), "nuc")

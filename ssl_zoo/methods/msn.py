@@ -28,8 +28,7 @@ class MSN(Method):
         drop: share of the second view's patches that is left out.
         anchor_temperature, target_temperature: the lower of the two sharpens the target.
         me_max_weight: lambda, of the mean assignment's entropy.
-        sinkhorn_iterations: that balance the targets over the prototypes, 3 in the authors'
-            ImageNet runs.
+        sinkhorn_iterations: to balance the targets over the prototypes; the authors' code has 3.
         momentum: of the target network; the paper raises it to 1.
     """
 
@@ -56,15 +55,14 @@ class MSN(Method):
         self.prototypes = nn.Linear(self.encoder.out_features, num_prototypes, bias=False)
         self.drop, self.me_max_weight, self.momentum = drop, me_max_weight, momentum
         self.sinkhorn_iterations = sinkhorn_iterations
-        self.anchor_temperature = anchor_temperature
-        self.target_temperature = target_temperature
+        self.anchor_temperature, self.target_temperature = anchor_temperature, target_temperature
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x, masked, *focal = batch.views  # [N, C, H, W] each
         backbone = self.encoder.backbone
         kept = self.kept(masked, batch.index)  # [N, L'], patches
         # In this order: a compiled pass after a plain one would spoil BatchNorm's backward pass.
-        z = encode_views(self.encoder, focal, backbone.bn_groups)  # [N, D] each
+        z = encode_views(self.encoder, focal)  # [N, D] each
         h = backbone.pool(backbone.tokens(masked, kept=kept))  # [N, F]
         z = [self.encoder.head(h), *z]  # of M anchors
         cosines = torch.stack([self.cosines(anchor) for anchor in z])  # [M, N, K]
@@ -98,9 +96,7 @@ class MSN(Method):
 
 
 def msn_losses(scores: Tensor, p_t: Tensor) -> tuple[Tensor, Tensor]:
-    """1/MN sum_{m,n} -p_t_n . log p_mn, and -H(mean of p) (arXiv:2204.07141, equation 1).
-
-    The mean is over all anchors of all ranks.
+    """1/MN sum_{m,n} -p_t_n . log p_mn, and -H(mean of p over all ranks) (equation 1).
 
     Args:
         scores: [M, N, K] of the anchors, p = softmax(scores).

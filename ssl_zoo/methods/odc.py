@@ -35,8 +35,8 @@ class ODC(Method):
         head: features -> f, whose unit vectors are remembered.
         clusters: K.
         momentum: a, the weight of the new feature, as in the paper (and not of the old one).
-        centroid_interval: steps between two updates of the centroids; small clusters are looked
-            for then too, which the authors do at every step.
+        centroid_interval: steps between updates of the centroids, and (the authors: 1) between
+            searches for small clusters.
         min_cluster: a cluster with fewer images is small.
         reweight_power: r; 0 weighs all images alike.
     """

@@ -23,8 +23,7 @@ class PIRL(Method):
     """A jigsaw, or a turned image, is to look like its image and no other (arXiv:1912.01991).
 
     L = lambda L_NCE(m_I, g(v_It)) + (1 - lambda) L_NCE(m_I, f(v_I)) (equation 5): v features, I the
-    first view, It the transformed second one, m_I the memory's row of the image, a moving average
-    of f(v_I), the negatives other rows.
+    first view, It the transformed second, m_I the memory's row, negatives the rows of others.
 
     Args:
         transform: I -> It.
@@ -66,10 +65,8 @@ class PIRL(Method):
     @staticmethod
     def validate(*, memory: Part[MEMORY], **_) -> None:
         if not issubclass(memory.target, MemoryBank):
-            problem, found = (
-                "PIRL compares images with the rows of a memory bank",
-                memory.target.__name__,
-            )
+            problem = "PIRL compares images with the rows of a memory bank"
+            found = memory.target.__name__
             raise ConfigError("memory.type", problem, found=found, expected="MemoryBank")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -94,7 +91,7 @@ class PIRL(Method):
     def encode_jigsaw(self, x: Tensor, key: Tensor) -> Tensor:
         """grid**2 patches, each alone, side by side in an order drawn for each image: [N, D].
 
-        The backbone's running statistics stay those of whole images, which is what is evaluated.
+        The backbone's running statistics stay those of whole images, as it is evaluated.
         """
         patches = cut(x, self.grid, self.patch_size, key)  # [N, P, C, s, s]
         hold_statistics(self.encoder.backbone, True, "patches")

@@ -22,11 +22,9 @@ class RelativeLocation(Method):
 
     Args:
         head: features of a patch -> D numbers (the paper's fc6).
-        patch_size: in pixels. The rest of a third of the image is the gap, half a patch in the
-            paper.
+        patch_size: in pixels; the rest of a third of the image is the gap, in the paper half of it.
         jitter: pixels that a patch may be off its place, 7 for the paper's 96.
-        drop_colors: leave each patch one channel, and noise in the others; gray images stay as
-            they are.
+        drop_colors: leave each patch one channel, and noise in the others; not for gray images.
         hidden_features: width between the pair's 2 x D numbers and the eight classes.
     """
 
@@ -42,9 +40,8 @@ class RelativeLocation(Method):
     ):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
-        self.classifier = MLP(
-            2 * self.encoder.out_features, out_features=NEIGHBORS, hidden_features=hidden_features
-        )
+        width = 2 * self.encoder.out_features
+        self.classifier = MLP(width, out_features=NEIGHBORS, hidden_features=hidden_features)
         self.patch_size, self.jitter, self.drop_colors = patch_size, jitter, drop_colors
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -12,8 +12,7 @@ from ssl_zoo.ops import health
 class SimSiam(Method):
     """One view predicts the other, whose gradient is stopped (arXiv:2011.10566).
 
-    L = D(p_1, z_2) / 2 + D(p_2, z_1) / 2,  D(p, z) = -<p, stopgrad(z)> / (|p| |z|)
-    (equations 1 and 4).
+    L = D(p_1, z_2) / 2 + D(p_2, z_1) / 2,  D(p, z) = -<p, stopgrad(z)> / (|p| |z|) (eqs. 1, 4).
 
     Args:
         head: features -> projections z.

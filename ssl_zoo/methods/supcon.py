@@ -16,8 +16,8 @@ class SupCon(Method):
 
     It trains on `batch.label`: a supervised reference for the others.
     L = mean over i of -1/|P(i)| sum_{p in P(i)} log(exp(z_i.z_p/t) / sum_{a != i} exp(z_i.z_a/t)),
-    the paper's L_out, where i, p and a are views of the batch of all ranks and P(i) those of i's
-    class, i left out. A view whose image has no label (-1) has the image's other view alone.
+    the paper's L_out: i, p and a are views of the batch of all ranks and P(i) the others of i's
+    class, or, where the image has no label (-1), its other view alone.
 
     Args:
         head: features -> embeddings, normalized here to unit length.

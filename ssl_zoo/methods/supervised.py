@@ -30,11 +30,9 @@ class Supervised(Method):
         label_smoothing: Scheduled[UnitInterval] = 0.0,
     ):
         super().__init__()
-        unknown = int((labels < 0).sum())
-        if unknown:
-            raise ValueError(
-                f"Supervised needs a label for each image; {unknown} of {len(labels)} have none"
-            )
+        if unknown := int((labels < 0).sum()):
+            lacking = f"{unknown} of {len(labels)} have none"
+            raise ValueError(f"Supervised needs a label for each image; {lacking}")
         self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=num_classes))
         self.label_smoothing = label_smoothing
 

@@ -61,7 +61,7 @@ class SwAV(Method):
         self.queue = Ring(z=torch.zeros(queue_size, 2, self.encoder.out_features))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        outputs = encode_views(self.encoder, batch.views, self.encoder.backbone.bn_groups)
+        outputs = encode_views(self.encoder, batch.views)
         z = [F.normalize(output.float(), dim=1) for output in outputs]  # V x [N, D]
         scores = [self.prototypes(z_v) for z_v in z]  # V x [N, K]
         log_p = [(score / self.temperature).log_softmax(dim=1) for score in scores]  # V x [N, K]

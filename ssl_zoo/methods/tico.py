@@ -39,8 +39,7 @@ class TiCo(Method):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.target = MomentumEncoder(self.encoder)
-        width = self.encoder.out_features
-        self.register_buffer("C", torch.zeros(width, width))
+        self.register_buffer("C", torch.zeros(2 * [self.encoder.out_features]))
         self.beta, self.rho, self.momentum = beta, rho, momentum
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -12,8 +12,7 @@ from ssl_zoo.ops import health
 class VICReg(Method):
     """Two views agree, and each keeps its variance, without correlations (arXiv:2105.04906).
 
-    L = lam s(Z, Z') + mu [v(Z) + v(Z')] / 2 + nu [c(Z) + c(Z')] (equation 6, with the scales of
-    the authors' code), s the mean squared difference, v and c over the whole batch.
+    L = lam s(Z, Z') + mu [v(Z) + v(Z')] / 2 + nu [c(Z) + c(Z')] (equation 6), see `vicreg_terms`.
 
     Args:
         head: features -> embeddings z.

@@ -24,8 +24,7 @@ class VICRegL(Method):
     l = lam s + mu mean of v + nu mean of c over both sides, as in VICReg (arXiv:2105.04906).
 
     l_features goes over each place of a map and the place of the other whose embedding is nearest;
-    l_location over those that are nearest in the image, mirrored or not (the authors' code leaves
-    mirrored views out of account unless told otherwise).
+    l_location over those nearest in the image, mirrored or not (the authors' code: not mirrored).
 
     Args:
         head: pooled features -> embeddings z.

@@ -52,24 +52,19 @@ class WMSE(Method):
         self.part, self.iterations, self.eps = part, iterations, eps
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        groups = self.encoder.backbone.bn_groups
-        z = torch.stack(encode_views(self.encoder, batch.views, groups), dim=1).float()  # [N, V, D]
+        z = torch.stack(encode_views(self.encoder, batch.views), dim=1).float()  # [N, V, D]
         spread = health.embedding_std(z[:, 0])
         z = distributed.gather(z).movedim(1, 0)  # [V, n, D], every rank's rows
         n = z.shape[1]
         if n < self.part:
-            raise ValueError(
-                f"W-MSE whitens parts of {self.part} rows; found a (micro-)batch of {n} over all "
-                f"ranks, expected at least {self.part}"
-            )
+            found = f"a (micro-)batch of {n} over all ranks, expected at least {self.part}"
+            raise ValueError(f"W-MSE whitens parts of {self.part} rows; found {found}")
         losses = []
         for iteration in range(self.iterations):
             order = rng.permutation(n, self.seed, self.steps, "part", iteration, device=z.device)
             for rows in order.tensor_split(n // self.part):
                 w = F.normalize(whiten(z[:, rows], self.eps), dim=2)  # [V, rows, D]
-                losses += [
-                    (w_i - w_j).square().sum() / n for w_i, w_j in combinations(w.unbind(), 2)
-                ]
+                losses += [(a - b).square().sum() / n for a, b in combinations(w.unbind(), 2)]
         pairs = len(batch.views) * (len(batch.views) - 1) / 2
         loss = torch.stack(losses).sum() / (pairs * self.iterations)
         return {"loss": loss, "embedding_std": spread}
@@ -78,8 +73,8 @@ class WMSE(Method):
 def whiten(z: Tensor, eps: float) -> Tensor:
     """w = L^-1 (z - mean) with L L^T = (1 - eps) Cov(z) + eps I, [V, n, D] -> [V, n, D].
 
-    NaN for a view whose covariance is not positive definite (eps is 0 or too small, the rows do not
-    span all D dimensions): the trainer stops at a loss that is not finite, and no host waits here.
+    NaN for a view whose covariance is not positive definite (eps is too small, the rows do not span
+    all D dimensions): the trainer stops at a loss that is not finite, and no host waits here.
     """
     with torch.autocast(z.device.type, enabled=False):
         z = z - z.mean(dim=1, keepdim=True)
