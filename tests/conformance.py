@@ -222,12 +222,14 @@ def test_targets_get_no_gradient_and_are_in_the_checkpoint(recipe, tmp_path):
 @every_recipe
 def test_evaluation_leaves_the_method_as_it_was(recipe, tmp_path):
     trainer = make(recipe, tmp_path)
-    step(trainer)
+    out = step(trainer)
     method, before, rng = trainer.method, state(trainer.method), torch.get_rng_state()
     modes = {name: module.training for name, module in method.named_modules()}
     extract(method.encoder.backbone, trainer.data.splits.clean_batches("test", CPU, 32), CPU)
-    telemetry = method.telemetry(trainer.labels)
-    assert all(isinstance(value, float) for value in telemetry.values())
+    for observer in trainer.hooks["metrics"].observers.values():
+        observer.after_step(method, batch_of(trainer), out)
+        scalars = observer.scalars(method, trainer.data.labels)
+        assert all(isinstance(value, float) for value in scalars.values())
     assert_same(before, state(method))
     assert torch.equal(rng, torch.get_rng_state())
     assert modes == {name: module.training for name, module in method.named_modules()}

@@ -51,7 +51,7 @@ def test_an_unknown_option_is_refused(capsys):
 def test_list_names_what_is_registered(kind, capsys):
     assert cli.main(["list", kind]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in getattr(config, KINDS[kind]).module_dict)
+    assert all(name in shown for name in getattr(config, kind.upper()).module_dict)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_one_protocol_found_is_kept_when_the_next_fails(tmp_path, monkeypat
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(linear, "probe", stopped)
+    monkeypatch.setattr(linear.Linear, "evaluate", stopped)
     with contextlib.suppress(KeyboardInterrupt):
         cli.main(["evaluate", "all", str(folder), "--device", "cpu", "--out", str(out)])
     assert json.loads(out.read_text())["knn"]["metrics"]["top1"] > 0

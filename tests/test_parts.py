@@ -263,8 +263,8 @@ def test_random_numbers_agree_between_devices():
 
 
 def test_everything_registered_has_a_line_and_what_has_a_paper_cites_it():
-    for kind, registry in KINDS.items():
-        for name, line, paper in getattr(config, registry).summary():
+    for kind in KINDS:
+        for name, line, paper in getattr(config, kind.upper()).summary():
             assert line and line.endswith((".", ")", ".")), (kind, name)
             if kind in ("methods", "memory", "losses"):
                 assert paper, f"{kind}: {name} cites no paper"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "train": "train one config",
@@ -21,6 +22,14 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings):
         super().__init__(**settings, allow_abbrev=False)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """CONFIG and its overrides."""
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted keys, YAML values"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ssl_zoo.cli.command_line import add_config
+
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
     parser = commands.add_parser(name, help=summary, description=summary + ".")
@@ -18,8 +20,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     show = actions.add_parser(
         "show", parents=[common], help="write a PNG: images and the views a config makes of them"
     )
-    show.add_argument("config", type=Path, metavar="CONFIG")
-    show.add_argument("overrides", nargs="*", metavar="key=value")
+    add_config(show)
     show.add_argument("--out", type=Path, default=Path("views.png"), help="file [views.png]")
     show.add_argument("--samples", type=int, default=8, help="rows [8]")
     show.set_defaults(command=show_views)
@@ -32,8 +33,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "data.dataset='{type: Packed, path: FOLDER}'. An interrupted pack leaves nothing behind; "
         "a finished one is kept.",
     )
-    pack.add_argument("config", type=Path, metavar="CONFIG")
-    pack.add_argument("overrides", nargs="*", metavar="key=value")
+    add_config(pack)
     pack.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     pack.add_argument("--size", type=int, default=256, help="pixels of the shorter side [256]")
     pack.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])
@@ -48,13 +48,12 @@ def get_data(arguments: argparse.Namespace) -> int:
 
 
 def show_views(arguments: argparse.Namespace) -> int:
-    from ssl_zoo import config
     from ssl_zoo.data import view_grid
-    from ssl_zoo.experiment import parse, views_needed
+    from ssl_zoo.experiment import views_needed
 
     if arguments.samples < 1:
         raise ValueError(f"--samples {arguments.samples}: expected at least 1")
-    sections = parse(config.load(arguments.config, arguments.overrides)).arguments()
+    sections = _sections(arguments)
     needed = views_needed(sections["method"])
     data = sections["data"](seed=sections["seed"], views_needed=needed)
     view_grid(data, arguments.out, arguments.samples)
@@ -63,14 +62,11 @@ def show_views(arguments: argparse.Namespace) -> int:
 
 
 def pack_folder(arguments: argparse.Namespace) -> int:
-    from ssl_zoo import config
     from ssl_zoo.data import ImageFolder
     from ssl_zoo.data.datasets import packed
-    from ssl_zoo.experiment import parse
     from ssl_zoo.system.hardware import cores
 
-    sections = parse(config.load(arguments.config, arguments.overrides)).arguments()
-    dataset = sections["data"].kwargs["dataset"]
+    dataset = _sections(arguments)["data"].kwargs["dataset"]
     if not (isinstance(dataset.target, type) and issubclass(dataset.target, ImageFolder)):
         raise ValueError(
             f"data.dataset is {dataset.type}: only folders of images can be packed "
@@ -81,3 +77,10 @@ def pack_folder(arguments: argparse.Namespace) -> int:
         packed.pack(dataset(split=split), path, arguments.size, workers=cores())
     print(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
     return 0
+
+
+def _sections(arguments: argparse.Namespace) -> dict:
+    from ssl_zoo import config
+    from ssl_zoo.experiment import parse
+
+    return parse(config.load(arguments.config, arguments.overrides)).arguments()

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-KINDS = {
-    "methods": "METHODS",
-    "heads": "HEADS",
-    "memory": "MEMORY",
-    "backbones": "BACKBONES",
-    "losses": "LOSSES",
-    "datasets": "DATASETS",
-    "transforms": "TRANSFORMS",
-    "optimizers": "OPTIMIZERS",
-    "schedules": "SCHEDULES",
-    "evaluations": "EVALUATIONS",
-    "observers": "OBSERVERS",
-}
+# The names of the registries, in lower case.
+KINDS = ["methods", "heads", "memory", "backbones", "losses", "datasets", "transforms"]
+KINDS += ["optimizers", "schedules", "evaluations", "observers"]
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
     parser = commands.add_parser(name, parents=[common], help=summary, description=summary + ".")
-    parser.add_argument("kind", nargs="?", choices=list(KINDS), help="one kind only")
+    parser.add_argument("kind", nargs="?", choices=KINDS, help="one kind only")
     parser.set_defaults(command=list_parts)
 
 
@@ -32,7 +22,7 @@ def list_parts(arguments: argparse.Namespace) -> int:
     )
 
     for kind in [arguments.kind] if arguments.kind else KINDS:
-        registry = getattr(config, KINDS[kind])
+        registry = getattr(config, kind.upper())
         rows = registry.summary()
         print(kind)
         width = max(len(name) for name, *_ in rows)

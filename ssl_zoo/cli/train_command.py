@@ -6,6 +6,8 @@ import argparse
 import traceback
 from pathlib import Path
 
+from ssl_zoo.cli.command_line import add_config
+
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
     parser = commands.add_parser(
@@ -23,10 +25,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "  torchrun --nproc-per-node=2 tools/train.py CONFIG\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="dotted keys, YAML values"
-    )
+    add_config(parser)
     parser.add_argument("--out", type=Path, help="run folder [runs/<config's name>/seed<seed>]")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint, if any"

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from ssl_zoo.config.constraints import (
@@ -89,8 +90,8 @@ class Part:
     def _check_fit(self, offered: Mapping, yaml: Mapping) -> None:
         """Raises ConfigError for a part of another use: a decoder where a head belongs."""
         parameters = inspect.signature(self.target).parameters.values()
-        needed = {p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
-        needed -= {p.name for p in parameters if p.default is not p.empty}
+        by_code = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        needed = {p.name for p in by_code if p.default is p.empty}
         expected = ""
         if not needed <= offered.keys() | self.kwargs.keys():
             expected = f"a part that takes {', '.join(offered) or 'YAML alone'}"
@@ -108,8 +109,8 @@ class Part:
 
     def arguments(self) -> dict[str, Any]:
         """All YAML arguments, defaults included."""
-        parameters = signature(self.target)[1].values()
-        return {p.name: self.kwargs.get(p.name, p.default) for p in parameters}
+        yaml = of_yaml(self.target).items()
+        return {name: self.kwargs.get(name, parameter.default) for name, parameter in yaml}
 
     def spelled_out(self, machine: bool = True) -> dict[str, Any]:
         """The block as plain YAML with every default written down.
@@ -125,10 +126,6 @@ class Part:
         if self.beside is not None:
             block |= self.beside.spelled_out(machine)
         return block
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
-        return f"Part({self.target.__name__}, {arguments})"
 
 
 def _spelled(value: Any, machine: bool) -> Any:
@@ -162,29 +159,33 @@ def bind(kind: Registry | Callable, block: Any, key: str = "", beside: Callable 
     """
     if not isinstance(block, Mapping):
         raise ConfigError(key, "not a block", found=describe(block), expected="a mapping of keys")
-    block = dict(block)
+    block, target, name = dict(block), kind, ""
     if isinstance(kind, Registry):
         if "type" not in block:
-            raise ConfigError(
-                key,
-                f"the block names no {kind.name}",
-                found=", ".join(map(str, block)) or "an empty block",
-                expected=f"type: one of {', '.join(sorted(kind.module_dict))}",
-            )
-        try:
-            target = kind.get(block["type"])
-        except ConfigError as error:
-            error.key = join(key, error.key)
-            raise
-    else:
-        target = kind
-    type_name = block.pop("type") if isinstance(kind, Registry) else ""
-    others = signature(beside)[1] if beside is not None else {}
+            given = ", ".join(map(str, block)) or "an empty block"
+            known = f"type: one of {', '.join(sorted(kind.module_dict))}"
+            raise ConfigError(key, f"the block names no {kind.name}", found=given, expected=known)
+        name = block.pop("type")
+        with _below(key):
+            target = kind.get(name)
+    others = of_yaml(beside) if beside is not None else {}
     part = _call(target, {n: v for n, v in block.items() if n not in others}, key, others)
-    part.type = type_name
+    part.type = name
     if beside is not None:
         part.beside = _call(beside, {n: v for n, v in block.items() if n in others}, key, {})
     return part
+
+
+@contextmanager
+def _below(key: str) -> Iterator[None]:
+    """Errors from inside, which name an argument, name it as a key of this block."""
+    try:
+        yield
+    except ConfigError as error:
+        error.key = join(key, error.key)
+        raise
+    except ValueError as error:
+        raise ConfigError(key, str(error)) from error
 
 
 def _call(target: Callable, arguments: Mapping, key: str, others: Mapping) -> Part:
@@ -207,21 +208,13 @@ def _call(target: Callable, arguments: Mapping, key: str, others: Mapping) -> Pa
         kwargs[name] = convert(hints.get(name, Any), value, join(key, name))
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in kwargs:
-            raise ConfigError(
-                join(key, name),
-                f"missing key of {target_name}",
-                found=", ".join(map(str, arguments)) or "an empty block",
-                expected=name,
-            )
-    try:
+            given = ", ".join(map(str, arguments)) or "an empty block"
+            problem = f"missing key of {target_name}"
+            raise ConfigError(join(key, name), problem, found=given, expected=name)
+    with _below(key):
         check_arguments(target, kwargs)
         if getattr(target, "check_by_building", False):  # cheap: its constructor is its check
             target(**kwargs)
-    except ConfigError as error:
-        error.key = join(key, error.key)
-        raise
-    except ValueError as error:
-        raise ConfigError(key, str(error)) from error
     part = Part(target, **kwargs)
     part.key = key
     return part
@@ -237,11 +230,9 @@ def convert(hint: Any, value: Any, key: str) -> Any:
     if hint is Any or hint is object:
         return value
     if origin is Annotated and args[0] is Part:
-        where: Block = next(mark for mark in args[1:] if isinstance(mark, Block))
-        return value if isinstance(value, Part) else bind(where.kind, value, key, where.beside)
+        return value if isinstance(value, Part) else bind(args[1].kind, value, key, args[1].beside)
     if origin is Annotated:
-        converted = convert(args[0], value, key)
-        check_value(hint, converted, key)
+        check_value(hint, converted := convert(args[0], value, key), key)
         return converted
     if origin in (Union, types.UnionType):
         options = [a for a in args if a is not type(None)]
@@ -255,9 +246,9 @@ def convert(hint: Any, value: Any, key: str) -> Any:
                 errors.append(error)
         if len(errors) == 1:
             raise errors[0]
-        out_of_range = [e for e in errors if e.problem in ("too small", "out of range")]
-        if out_of_range:
-            raise out_of_range[0]
+        for error in errors:
+            if error.problem in ("too small", "out of range"):
+                raise error
     elif origin is Literal:
         if value in args:
             return value
@@ -291,7 +282,7 @@ def spell(hint: Any) -> str:
     """A type hint in words for an error message."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated and args[0] is Part:
-        kind = next(mark for mark in args[1:] if isinstance(mark, Block)).kind
+        kind = args[1].kind
         return f"a {kind.name} block" if isinstance(kind, Registry) else f"a {kind.__name__} block"
     if origin is Annotated:
         limits = [str(mark) for mark in args[1:] if isinstance(mark, Range)]

@@ -19,6 +19,7 @@ import yaml
 from ssl_zoo.config.errors import ConfigError, closest, join
 from ssl_zoo.system.files import write_text
 
+MOST_VALUES = 100_000  # of one file
 _NUMBER_OR_WORD = {  # YAML 1.2's core schema: `1e-3` is a number, `010` is ten, `on` is a word
     "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),
     "tag:yaml.org,2002:bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -28,9 +29,6 @@ _NUMBER_OR_WORD = {  # YAML 1.2's core schema: `1e-3` is a number, `010` is ten,
         "-+.0123456789",
     ),
 }
-
-
-MOST_VALUES = 100_000  # of one file
 
 
 class _Loader(yaml.SafeLoader):
@@ -97,9 +95,8 @@ def override(config: Config, overrides: Iterable[str | tuple[str, Any]], prefix:
         if isinstance(setting, str):
             dotted, equals, text = setting.partition("=")
             if not equals:
-                raise ConfigError(
-                    setting, "not an override", found=repr(setting), expected="key=value"
-                )
+                wanted = {"found": repr(setting), "expected": "key=value"}
+                raise ConfigError(setting, "not an override", **wanted)
             where = f"override {setting!r}"
             value = _read(text, where, {}, dotted)
         else:
@@ -118,9 +115,8 @@ def loads(text: str, name: str) -> Config:
     data = _read(text, name, origins)
     data = {} if data is None else data
     if not isinstance(data, dict):
-        raise ConfigError(
-            "", "not a config", found=type(data).__name__, expected="a mapping of keys", where=name
-        )
+        details = {"found": type(data).__name__, "expected": "a mapping of keys"}
+        raise ConfigError("", "not a config", **details, where=name)
     return Config(data, origins)
 
 
@@ -140,7 +136,7 @@ def _read(text: str, file: str, origins: dict[str, str], key: str = "") -> Any:
 def dump(config: Config | Mapping, path: str | Path | None = None) -> str:
     """The config as YAML that `load` reads back to the same data; written to `path` if given."""
     data = config.data if isinstance(config, Config) else config
-    text = yaml.dump(_plain(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
+    text = yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
     if path is not None:
         write_text(path, text)
     return text
@@ -156,12 +152,6 @@ def differences(old: Mapping, new: Mapping, key: str = "") -> list[str]:
         elif a != b:
             lines.append(f"{path}: {a!r} -> {b!r}")
     return lines
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _load(path: Path, opened: tuple[Path, ...]) -> Config:
@@ -185,24 +175,18 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            "", "not text", found=str(error), expected="YAML in UTF-8", where=str(path)
-        ) from error
+        details = {"found": str(error), "expected": "YAML in UTF-8", "where": str(path)}
+        raise ConfigError("", "not text", **details) from error
     read = loads(text, str(path))
-    data, origins = read.data, read.origins
-    bases = data.pop("_base_", [])
+    bases = read.data.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(
-            "_base_", "not a path or a list of paths", found=repr(bases), where=origins["_base_"]
-        )
+        where = read.origins["_base_"]
+        raise ConfigError("_base_", "not a path or a list of paths", found=repr(bases), where=where)
     merged = Config({})
-    for base in bases:
-        inherited = _load(path.parent / base, opened)
-        merged = Config(
-            _merge(merged.data, inherited.data), {**merged.origins, **inherited.origins}
-        )
-    return Config(_merge(merged.data, data), {**merged.origins, **origins})
+    for config in (*(_load(path.parent / base, opened) for base in bases), read):
+        merged = Config(_merge(merged.data, config.data), merged.origins | config.origins)
+    return merged
 
 
 class _Reader:
@@ -233,20 +217,16 @@ class _Reader:
             line = "" if self.file.startswith("override") else f":{name_node.start_mark.line + 1}"
             where = f"{self.file}{line}"
             name = self.loader.construct_object(name_node)
+            below = join(key, name)
             if not isinstance(name, str):
+                wanted = "a name; put quotes around it"
                 raise ConfigError(
-                    join(key, name),
-                    "not a string",
-                    found=f"key {name!r}",
-                    expected="a name; put quotes around it",
-                    where=where,
+                    below, "not a string", found=f"key {name!r}", expected=wanted, where=where
                 )
             if name in values:
-                raise ConfigError(
-                    join(key, name), "duplicate key", found=f"{name!r} twice", where=where
-                )
-            self.origins[join(key, name)] = where
-            values[name] = self.value(value_node, join(key, name), above)
+                raise ConfigError(below, "duplicate key", found=f"{name!r} twice", where=where)
+            self.origins[below] = where
+            values[name] = self.value(value_node, below, above)
         return values
 
 
@@ -275,12 +255,8 @@ def _override(config: Config, dotted: str, value: Any, where: str) -> None:
         if block.get(name) is None:
             block[name] = {}
         elif not isinstance(block[name], dict):
-            raise ConfigError(
-                dotted,
-                f"'{path}' is a value and holds no keys",
-                found=repr(block[name]),
-                where=where,
-            )
+            problem = f"'{path}' is a value and holds no keys"
+            raise ConfigError(dotted, problem, found=repr(block[name]), where=where)
         block = block[name]
     config.origins[path] = where
     if name == "type" and block.get("type") not in (None, value):

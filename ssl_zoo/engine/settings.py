@@ -55,22 +55,14 @@ def prepare(method: Method, settings: TrainSettings, device: torch.device) -> Me
     """
     if settings.sync_bn and distributed.world() > 1:
         if device.type != "cuda":
-            raise ConfigError(
-                "train.sync_bn",
-                "is for GPUs: torch's SyncBatchNorm does not run on a CPU",
-                found="sync_bn: true",
-                expected="sync_bn: false",
-            )
+            problem = "is for GPUs: torch's SyncBatchNorm does not run on a CPU"
+            raise ConfigError("train.sync_bn", problem, found="true", expected="false")
         method = convert_sync_batchnorm(method)
     if settings.compile:
         encoders = [module for module in method.modules() if isinstance(module, Encoder)]
         if not encoders:
-            raise ConfigError(
-                "train.compile",
-                f"{type(method).__name__} has no Encoder to compile",
-                found="compile: true",
-                expected="compile: false",
-            )
+            problem = f"{type(method).__name__} has no Encoder to compile"
+            raise ConfigError("train.compile", problem, found="true", expected="false")
         for encoder in encoders:
             encoder.compile(fullgraph=True)
     return method

@@ -83,10 +83,10 @@ class Trainer:
         """Trains from `step` to `total_steps`."""
         keep_freed_memory()
         self.method.train()
+        self.started = time.perf_counter()
+        self.peak_memory.restart()
         with self.stop:
             try:
-                self.started = time.perf_counter()
-                self.peak_memory.restart()
                 self._tell("before_train")
                 for batch in self.data.batches(self.step, self.total_steps, self.device):
                     if self.step % self.data.steps_per_epoch == 0:
@@ -140,17 +140,17 @@ class Trainer:
         steps, losses = zip(*self.losses, strict=True)
         self.losses.clear()
         finite = torch.stack(losses).isfinite().tolist()
-        if not all(finite):
-            step = steps[finite.index(False)]
-            images = self.data.indices(step)
-            good = [p for p in self.folder.checkpoints() if p <= self.folder.checkpoint(step)]
-            shown = ", ".join(map(str, images[:8].tolist()))
-            raise NonFiniteLoss(
-                f"the loss is not finite at step {step} "
-                f"(epoch {step / self.data.steps_per_epoch:.2f}); "
-                f"its {len(images)} images: [{shown}{', ...' if len(images) > 8 else ''}]; "
-                f"last good checkpoint: {good[-1] if good else 'none yet'}"
-            )
+        if all(finite):
+            return
+        step = steps[finite.index(False)]
+        images = self.data.indices(step)
+        good = [p for p in self.folder.checkpoints() if p <= self.folder.checkpoint(step)]
+        shown, epoch = ", ".join(map(str, images[:8].tolist())), step / self.data.steps_per_epoch
+        raise NonFiniteLoss(
+            f"the loss is not finite at step {step} (epoch {epoch:.2f}); "
+            f"its {len(images)} images: [{shown}{', ...' if len(images) > 8 else ''}]; "
+            f"last good checkpoint: {good[-1] if good else 'none yet'}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bitwise resume needs; every rank calls it."""
@@ -192,8 +192,7 @@ class Trainer:
         Raises:
             ValueError: it is broken, or of another config; with its path.
         """
-        saved = self.folder.checkpoints()
-        if saved:
+        if saved := self.folder.checkpoints():
             state = checkpoint.read(saved[-1])
             try:
                 self.load_state_dict(state)
@@ -223,22 +222,18 @@ class Trainer:
         self.clock()
         with self.peak_memory.excluded() if memory else nullcontext():
             yield
-        self._wait()
-        self.started = time.perf_counter()
+        self.clock(count=False)
 
-    def clock(self) -> None:
+    def clock(self, count: bool = True) -> None:
         """Adds the time since the last call to `seconds`, work still queued on a GPU included.
 
         Waits for the GPU, so it is called when something is logged and not at every step.
         """
-        self._wait()
-        now = time.perf_counter()
-        self.seconds += now - self.started
-        self.started = now
-
-    def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds += now - self.started if count else 0.0
+        self.started = now
 
     def record(self, kind: str, **values: Any) -> None:
         """A line of metrics at this step; rank 0 alone writes."""

@@ -62,12 +62,11 @@ def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
 def _check_views(method: Part, data: Part) -> None:
     made, needed = data.kwargs["views"].arguments()["count"], views_needed(method)
     if made is not None and made < needed:
-        raise ConfigError(
-            "data.views.count",
+        problem, wanted = (
             f"too few views for {method.target.__name__}",
-            found=str(made),
-            expected=f"null, or at least {needed}",
+            f"null, or at least {needed}",
         )
+        raise ConfigError("data.views.count", problem, found=str(made), expected=wanted)
 
 
 def _check_backbone(method: Part, backbone: Part) -> None:
@@ -91,16 +90,9 @@ def _check_sync_bn(sections: dict[str, Any]) -> None:
     blocks = {"method": method, "method.memory": method.get("memory") or {}}
     shuffles = [f"{key}.shuffle_bn" for key, block in blocks.items() if block.get("shuffle_bn")]
     if sections["backbone"].spelled_out().get("bn_groups", 1) > 1:
-        raise ConfigError(
-            "train.sync_bn",
-            "joins what bn_groups splits",
-            found="sync_bn: true beside bn_groups above 1",
-            expected="one of the two",
-        )
+        both = {"found": "sync_bn: true beside bn_groups above 1", "expected": "one of the two"}
+        raise ConfigError("train.sync_bn", "joins what bn_groups splits", **both)
     if shuffles:
-        raise ConfigError(
-            "train.sync_bn",
-            "undoes ShuffleBN",
-            found="sync_bn: true beside shuffle_bn: true",
-            expected=f"one of the two; {shuffles[0]}=false turns the other off",
-        )
+        wanted = f"one of the two; {shuffles[0]}=false turns the other off"
+        both = {"found": "sync_bn: true beside shuffle_bn: true", "expected": wanted}
+        raise ConfigError("train.sync_bn", "undoes ShuffleBN", **both)

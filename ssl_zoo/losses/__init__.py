@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 
 from ssl_zoo.losses.contrastive import DCL, NCE, Margin, in_batch
 from ssl_zoo.losses.dino import Center, SinkhornCenter, dino_loss, ibot_loss, koleo_loss
-from ssl_zoo.losses.info_nce import InfoNCE, Scored, accuracy, info_nce
+from ssl_zoo.losses.info_nce import InfoNCE, Scored, accuracy, info_nce_loss
 from ssl_zoo.losses.lejepa import sigreg
 from ssl_zoo.losses.swav import swapped_prediction
 from ssl_zoo.losses.vicreg import vicreg_terms
@@ -17,5 +17,5 @@ for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["DCL", "NCE", "Center", "InfoNCE", "Margin", "Scored", "SinkhornCenter", "accuracy"]
-__all__ += ["dino_loss", "ibot_loss", "in_batch", "info_nce", "koleo_loss", "sigreg"]
+__all__ += ["dino_loss", "ibot_loss", "in_batch", "info_nce_loss", "koleo_loss", "sigreg"]
 __all__ += ["swapped_prediction", "vicreg_terms"]

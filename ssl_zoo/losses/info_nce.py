@@ -21,7 +21,7 @@ def accuracy(nearer: Tensor) -> dict[str, Tensor]:
     return {f"top{n}": 100 * (nearer < n).float().mean() for n in (1, 5)}
 
 
-def info_nce(lookup: Lookup, temperature: float) -> Scored:
+def info_nce_loss(lookup: Lookup, temperature: float) -> Scored:
     """L = -log exp(q.k+/t) / (exp(q.k+/t) + sum_i exp(q.k_i/t)) (arXiv:1911.05722, eq. 1)."""
     pos = lookup.positives[:, 0] / temperature  # [R]
     neg, nearer = lookup.logsumexp(temperature)  # [R]
@@ -30,7 +30,7 @@ def info_nce(lookup: Lookup, temperature: float) -> Scored:
 
 @LOSSES.register_module()
 class InfoNCE(nn.Module):
-    """`info_nce` (arXiv:1807.03748).
+    """`info_nce_loss` (arXiv:1807.03748).
 
     Args:
         temperature: t; 0.07 in MoCo v1 and InstDisc, 0.2 in v2.
@@ -41,4 +41,4 @@ class InfoNCE(nn.Module):
         self.temperature = temperature
 
     def forward(self, lookup: Lookup) -> Scored:
-        return info_nce(lookup, self.temperature)
+        return info_nce_loss(lookup, self.temperature)

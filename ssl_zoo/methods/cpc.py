@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.config import METHODS, ConfigError, PositiveFloat, PositiveInt, Scheduled
 from ssl_zoo.core import Batch, Method
-from ssl_zoo.losses import accuracy, info_nce
+from ssl_zoo.losses import accuracy, info_nce_loss
 from ssl_zoo.memory import Lookup
 from ssl_zoo.ops import health
 from ssl_zoo.system import distributed
@@ -141,6 +141,6 @@ class CPC(Method):
         patches = distributed.gather(y.flatten(0, 2))  # [world x N h w, D]
         masked = torch.cat(columns)[:, None]  # the positive's column is no negative's
         lookup = Lookup(torch.cat(q), torch.cat(positive), patches, masked=masked)
-        loss, nearer = info_nce(lookup, self.temperature)
+        loss, nearer = info_nce_loss(lookup, self.temperature)
         spread = health.embedding_std(y.flatten(0, 2))
         return {"loss": loss, **accuracy(nearer), "embedding_std": spread}

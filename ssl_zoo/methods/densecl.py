@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, PositiveInt, Scheduled, UnitInterval
 from ssl_zoo.core import Batch, Method, MomentumEncoder
-from ssl_zoo.losses import accuracy, info_nce
+from ssl_zoo.losses import accuracy, info_nce_loss
 from ssl_zoo.memory import Lookup, Ring, shuffled
 from ssl_zoo.ops import health
 from ssl_zoo.ops.batchnorm import has_batchnorm, split_batchnorm
@@ -86,8 +86,8 @@ class DenseCL(Method):
             c = (f_q @ F.normalize(f_k, dim=2).mT).argmax(dim=2)  # [N, S]
         t_c = F.normalize(t, dim=2).take_along_dim(c[:, :, None], dim=1)  # [N, S, D]
         places = Lookup(r_s.flatten(0, 1), t_c.flatten(0, 1), self.queue.dense_keys)
-        loss_q, nearer = info_nce(Lookup(q, k, self.queue.keys), self.temperature)
-        loss_r, _ = info_nce(places, self.temperature)
+        loss_q, nearer = info_nce_loss(Lookup(q, k, self.queue.keys), self.temperature)
+        loss_r, _ = info_nce_loss(places, self.temperature)
         return {
             "loss": (1 - self.weight) * loss_q + self.weight * loss_r,
             "loss_dense": loss_r,

@@ -85,15 +85,13 @@ class RunFolder:
 
     def begin(self, resolved: dict[str, Any], environment: dict[str, Any]) -> None:
         """Before a sitting: what is about to run, on what."""
-        self.path.mkdir(parents=True, exist_ok=True)
         self.clear_error()
         (self.path / "result.json").unlink(missing_ok=True)
         self.write_config(resolved)
-        self._write("environment.json", {"format": FORMAT, **environment})
+        self._write("environment.json", json.dumps({"format": FORMAT, **environment}, indent=2))
 
     def write_config(self, resolved: dict[str, Any]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        config.dump(resolved, self.path / "config.yaml")
+        self._write("config.yaml", config.dump(resolved).rstrip())
 
     def record(self, line: dict[str, Any]) -> None:
         """Appends to metrics.jsonl."""
@@ -101,25 +99,23 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drops metrics that a killed sitting wrote after its last checkpoint."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in kept))
+        kept = [json.dumps(line) for line in self.metrics() if line["step"] <= step]
+        self._write("metrics.jsonl", "\n".join(kept))
 
     def log(self, text: str) -> None:
         self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Last, so that its presence means 'finished'."""
-        self._write("result.json", result)
+        self._write("result.json", json.dumps(result, indent=2))
 
     def write_evaluation(self, name: str, result: dict[str, Any], rows: str) -> None:
         """An evaluation's result and, as CSV, its row for each test image."""
-        self._write(f"evaluations/{name}/result.json", result)
-        write_text(self.path / "evaluations" / name / "rows.csv", rows)
+        self._write(f"evaluations/{name}/result.json", json.dumps(result, indent=2))
+        self._write(f"evaluations/{name}/rows.csv", rows.rstrip())
 
     def write_error(self, text: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "error.txt", text)
+        self._write("error.txt", text.rstrip())
 
     def clear_error(self) -> None:
         (self.path / "error.txt").unlink(missing_ok=True)
@@ -128,10 +124,10 @@ class RunFolder:
         file = self.path / name
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
+    def _write(self, name: str, text: str) -> None:
         file = self.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(value, indent=2) + "\n")
+        write_text(file, text + "\n" if text else "")
 
     def _append(self, name: str, line: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

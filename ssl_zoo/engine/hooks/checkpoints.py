@@ -39,19 +39,14 @@ class Checkpoints(Hook):
                 left.unlink()
 
     def after_step(self, trainer, batch, out) -> None:
-        last = trainer.step == trainer.total_steps
-        stop = self._stop(trainer)
+        last, stop = trainer.step == trainer.total_steps, trainer.stop.asked
+        if distributed.world() > 1:  # ranks get the signal at different steps; they ask rarely
+            stop = trainer.step % RANKS_ASK_EVERY == 0 and any(distributed.collect(stop))
         if stop or last or trainer.step % self.every == 0:
             self.save(trainer)
             if stop and not last:
                 saved = trainer.folder.checkpoint(trainer.step)
                 raise Interrupted(f"stopped at step {trainer.step}; saved {saved}")
-
-    def _stop(self, trainer) -> bool:
-        # Ranks get the signal at different steps; they ask each other only now and then.
-        if distributed.world() == 1:
-            return trainer.stop.asked
-        return trainer.step % RANKS_ASK_EVERY == 0 and any(distributed.collect(trainer.stop.asked))
 
     def save(self, trainer) -> None:
         """Once a step, whoever asks; every rank calls it, rank 0 writes."""

@@ -51,25 +51,22 @@ class ProgressBar(Hook):
         if time.monotonic() - self.printed < every or not distributed.is_main():
             return
         self.printed = time.monotonic()
-        text = "  ".join(trainer.status.values())
-        if self.bar is not None:
-            self.bar.update(self.task, completed=trainer.step, text=text)
-        else:
-            self._print(trainer, text)
+        self._show(trainer)
 
     def after_train(self, trainer) -> None:
-        text = "  ".join(trainer.status.values())
-        if self.bar is not None:
-            self.bar.update(self.task, completed=trainer.step, text=text)
-        elif distributed.is_main():
-            self._print(trainer, text)
+        if distributed.is_main():
+            self._show(trainer)
 
     def close(self, trainer) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
-    def _print(self, trainer, text: str) -> None:
+    def _show(self, trainer) -> None:
+        text = "  ".join(trainer.status.values())
+        if self.bar is not None:
+            self.bar.update(self.task, completed=trainer.step, text=text)
+            return
         left = trainer.seconds / max(trainer.step, 1) * (trainer.total_steps - trainer.step)
         step = f"{trainer.name}  step {trainer.step}/{trainer.total_steps}"
         trainer.console.print(f"{step}  {text}  left {left:.0f} s", soft_wrap=True, highlight=False)
