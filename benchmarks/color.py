@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 from ssl_zoo import config, experiment
 from ssl_zoo.engine import checkpoint
+from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.methods.cmc import CMC
 from ssl_zoo.methods.colorization import Colorization
 from ssl_zoo.ops.color import rgb_to_lab
+from ssl_zoo.runs import RunFolder
 
 CANDIDATES = 1024
 
@@ -72,7 +74,7 @@ def main() -> None:
         test = trainer.data.splits.split("test")
         images = test.fetch(torch.arange(len(test))).float() / 255
         start = {k: v.clone() for k, v in method.encoder.state_dict().items()}
-        checkpoint.restore(trainer, checkpoint.saved(run)[-1])
+        load_weights(method, checkpoint.read(RunFolder(run).checkpoints()[-1])["method"])
         trained = measure(method, images)
         method.encoder.load_state_dict(start)  # the weights of the loss stay
         untrained = measure(method, images)

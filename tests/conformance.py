@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo import config, experiment
 from ssl_zoo.backbones import FITS, Timm
-from ssl_zoo.config import METHODS, ConfigError, Part, bind
+from ssl_zoo.config import METHODS, OPTIMIZERS, ConfigError, Part, bind
 from ssl_zoo.config.constraints import SCHEDULED, marked
 from ssl_zoo.core import Batch, Encoder, Family, MomentumEncoder
 from ssl_zoo.engine.precision import autocast
@@ -283,6 +283,25 @@ def test_every_scheduled_value_is_an_attribute_that_training_reads(recipe, tmp_p
         assert any(not torch.equal(other[n].nan_to_num(), plain[n].nan_to_num()) for n in plain), (
             f"{name} is not read in a step"
         )
+
+
+@every_recipe
+def test_a_schedule_moves_every_value_that_is_declared(recipe, tmp_path):
+    data = recipes()[recipe]
+    values = dict(scheduled(bind(METHODS, data["method"])))
+    values |= dict(scheduled(bind(OPTIMIZERS, data["optimizer"]), "optimizer"))
+    finals = {name: value / 2 or 0.5 for name, value in values.items()}
+    schedules = {
+        name: {"type": "Linear", "final": final, "over_epochs": 1} for name, final in finals.items()
+    }
+    trainer = make(recipe, tmp_path, changed=[("schedules", None), ("schedules", schedules)])
+    hook, bases = trainer.hooks["schedules"], trainer.hooks["schedules"].current(trainer)
+    for number in range(2):
+        hook.before_step(trainer)
+        step(trainer, number)
+    part = 1 / trainer.data.steps_per_epoch
+    for name, value in hook.current(trainer).items():
+        assert value == pytest.approx(bases[name] + part * (finals[name] - bases[name])), name
 
 
 @every_recipe

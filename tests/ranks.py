@@ -16,6 +16,13 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["torch", "ssl_zoo.experiment"])
 
 
+def start(function: Callable, *args: Any) -> multiprocessing.Process:
+    """A process that calls `function(*args)`, without the seconds that imports take."""
+    process = _processes.Process(target=function, args=args)
+    process.start()
+    return process
+
+
 def on_ranks(world: int, function: Callable, *args: Any) -> list[Any]:
     """What `function(*args)` returns on each rank, in rank order. It must be importable."""
     if world == 1:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import math
+import pkgutil
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
 import torch
 import yaml
 
+import ssl_zoo
 from ssl_zoo import config, experiment
-from ssl_zoo.config import BACKBONES, HEADS, ConfigError, Part, bind
+from ssl_zoo.config import BACKBONES, HEADS, ConfigError, Part, Range, bind
+from ssl_zoo.config.constraints import of_yaml, type_hints
+from ssl_zoo.config.part import convert
+from ssl_zoo.data import Data
+from ssl_zoo.engine.hooks import Checkpoints
+from ssl_zoo.engine.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
@@ -175,6 +189,10 @@ def test_a_key_that_moved_to_another_block_says_where():
             "schedules={method.loss.type: {type: Cosine}}",
             ["not a number that can be scheduled", "one of InfoNCE's: temperature"],
         ),
+        (
+            "schedules={method.memory: {type: Cosine}}",
+            ["not a number that can be scheduled", "one of Contrastive's: it has none"],
+        ),
         ("best=knm.top1", ["best", "names no evaluation", "knm.top1", "nearest:  knn"]),
         ("train.epochs=-1", ["train.epochs", "too small", "above 0"]),
         ("method.memory.size=0", ["method.memory.size", "too small"]),
@@ -312,3 +330,128 @@ def test_lists_become_tuples_and_integers_floats():
         bind(call, {**block, "pair": [1, 2, 3]})
     with pytest.raises(ConfigError, match=r"many\[0\]: value of the wrong type"):
         bind(call, {**block, "many": ["x"]})
+
+
+# Constraints.
+
+
+def ranges(hint: Any, wrap=lambda value: value) -> Iterator[tuple[Range, type, Any]]:
+    """(range, type of number, how to put a number where the hint wants it), nested ones too."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hasattr(hint, "__metadata__"):
+        for mark in hint.__metadata__:
+            if isinstance(mark, Range):
+                yield mark, args[0], wrap
+        yield from ranges(args[0], wrap)
+    elif origin is dict:
+        yield from ranges(args[1], lambda value: wrap({"name": value}))
+    elif origin is tuple and args[-1] is not Ellipsis:
+        for i, arg in enumerate(args):  # the others are of any value within
+            others = [next(inside(a), 0) for a in args]
+            yield from ranges(arg, lambda value, i=i, o=others: wrap((*o[:i], value, *o[i + 1 :])))
+    elif origin in (list, tuple):
+        yield from ranges(args[0], lambda value: wrap([value]))
+    else:
+        for option in args if origin is not None else ():
+            yield from ranges(option, wrap)
+
+
+def inside(hint: Any) -> Iterator[float]:
+    for limits, kind, _ in ranges(hint):
+        yield kind(limits.low + 1 if math.isfinite(limits.low) else 0)
+
+
+def just_outside(limits: Range, kind: type) -> list[float]:
+    below = kind(limits.low) if math.isfinite(limits.low) else None
+    above = kind(limits.high) if math.isfinite(limits.high) or limits.open_high else None
+    if below is not None and not limits.open_low:
+        below = below - 1 if kind is int else math.nextafter(below, -math.inf)
+    if above is not None and not limits.open_high:
+        above = above + 1 if kind is int else math.nextafter(above, math.inf)
+    return [bound for bound in (below, above) if bound is not None]
+
+
+def constructors() -> list:
+    kinds = [kind for kind in vars(config).values() if isinstance(kind, config.Registry)]
+    targets = [target for kind in kinds for target in kind.module_dict.values()]
+    return [*targets, Data, TrainSettings, Checkpoints]
+
+
+@pytest.mark.parametrize("target", constructors(), ids=lambda t: t.__name__)
+def test_a_number_just_outside_its_range_is_refused_in_yaml_and_in_python(target):
+    for name in of_yaml(target):
+        hint = type_hints(target)[name]
+        for limits, kind, wrap in ranges(hint):
+            for number in just_outside(limits, kind):
+                with pytest.raises(ConfigError) as caught:
+                    convert(hint, wrap(number), name)
+                assert caught.value.key.startswith(name), (name, number)
+                with pytest.raises(ConfigError) as caught:
+                    target(**{name: wrap(number)})
+                assert caught.value.key.startswith(name), (name, number)
+
+
+# Size.
+
+
+def bomb(levels: int) -> str:
+    """Each level holds the one before ten times: a few hundred bytes, 10^levels items."""
+    lines = ["a0: &a0 [" + ", ".join(["x"] * 10) + "]"]
+    for i in range(1, levels):
+        lines.append(f"a{i}: &a{i} [" + ", ".join([f"*a{i - 1}"] * 10) + "]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text", [bomb(8), bomb(20), "seed: 0", "a: " + "[" * 500 + "]" * 500], ids=len
+)
+def test_a_file_that_grows_without_bound_is_refused_within_a_second(text, tmp_path):
+    began = time.perf_counter()
+    if text == "seed: 0":  # the same as an override
+        with pytest.raises(ConfigError, match="more than 100,000 values"):
+            config.load(
+                write(tmp_path, "a.yaml", text), ["m={" + bomb(8).replace("\n", ", ") + "}"]
+            )
+    else:
+        said = error_of(write(tmp_path, "bomb.yaml", text))
+        assert "bomb.yaml" in said and ("100,000 values" in said or "nested too deep" in said)
+    assert time.perf_counter() - began < 1
+
+
+def test_ordinary_aliases_stand_for_what_they_name(tmp_path):
+    text = "a: &x {b: [1, 2]}\nc: *x\nd: [*x, *x]"
+    block = {"b": [1, 2]}
+    data = config.load(write(tmp_path, "a.yaml", text)).data
+    assert data == {"a": block, "c": block, "d": [block, block]}
+
+
+# The package.
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train"]], ids=str)
+def test_help_imports_no_torch(words):
+    code = f"""
+import sys
+from ssl_zoo.cli import main
+try:
+    main({words})
+except SystemExit:
+    pass
+sys.exit(bool({{"torch", "timm", "numpy", "faiss"}} & sys.modules.keys()))
+"""
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    )
+
+
+def test_no_public_function_shares_a_modules_name():
+    names = [m.name for m in pkgutil.walk_packages(ssl_zoo.__path__, "ssl_zoo.")]
+    modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+    short = {name.rpartition(".")[2] for name in names}
+    functions = {
+        f"{module.__name__}.{name}"
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__
+    }
+    assert not [name for name in functions if name.rpartition(".")[2] in short]

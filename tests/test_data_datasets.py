@@ -359,4 +359,4 @@ def test_files_that_cannot_be_decoded_are_named(tmp_path):
     save(tmp_path / "deep.png", (4, 4), "I;16", 999)
     for name in ("cut.png", "text.jpg", "deep.png", "absent.png"):
         with pytest.raises(ValueError, match=f"{name}: cannot be decoded"):
-            decode.decode(str(tmp_path / name))
+            decode.pixels(str(tmp_path / name))

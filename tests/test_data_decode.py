@@ -47,12 +47,12 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_simplejpeg_and_pillow_give_the_same_bytes(kind, shrink, tmp_path, monkeypatch):
     path = write(tmp_path / "a.jpg", quality=90, **KINDS[kind])
-    image = decode.decode(path, shrink)
+    image = decode.pixels(path, shrink)
     _, height, width = decode.shape(path)
     assert image.shape == (3, -(-height // shrink), -(-width // shrink))
     assert decode._by_simplejpeg((tmp_path / "a.jpg").read_bytes(), shrink) is not None
     monkeypatch.setattr(decode, "simplejpeg", None)
-    assert torch.equal(image, decode.decode(path, shrink))
+    assert torch.equal(image, decode.pixels(path, shrink))
     if shrink == 1:
         assert torch.equal(image, by_pillow(path))
 
@@ -71,7 +71,7 @@ def test_simplejpeg_and_pillow_give_the_same_bytes(kind, shrink, tmp_path, monke
 def test_what_simplejpeg_does_not_take_is_pillows(name, options, shrink, tmp_path):
     path = write(tmp_path / name, **options)
     assert decode._by_simplejpeg((tmp_path / name).read_bytes(), 1) is None
-    image, whole = decode.decode(path, shrink), by_pillow(path)
+    image, whole = decode.pixels(path, shrink), by_pillow(path)
     if shrink == 1:
         assert torch.equal(image, whole)
     else:
@@ -86,7 +86,7 @@ def test_orientation_tags_are_left_alone(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     turned = write(tmp_path / "turned.jpg", exif=exif)
-    assert torch.equal(decode.decode(turned), decode.decode(write(tmp_path / "plain.jpg")))
+    assert torch.equal(decode.pixels(turned), decode.pixels(write(tmp_path / "plain.jpg")))
 
 
 def test_a_jpeg_under_another_name_is_a_by_simplejpeg(tmp_path):
@@ -94,7 +94,7 @@ def test_a_jpeg_under_another_name_is_a_by_simplejpeg(tmp_path):
     Image.fromarray(photograph()).save(data, "jpeg")
     (tmp_path / "a.png").write_bytes(data.getvalue())
     assert decode._by_simplejpeg(data.getvalue(), 1) is not None
-    assert torch.equal(decode.decode(str(tmp_path / "a.png")), by_pillow(tmp_path / "a.png"))
+    assert torch.equal(decode.pixels(str(tmp_path / "a.png")), by_pillow(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -106,7 +106,7 @@ def test_a_cut_jpeg_is_named(cut, installed, tmp_path, monkeypatch):
     if not installed:
         monkeypatch.setattr(decode, "simplejpeg", None)
     with pytest.raises(ValueError, match=r"cut\.jpg: cannot be decoded"):
-        decode.decode(str(path))
+        decode.pixels(str(path))
 
 
 # -------------------------------------------------------------------- decoding at a fraction
@@ -196,8 +196,8 @@ def decibels(a, b):
 def test_scaled_decoding_stays_close_to_decoding_the_whole(large, monkeypatch):
     whole, scaled = data_of(large), data_of(large, scaled=True)
     asked = []
-    real = decode.decode
-    monkeypatch.setattr(decode, "decode", lambda path, k: asked.append(k) or real(path, k))
+    real = decode.pixels
+    monkeypatch.setattr(decode, "pixels", lambda path, k: asked.append(k) or real(path, k))
     some, others = next(scaled.batches(0, 1, "cpu")), next(whole.batches(0, 1, "cpu"))
     assert sorted(asked)[-1] >= 4 and sorted(asked)[5] == 1  # scaled first, then all whole
     for view, expected in zip(some.views, others.views, strict=True):

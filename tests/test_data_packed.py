@@ -127,7 +127,7 @@ def test_files_of_the_wrong_split_or_none(pack):
 
 def test_an_interrupted_pack_leaves_nothing(root, tmp_path, monkeypatch):
     folder, path = ImageFolder("train", root=str(root / "images")), tmp_path / "new" / "train.pack"
-    real, calls = decode.decode, []
+    real, calls = decode.pixels, []
 
     def stop(file, shrink):
         calls.append(file)
@@ -135,11 +135,11 @@ def test_an_interrupted_pack_leaves_nothing(root, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(file, shrink)
 
-    monkeypatch.setattr(decode, "decode", stop)
+    monkeypatch.setattr(decode, "pixels", stop)
     with pytest.raises(KeyboardInterrupt):
         packed.pack(folder, path, 32, log=lambda text: None)
     assert list(path.parent.iterdir()) == []
-    monkeypatch.setattr(decode, "decode", real)
+    monkeypatch.setattr(decode, "pixels", real)
     packed.pack(folder, path, 32, log=lambda text: None)
     assert [p.name for p in path.parent.iterdir()] == ["train.pack"]
 

@@ -25,7 +25,7 @@ from ssl_zoo.methods.deepcluster_v2 import DeepClusterV2
 from ssl_zoo.methods.odc import ODC
 from ssl_zoo.methods.swav import SwAV
 from ssl_zoo.ops import health, kmeans
-from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
 from ssl_zoo.system import distributed
 
 DIGITS = Path(__file__).resolve().parents[1] / "configs" / "digits" / "moco_v2.yaml"
@@ -91,39 +91,39 @@ def plain_sinkhorn(scores, epsilon, iterations):
 
 def test_sinkhorn_is_its_loops():
     scores = torch.rand(7, 4) * 2 - 1
-    torch.testing.assert_close(sinkhorn(scores, 0.2, 3), plain_sinkhorn(scores, 0.2, 3))
+    torch.testing.assert_close(sinkhorn_knopp(scores, 0.2, 3), plain_sinkhorn(scores, 0.2, 3))
 
 
 def test_sinkhorn_balances_prototypes_and_gives_each_row_one():
-    q = sinkhorn(torch.randn(40, 5), 0.5, 100)
+    q = sinkhorn_knopp(torch.randn(40, 5), 0.5, 100)
     torch.testing.assert_close(q.sum(dim=1), torch.ones(40))
     torch.testing.assert_close(q.sum(dim=0), torch.full((5,), 8.0), rtol=1e-3, atol=1e-3)
 
 
 def test_sinkhorn_survives_an_epsilon_whose_exponential_overflows():
-    q = sinkhorn(torch.randn(9, 4), 1e-4, 3)
+    q = sinkhorn_knopp(torch.randn(9, 4), 1e-4, 3)
     assert q.isfinite().all()
     torch.testing.assert_close(q.sum(dim=1), torch.ones(9))
 
 
 def test_sinkhorn_is_float32_without_gradient_and_a_softmax_after_no_iteration():
     scores = torch.randn(5, 3, requires_grad=True)
-    assert not sinkhorn(scores).requires_grad
-    assert sinkhorn(scores.bfloat16()).dtype == torch.float32
-    torch.testing.assert_close(sinkhorn(scores, 0.5, 0), (scores / 0.5).softmax(dim=1))
+    assert not sinkhorn_knopp(scores).requires_grad
+    assert sinkhorn_knopp(scores.bfloat16()).dtype == torch.float32
+    torch.testing.assert_close(sinkhorn_knopp(scores, 0.5, 0), (scores / 0.5).softmax(dim=1))
 
 
 def test_sinkhorn_leaves_rows_without_weight_out_of_the_balance():
     scores, weight = torch.randn(9, 4), torch.ones(9)
     weight[5:] = 0
-    alone = sinkhorn(scores[:5], 0.3, 3)
-    torch.testing.assert_close(sinkhorn(scores, 0.3, 3, weight)[:5], alone)
-    assert not torch.allclose(sinkhorn(scores, 0.3, 3)[:5], alone)
+    alone = sinkhorn_knopp(scores[:5], 0.3, 3)
+    torch.testing.assert_close(sinkhorn_knopp(scores, 0.3, 3, weight)[:5], alone)
+    assert not torch.allclose(sinkhorn_knopp(scores, 0.3, 3)[:5], alone)
 
 
 def assigned_in_parts(sizes: list[int]) -> torch.Tensor:
     scores = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
-    return sinkhorn(scores.split(sizes)[distributed.rank()], 0.1, 3)
+    return sinkhorn_knopp(scores.split(sizes)[distributed.rank()], 0.1, 3)
 
 
 def test_sinkhorn_balances_the_rows_of_all_ranks_also_where_they_are_uneven():
@@ -162,7 +162,7 @@ def test_swav_is_its_equation_gradients_included():
 
 def test_swapped_prediction_by_hand_is_cross_entropy_between_the_views():
     z, c = torch.randn(3, N, 6), torch.randn(5, 6)
-    q = [sinkhorn(z[s] @ c.T) for s in range(2)]
+    q = [sinkhorn_knopp(z[s] @ c.T) for s in range(2)]
     log_p = [(z_v @ c.T / 0.1).log_softmax(dim=1) for z_v in z]
     of = {(s, v): F.cross_entropy(z[v] @ c.T / 0.1, q[s]) for s in range(2) for v in range(3)}
     expected = (of[0, 1] + of[0, 2] + of[1, 0] + of[1, 2]) / 4
@@ -284,11 +284,11 @@ def blobs(n: int = 60, k: int = 3, width: int = 4) -> tuple[torch.Tensor, torch.
 
 def test_kmeans_ends_where_lloyd_ends_and_one_seed_gives_one_answer():
     x, _ = blobs()
-    found, centroids = kmeans.kmeans(x, 3, iterations=10, seed=3)
+    found, centroids = kmeans.euclidean_kmeans(x, 3, iterations=10, seed=3)
     assert torch.equal(found, kmeans.closest_centroid(x, centroids))
     for k in range(3):
         torch.testing.assert_close(centroids[k], x[found == k].mean(dim=0), rtol=1e-4, atol=1e-4)
-    again, _ = kmeans.kmeans(x, 3, iterations=10, seed=3)
+    again, _ = kmeans.euclidean_kmeans(x, 3, iterations=10, seed=3)
     assert torch.equal(found, again)
 
 
@@ -413,7 +413,7 @@ def test_deepcluster_labels_are_kmeans_of_whitened_features_in_evaluation_mode()
     with torch.no_grad():
         features = method.eval().encoder.backbone(torch.cat([x for x, _ in images()]))
     seed = method._seed("k-means")
-    expected, _ = kmeans.kmeans(kmeans.whiten(features, 4), 6, 20, seed)
+    expected, _ = kmeans.euclidean_kmeans(kmeans.whiten(features, 4), 6, 20, seed)
     assert kmeans.mutual_information(method.assignments, expected) == pytest.approx(1.0)
     assert torch.equal(method.sizes, torch.bincount(method.assignments, minlength=6))
 

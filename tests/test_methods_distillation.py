@@ -24,7 +24,7 @@ from ssl_zoo.methods.ibot import IBOT
 from ssl_zoo.methods.msn import MSN, msn_losses
 from ssl_zoo.ops import health
 from ssl_zoo.ops.masking import block_order, masked_patches
-from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
 
 N, K = 6, 10
 HEAD = Part(DINOHead, out_features=K, hidden_features=16, bottleneck_features=8, depth=2)
@@ -479,7 +479,7 @@ def test_msns_losses_equal_lightlys(iterations):
     expected = reference(anchors.flatten(0, 1), targets, prototypes, 0.25) - 0.7 * math.log(K)
     q = F.normalize(prototypes, dim=1)
     log_p_t = (F.normalize(targets, dim=1) @ q.T / 0.025).log_softmax(dim=1)
-    p_t = sinkhorn(log_p_t, 1.0, iterations)
+    p_t = sinkhorn_knopp(log_p_t, 1.0, iterations)
     matching, me_max = msn_losses(F.normalize(anchors, dim=2) @ q.T / 0.1, p_t)
     torch.testing.assert_close(matching + 0.7 * me_max, expected)
 
@@ -487,7 +487,7 @@ def test_msns_losses_equal_lightlys(iterations):
 def test_msns_targets_are_balanced_if_asked_for():
     method, views = MAKE["MSN"](sinkhorn_iterations=3), batch(local=0)
     target = method.cosines(method.target(views.views[0])) / 0.025
-    p_t = sinkhorn(target.log_softmax(dim=1), 1.0, 3)
+    p_t = sinkhorn_knopp(target.log_softmax(dim=1), 1.0, 3)
     expected = health.assignment_entropy(p_t)
     torch.testing.assert_close(method(views)["assignment_entropy"], expected)
     assert not torch.allclose(expected, health.assignment_entropy(target.softmax(dim=1)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssl_zoo import cli, config, experiment
-from ssl_zoo.cli.main import parsed
+from ssl_zoo.cli.command_line import parsed
 from ssl_zoo.config import MEMORY, bind
 from ssl_zoo.study.grid import expand
 

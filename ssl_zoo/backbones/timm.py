@@ -14,6 +14,7 @@ from ssl_zoo.backbones import timm_models as models
 from ssl_zoo.backbones.base import FITS, Backbone
 from ssl_zoo.config import BACKBONES, ConfigError, PositiveInt
 from ssl_zoo.ops.batchnorm import hold_statistics, split_batchnorm
+from ssl_zoo.ops.masking import take
 
 
 @BACKBONES.register_module()
@@ -118,8 +119,7 @@ class Timm(Backbone):
         x = vit._pos_embed(x)  # [N, P + L, F]
         if kept is not None:
             prefix, patches = x.tensor_split([vit.num_prefix_tokens], dim=1)
-            patches = patches.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
-            x = torch.cat([prefix, patches], dim=1)  # [N, P + K, F]
+            x = torch.cat([prefix, take(patches, kept)], dim=1)  # [N, P + K, F]
         x = vit.norm_pre(vit.patch_drop(x))
         x = checkpoint_seq(vit.blocks, x) if vit.grad_checkpointing else vit.blocks(x)
         return vit.norm(x)
@@ -142,26 +142,21 @@ class Timm(Backbone):
         """For methods that train `tokens` alone: what pooling alone uses would never be trained.
 
         Raises:
-            ConfigError: its last norm comes after pooling, timm's way with `global_pool: avg`, or
-                it pools by attention, `global_pool: map`.
+            ConfigError: its last norm comes after pooling, or it pools by attention.
         """
-        problem, also = "", ""
         if self.model.attn_pool is not None:
             problem = "it pools by attention, which a loss on tokens does not reach"
-            also = "global_pool: avg, and fc_norm: false"
-        elif any(True for _ in self.model.fc_norm.parameters()):
+            expected = "global_pool: avg, and fc_norm: false"
+        elif list(self.model.fc_norm.parameters()):
             problem = "the last norm comes after pooling, where a loss on tokens does not reach it"
-            also = "also fc_norm: false"
-        if problem:
-            found = f"global_pool: {self.model.global_pool}"
-            raise ConfigError("backbone.options", problem, found=found, expected=also)
+            expected = "also fc_norm: false"
+        else:
+            return
+        found = f"global_pool: {self.model.global_pool}"
+        raise ConfigError("backbone.options", problem, found=found, expected=expected)
 
     def require_own_size(self, images: Tensor) -> None:
-        """For methods whose masks are for `grid_size`; `dynamic_img_size` lets others in.
-
-        Raises:
-            ValueError: images that make another grid of patches.
-        """
+        """For methods whose masks are for `grid_size`: ValueError for images of another grid."""
         (height, width), (rows, columns) = self.patch_size, self.grid_size
         grid = self.model.patch_embed.dynamic_feat_size(images.shape[2:])
         if grid != self.grid_size:
@@ -184,10 +179,7 @@ class Timm(Backbone):
 
     @staticmethod
     def dry_run(**arguments) -> None:
-        """Builds the model without weights, and runs it on an image without pixels.
-
-        Not a part of `validate`, so that a model of the wrong kind can be told first that it is.
-        """
+        """Builds the model without weights, and runs it on an image without pixels."""
         if arguments.keys() & {"options", "small_images", "grad_checkpointing", "bn_groups"}:
             _dry_run(json.dumps(arguments | {"weights": None}, sort_keys=True))
 

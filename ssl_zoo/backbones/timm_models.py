@@ -11,14 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.models import (
-    ResNet,
-    get_pretrained_cfg,
-    is_model,
-    list_models,
-    list_pretrained,
-    load_checkpoint,
-)
+from timm import models
 from torch import nn
 
 from ssl_zoo.config import ConfigError, closest
@@ -39,13 +32,13 @@ def check_model(name: str, options: dict) -> None:
         raise ConfigError(f"options.{key}", _NOT_OPTIONS[key], found=repr(options[key]))
     if options.get("global_pool") == "":
         raise ConfigError("options.global_pool", "features are pooled", found="''", expected="avg")
-    if not is_model(name.split(".")[0]):
-        nearest = closest(name, list_models())
+    if not models.is_model(name.split(".")[0]):
+        nearest = closest(name, models.list_models())
         raise ConfigError("name", "timm knows no such model", found=repr(name), nearest=nearest)
     try:
-        get_pretrained_cfg(name)
+        models.get_pretrained_cfg(name)
     except RuntimeError as error:
-        nearest = closest(name, list_pretrained())
+        nearest = closest(name, models.list_pretrained())
         raise ConfigError("name", str(error), found=repr(name), nearest=nearest) from error
 
 
@@ -107,7 +100,7 @@ def load_weights(model: nn.Module, path: str) -> None:
     expected = ""
     try:
         file = str(Path(path).expanduser())
-        keys = load_checkpoint(model, file, strict=False, weights_only=True).missing_keys
+        keys = models.load_checkpoint(model, file, strict=False, weights_only=True).missing_keys
         expected = f"also {', '.join(keys[:3])}, ..." if keys else ""
     except Exception as error:  # each of torch's and safetensors' readers raises its own kind
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
@@ -127,8 +120,8 @@ def checkpoint_gradients(model: nn.Module, name: str) -> None:
 
 
 def replace_stem(model: nn.Module, name: str) -> None:
-    """A ResNet's by one 3 x 3 convolution; raises ConfigError for another model."""
-    if not isinstance(model, ResNet):
+    """A ResNet's by one 3 x 3 convolution without pooling; ConfigError for another model."""
+    if not isinstance(model, models.ResNet):
         raise ConfigError(
             "small_images",
             f"{name} has no stem to replace",

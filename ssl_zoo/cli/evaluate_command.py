@@ -56,7 +56,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 write_text(out, json.dumps(results, indent=2) + "\n")
                 if outcome.rows is not None:
                     write_text(out.with_suffix(f".{name}.csv"), outcome.rows.csv())
-    distributed.stop()
+    distributed.leave()
     return 0
 
 

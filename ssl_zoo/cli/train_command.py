@@ -63,7 +63,7 @@ def train(arguments: argparse.Namespace) -> int:
     finally:
         if distributed.is_main():
             folder.lock.release()
-    distributed.stop()  # not after an error: the other ranks may sit in a collective
+    distributed.leave()  # not after an error: the other ranks may sit in a collective
     return 0
 
 

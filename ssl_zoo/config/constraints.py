@@ -87,7 +87,7 @@ def marks(hint: Any) -> tuple:
     return ()
 
 
-def check(hint: Any, value: Any, key: str) -> None:
+def check_value(hint: Any, value: Any, key: str) -> None:
     """Raises ConfigError where a number lies outside the ranges of its annotation."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -99,18 +99,18 @@ def check(hint: Any, value: Any, key: str) -> None:
                 )
             if limits == ASCENDING and value[0] > value[1]:
                 raise ConfigError(key, "not [low, high]", found=str(value), expected=ASCENDING)
-        check(args[0], value, key)
+        check_value(args[0], value, key)
     elif origin in (Union, types.UnionType):
         for option in args:
-            check(option, value, key)
+            check_value(option, value, key)
     elif origin in (list, tuple) and isinstance(value, list | tuple):
         same = origin is list or args[-1] is Ellipsis
         for i, item in enumerate(value):
             if same or i < len(args):
-                check(args[0] if same else args[i], item, f"{key}[{i}]")
+                check_value(args[0] if same else args[i], item, f"{key}[{i}]")
     elif origin is dict and isinstance(value, Mapping):
         for name, item in value.items():
-            check(args[1], item, f"{key}.{name}")
+            check_value(args[1], item, f"{key}.{name}")
 
 
 def of_yaml(target: Callable) -> dict[str, inspect.Parameter]:
@@ -127,7 +127,7 @@ def check_arguments(target: Callable, arguments: Mapping[str, Any]) -> None:
     """
     hints = type_hints(target)
     for name, value in arguments.items():
-        check(hints.get(name, Any), value, name)
+        check_value(hints.get(name, Any), value, name)
     if hasattr(target, "validate"):
         defaults = {n: p.default for n, p in of_yaml(target).items() if p.default is not p.empty}
         target.validate(**defaults | arguments)

@@ -42,21 +42,3 @@ def describe(value: object) -> str:
 def join(key: str, name: object) -> str:
     """`name` below the dotted `key`."""
     return f"{key}.{name}" if key else str(name)
-
-
-def above(name: str, value: float | None, bound: float) -> None:
-    """Raises ConfigError unless value > bound; None passes."""
-    if value is not None and not value > bound:
-        raise ConfigError(name, "too small", found=repr(value), expected=f"above {bound}")
-
-
-def at_least(name: str, value: float | None, bound: float) -> None:
-    """Raises ConfigError unless value >= bound; None passes."""
-    if value is not None and not value >= bound:
-        raise ConfigError(name, "too small", found=repr(value), expected=f"at least {bound}")
-
-
-def within(name: str, value: float, low: float, high: float) -> None:
-    """Raises ConfigError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise ConfigError(name, "out of range", found=repr(value), expected=f"from {low} to {high}")

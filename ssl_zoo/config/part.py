@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from ssl_zoo.config.constraints import (
     MACHINE,
     Range,
-    check,
     check_arguments,
+    check_value,
     marked,
     of_yaml,
     type_hints,
@@ -241,7 +241,7 @@ def convert(hint: Any, value: Any, key: str) -> Any:
         return value if isinstance(value, Part) else bind(where.kind, value, key, where.beside)
     if origin is Annotated:
         converted = convert(args[0], value, key)
-        check(hint, converted, key)
+        check_value(hint, converted, key)
         return converted
     if origin in (Union, types.UnionType):
         options = [a for a in args if a is not type(None)]

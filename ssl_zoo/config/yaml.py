@@ -91,12 +91,7 @@ def override(config: Config, overrides: Iterable[str | tuple[str, Any]], prefix:
                     setting, "not an override", found=repr(setting), expected="key=value"
                 )
             where = f"override {setting!r}"
-            loader = _Loader(text)
-            try:
-                node = loader.get_single_node()
-                value = _Reader(loader, where, {}).value(node, dotted, ())
-            except yaml.YAMLError as error:
-                raise ConfigError(dotted, f"not YAML: {_one_line(error)}", where=where) from error
+            value = _read(text, where, {}, dotted)
         else:
             dotted, value = setting
             where = f"override {dotted!r}"
@@ -110,19 +105,26 @@ def loads(text: str, name: str) -> Config:
         ConfigError: bad YAML, duplicate or non-string key.
     """
     origins: dict[str, str] = {}
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        data = {} if node is None else _Reader(loader, name, origins).value(node, "", ())
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise ConfigError("", f"not YAML: {_one_line(error)}", where=where) from error
+    data = _read(text, name, origins)
+    data = {} if data is None else data
     if not isinstance(data, dict):
         raise ConfigError(
             "", "not a config", found=type(data).__name__, expected="a mapping of keys", where=name
         )
     return Config(data, origins)
+
+
+def _read(text: str, file: str, origins: dict[str, str], key: str = "") -> Any:
+    loader = _Loader(text)
+    try:
+        return _Reader(loader, file, origins).value(loader.get_single_node(), key, ())
+    except yaml.YAMLError as error:
+        mark = None if file.startswith("override") else getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        problem = f"not YAML: {' '.join(str(error).split())}"
+        raise ConfigError(key, problem, where=where) from error
+    except RecursionError as error:
+        raise ConfigError(key, "nested too deep", where=file) from error
 
 
 def dump(config: Config | Mapping, path: str | Path | None = None) -> str:
@@ -150,10 +152,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    return " ".join(str(error).split())
 
 
 def _load(path: Path, opened: tuple[Path, ...]) -> Config:

@@ -1,7 +1,5 @@
 """The map from images to embeddings, and its slow copy."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

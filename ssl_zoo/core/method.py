@@ -1,7 +1,5 @@
 """What the trainer knows of a method."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """A ViT that embeds an image and its patches, some of which it is not shown."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

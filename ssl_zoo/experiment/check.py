@@ -7,7 +7,7 @@ from typing import Any
 
 from ssl_zoo.backbones import FITS
 from ssl_zoo.config import ConfigError, Part, closest
-from ssl_zoo.config.constraints import SCHEDULED, check, marked, type_hints
+from ssl_zoo.config.constraints import SCHEDULED, check_value, marked, type_hints
 from ssl_zoo.evaluation.monitor import best_of
 
 
@@ -33,7 +33,7 @@ def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
     *path, number = name.split(".")
     part, key = whole, f"schedules.{name}"
     for depth, step in enumerate(path):
-        parts = {k: v for k, v in part.kwargs.items() if isinstance(v, Part)}
+        parts = {k: v for k, v in part.arguments().items() if isinstance(v, Part)}
         if step not in parts or (depth == 0 and step not in ("optimizer", "method")):
             choices = ["optimizer", "method"] if depth == 0 else list(parts)
             raise ConfigError(
@@ -44,7 +44,8 @@ def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
                 nearest=closest(step, choices),
             )
         part = parts[step]
-    numbers = marked(part.target, SCHEDULED) if path else []
+    declared = marked(part.target, SCHEDULED) if path else []
+    numbers = [name for name in declared if part.arguments()[name] is not None]
     if number not in numbers:
         raise ConfigError(
             key,
@@ -55,7 +56,7 @@ def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
         )
     final = schedule.arguments().get("final")
     if final is not None:
-        check(type_hints(part.target)[number], final, f"{key}.final")
+        check_value(type_hints(part.target)[number], final, f"{key}.final")
 
 
 def _check_views(method: Part, data: Part) -> None:

@@ -5,8 +5,7 @@ from pkgutil import iter_modules
 
 from ssl_zoo.heads.decoder import ViTDecoder
 from ssl_zoo.heads.dino import DINOHead, FrozenStart
-from ssl_zoo.heads.projection import MLP, Linear
-from ssl_zoo.heads.prototypes import Prototypes
+from ssl_zoo.heads.projection import MLP, Linear, Prototypes
 from ssl_zoo.heads.tokenizer import DiscreteVAE
 
 __all__ = [

@@ -37,9 +37,8 @@ class ViTDecoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(in_features, width)
         self.mask_token = nn.Parameter(torch.empty(width))
-        self.blocks = nn.Sequential(
-            *(Block(width, num_heads, qkv_bias=True) for _ in range(depth)),
-        )
+        blocks = (Block(width, num_heads, qkv_bias=True) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, out_features)
         self.out_features = out_features

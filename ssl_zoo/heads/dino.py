@@ -65,11 +65,7 @@ class WeightNormLinear(nn.Module):
 
 
 class FrozenStart:
-    """Takes every DINOHead's prototypes out of a run's first optimizer steps.
-
-    Args:
-        encoder: the heads are somewhere in it.
-        steps: how many steps; may be 0.
+    """Takes the prototypes of every DINOHead in `encoder` out of a run's first `steps` updates.
 
     Raises:
         ConfigError: steps, but no DINOHead.

@@ -1,7 +1,8 @@
-"""Projection heads: features [N, F] -> embeddings [N, D]."""
+"""Projection heads: features [N, F] -> embeddings [N, D], and prototypes of embeddings."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,19 +37,14 @@ class MLP(nn.Module):
         l2: bool = False,
     ):
         super().__init__()
-        widths = [in_features, *[hidden_features or in_features] * (depth - 1), out_features]
         layers: list[nn.Module] = []
-        for i in range(depth):
-            last = i == depth - 1
-            layers.append(
-                nn.Linear(widths[i], widths[i + 1], bias=bias if last else not batch_norm)
-            )
-            if not last:
-                if batch_norm:
-                    layers.append(nn.BatchNorm1d(widths[i + 1]))
-                layers.append(nn.ReLU(inplace=True))
-        if last_batch_norm:
-            layers.append(nn.BatchNorm1d(out_features, affine=False))
+        for width in [hidden_features or in_features] * (depth - 1):
+            layers.append(nn.Linear(in_features, width, bias=not batch_norm))
+            layers += [nn.BatchNorm1d(width)] if batch_norm else []
+            layers.append(nn.ReLU(inplace=True))
+            in_features = width
+        layers.append(nn.Linear(in_features, out_features, bias=bias))
+        layers += [nn.BatchNorm1d(out_features, affine=False)] if last_batch_norm else []
         self.layers = nn.Sequential(*layers)
         self.out_features, self.l2 = out_features, l2
 
@@ -70,3 +66,26 @@ class Linear(MLP):
         l2: bool = False,
     ):
         super().__init__(in_features, out_features=out_features, depth=1, bias=bias, l2=l2)
+
+
+class Prototypes(nn.Module):
+    """K directions c_1 ... c_K of unit length (SwAV, arXiv:2006.09882): z -> z C^T.
+
+    Whatever moves them (an optimizer, k-means) calls `normalize_` after.
+
+    Attributes:
+        weight: C, [K, D]; uniform on the sphere at first.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(out_features, in_features), dim=1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[N, D] of unit length -> cosines [N, K], in float32 also under autocast."""
+        with torch.autocast(z.device.type, enabled=False):
+            return z.float() @ self.weight.T
+
+    @torch.no_grad()
+    def normalize_(self) -> None:
+        self.weight.copy_(F.normalize(self.weight, dim=1))

@@ -54,12 +54,8 @@ class DiscreteVAE(nn.Module):
     def forward(self, images: Tensor, temperature: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the negative evidence bound, [], and each patch's word, [N, L] int64.
 
-        |decode(softmax((logits + gumbel) / temperature)) - x|^2 + kl_weight KL(q || uniform).
-
-        Args:
-            images: [N, C, H, W].
-            temperature: [], of the relaxed draw.
-            key: [N] int64, of the draw.
+        |decode(softmax((logits + gumbel) / temperature)) - x|^2 + kl_weight KL(q || uniform), with
+        x [N, C, H, W], temperature [], and Gumbel noise by key [N] int64.
         """
         logits = self.encode(images).float()  # [N, V, h, w]
         number = torch.arange(logits[0].numel(), device=key.device)

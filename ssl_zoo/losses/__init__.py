@@ -6,10 +6,9 @@ Every module here is imported, so a new file is a registered loss.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ssl_zoo.losses.contrastive import DCL, NCE, InfoNCE, Margin, accuracy, in_batch, info_nce
-from ssl_zoo.losses.dino import Center, SinkhornCenter, dino_loss
-from ssl_zoo.losses.ibot import ibot_loss
-from ssl_zoo.losses.koleo import koleo_loss
+from ssl_zoo.losses.contrastive import DCL, NCE, Margin, in_batch
+from ssl_zoo.losses.dino import Center, SinkhornCenter, dino_loss, ibot_loss, koleo_loss
+from ssl_zoo.losses.info_nce import InfoNCE, Scored, accuracy, info_nce
 from ssl_zoo.losses.lejepa import sigreg
 from ssl_zoo.losses.swav import swapped_prediction
 from ssl_zoo.losses.vicreg import vicreg_terms
@@ -17,6 +16,6 @@ from ssl_zoo.losses.vicreg import vicreg_terms
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["DCL", "NCE", "Center", "InfoNCE", "Margin", "SinkhornCenter", "accuracy"]
+__all__ = ["DCL", "NCE", "Center", "InfoNCE", "Margin", "Scored", "SinkhornCenter", "accuracy"]
 __all__ += ["dino_loss", "ibot_loss", "in_batch", "info_nce", "koleo_loss", "sigreg"]
 __all__ += ["swapped_prediction", "vicreg_terms"]

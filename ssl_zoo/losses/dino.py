@@ -1,17 +1,15 @@
-"""DINO's loss, and two ways to keep its teacher from collapse.
+"""DINO's loss with two ways to keep its teacher from collapse, and what iBOT and DINOv2 add.
 
 center = Center(K)
 loss = dino_loss(center(g_t, 0.04), g_s, 0.1)  # g_t [T, N, K], g_s: V x [N, K]
 center.update(g_t.mean(dim=0), 0.9)  # once a step
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
 from ssl_zoo.system import distributed
 
 
@@ -49,7 +47,7 @@ class SinkhornCenter(nn.Module):
         """[..., K]; rows that are not `counted`, [...] bool, have no say in the balance."""
         if counted is not None:  # not 0: where no rank counts a row, all count alike
             counted = counted.flatten().float().clamp(min=torch.finfo(torch.float32).tiny)
-        return sinkhorn(scores.flatten(0, -2), temperature, weight=counted).view_as(scores)
+        return sinkhorn_knopp(scores.flatten(0, -2), temperature, weight=counted).view_as(scores)
 
     def update(self, scores: Tensor, momentum: float) -> None:
         """Nothing is remembered."""
@@ -70,3 +68,34 @@ def dino_loss(p_t: Tensor, g_s: list[Tensor], temperature: float) -> Tensor:
         if s != t
     ]
     return torch.stack(losses).mean()
+
+
+def ibot_loss(p_t: Tensor, g_s: Tensor, masked: Tensor, temperature: float) -> Tensor:
+    """L = mean_n mean_{m masked} -p_t . log softmax(g_s / t_s) (arXiv:2111.07832, equation 2).
+
+    An image without masked patches counts as 0, as in the authors' code.
+
+    Args:
+        p_t: teacher's probabilities of each patch, [N, M, K].
+        g_s: student's scores, [N, M, K].
+        masked: [N, M] bool, the patches that the student did not see.
+        temperature: t_s.
+    """
+    loss = -(p_t * (g_s / temperature).log_softmax(dim=-1)).sum(dim=-1)  # [N, M]
+    return ((loss * masked).sum(dim=1) / masked.sum(dim=1).clamp(min=1)).mean()
+
+
+def koleo_loss(x: Tensor) -> Tensor:
+    """L = -mean_i log min_{j != i} |x_i - x_j|, x on the unit sphere (arXiv:1806.03198, eq. 2).
+
+    An estimate of the features' entropy, with the neighbors of all ranks' rows; the authors look
+    at a rank's own.
+
+    Args:
+        x: [N, F] float32, of any length.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = distributed.gather(F.normalize(x, dim=1))  # [world x N, F]
+        with torch.no_grad():
+            neighbor = (x @ x.T).fill_diagonal_(-1).argmax(dim=1)  # [world x N]
+        return -(F.pairwise_distance(x, x[neighbor], eps=1e-8) + 1e-8).log().mean()

@@ -1,7 +1,5 @@
 """LeJEPA's SIGReg: embeddings held to an isotropic Gaussian."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """VICReg's three terms (arXiv:2105.04906), of embeddings of images or of places in them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Redundancy reduction: the views' cross-correlation made the identity."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +19,8 @@ class BarlowTwins(Method):
     Args:
         head: features -> embeddings z.
         lam: lambda, the weight of redundancy against invariance.
-        scale: of the whole loss. Under LARS, which does not see it in the weights, 0.024 gives
-            biases and norms the rate 0.0048 of the paper where weights have 0.2.
+        scale: of the whole loss. Under LARS it moves biases and norms alone: 0.024 gives them the
+            rate 0.0048 of the paper where weights have 0.2.
     """
 
     family = "non-contrastive"

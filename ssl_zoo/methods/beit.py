@@ -1,7 +1,5 @@
 """BERT for images: the visual words of masked patches."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -22,9 +20,8 @@ class BEiT(Method):
     loss = -mean over masked patches i of log p(word_i | masked image).
 
     The paper takes DALL-E's tokenizer, trained elsewhere. Here one is trained in the first steps
-    of the same run and frozen then; the ViT waits for it. Until then both losses are computed,
-    without a gradient in common, and the ViT is left alone by the optimizer; from then on the
-    tokenizer says its words and no more.
+    of the same run and then frozen. Until then both losses are computed, without a gradient in
+    common, and the optimizer leaves the ViT alone; from then on it leaves the tokenizer alone.
 
     Args:
         tokenizer: (images, temperature, key) -> (its loss, words); `words(images)` -> words.
@@ -47,13 +44,11 @@ class BEiT(Method):
     ):
         super().__init__()
         backbone.require_token_norm()
-        patch_size = backbone.patch_size
+        width, patch_size = backbone.num_features, backbone.patch_size
         in_chans = backbone.patch_values // math.prod(patch_size)
         self.tokenizer = tokenizer(in_chans=in_chans, patch_size=patch_size)
-        vocabulary = self.tokenizer.vocabulary  # V
-        self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=vocabulary))
-        self.mask_token = nn.Parameter(torch.empty(backbone.num_features))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.encoder = Encoder(backbone, Linear(width, out_features=self.tokenizer.vocabulary))
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
         self.tokenizer_steps, self.temperatures = tokenizer_steps, temperatures
         self.tokenizing = True  # once false, the GPU's step count is asked no more
         self.mask_ratio = mask_ratio

@@ -1,7 +1,5 @@
 """Contrastive multiview coding: what lightness and color know of each other."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,7 +33,7 @@ class CMC(Method):
     i and rows drawn at random are the negatives.
 
     Args:
-        backbone: a `LabPair`, which makes the two views out of the image's color.
+        backbone: a `LabPair`, which makes both views.
         head: features of one view -> z, normalized here to unit length; one for each view.
         bank: a view's memory; one for each.
         loss: of a look-up; one for each direction.
@@ -66,9 +64,8 @@ class CMC(Method):
                 setattr(twin, name, getattr(part, name))
         x = batch.views[0]  # [N, 3, H, W]
         z_l, z_ab = (F.normalize(z, dim=1) for z in self.encoder(x).float().chunk(2, dim=1))
-        k_l, k_ab = (  # [N, D]
-            bank.encode(self.encoder, x, batch.index) for bank in (self.bank, self.bank_ab)
-        )
+        k_l = self.bank.encode(self.encoder, x, batch.index)  # [N, D]
+        k_ab = self.bank_ab.encode(self.encoder, x, batch.index)
         colors = self.bank_ab.lookup(z_l, k_ab, batch.index)
         lights = self.bank.lookup(z_ab, k_l, batch.index)
         (of_color, nearer_l), (of_light, nearer_ab) = self.loss(colors), self.loss_ab(lights)

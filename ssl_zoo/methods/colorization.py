@@ -1,7 +1,5 @@
 """Predicting an image's colors from its lightness."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 from typing import Annotated
@@ -21,21 +19,19 @@ from ssl_zoo.system import distributed
 class Colorization(Method):
     """Which of Q colors does each pixel of a gray image have? (arXiv:1603.08511).
 
-    Lab's lightness L goes in, in each of the backbone's channels, since evaluation shows it
-    images of the data set's own; a distribution over bins of the ab plane comes out, at twice the
-    feature map's resolution. Rare colors weigh more, as most of an image is nearly gray. How rare
-    they are is counted over the training set before the first step.
+    Lab's lightness L goes in, in each of the backbone's channels, since evaluation shows it color
+    images; a distribution over bins of the ab plane comes out, at twice the feature map's
+    resolution. Rare colors weigh more, as counted over the training set before the first step.
 
     Views, and evaluation's images, are RGB in [0, 1], so without `Normalize`.
 
     Args:
-        backbone: images -> feature map.
         bin_size: width of a bin of the ab plane. With 10, sRGB reaches Q = 261 bins; the paper's
             list has 313, some of them out of reach.
         neighbors: a pixel's target is spread over its closest bins.
         sigma: width of that spread, and of the smoothing of the bins' frequencies.
-        uniform: lambda, the part of the uniform distribution in the frequencies that weights are
-            the inverse of. With 1 every color weighs the same.
+        uniform: lambda, the part of the uniform distribution in the frequencies whose inverse are
+            the weights. With 1 every color weighs the same.
         hidden_features: width of the layers between feature map and distribution.
     """
 
@@ -77,8 +73,12 @@ class Colorization(Method):
         mode = "donot_use_mm_for_euclid_dist"
         distance = torch.cdist(ab.movedim(1, 3).flatten(1, 2), self.bins, compute_mode=mode)
         distance, closest = distance.topk(self.neighbors, largest=False)  # [N, h * w, k]
-        z = (-(distance**2) / (2 * self.sigma**2)).softmax(dim=2)
+        z = self.smoothed(distance)
         return tuple(x.mT.unflatten(2, ab.shape[2:]) for x in (closest, z))
+
+    def smoothed(self, distance: Tensor) -> Tensor:
+        """Gaussians of distances, the sum over the last dimension 1."""
+        return (-(distance**2) / (2 * self.sigma**2)).softmax(dim=-1)
 
     @torch.no_grad()
     def before_epoch(self, images: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -102,8 +102,7 @@ class Colorization(Method):
             closest, z = self.encode(rgb_to_lab(x[:, :, ::4, ::4])[:, 1:])
             count.index_add_(0, closest.flatten(), z.flatten().double())
         count = distributed.mean(count)
-        distance = torch.cdist(self.bins, self.bins)  # [Q, Q]
-        kernel = (-(distance**2) / (2 * self.sigma**2)).softmax(dim=1).double()
+        kernel = self.smoothed(torch.cdist(self.bins, self.bins)).double()  # [Q, Q]
         p = count / count.sum() @ kernel  # [Q], sums to 1
         weight = 1 / ((1 - self.uniform) * p + self.uniform / len(p))
         self.weight.copy_(weight / (p * weight).sum())

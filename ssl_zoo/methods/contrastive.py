@@ -1,7 +1,5 @@
 """Contrastive learning as dictionary look-up; the mechanism is the memory's."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,12 +21,10 @@ class Contrastive(Method):
         memory: where keys come from.
         loss: of a look-up.
         symmetric: each view is a query once and a key once; the loss is the mean of both, and the
-            keys of both are written. With a MoCoQueue this is MoCo v2+, the better MoCo v2 that
-            SimSiam is compared with (arXiv:2011.10566, table 4).
+            keys of both are written. With a MoCoQueue this is MoCo v2+ (arXiv:2011.10566, table 4).
 
     Attributes:
-        compared: data-set positions of the last forward pass's queries and of the keys that they
-            were compared with; for observers.
+        compared: for observers, the last queries' data-set positions and those of their keys.
 
     Raises:
         ConfigError: `symmetric` with a memory that looks at one view.
@@ -56,10 +52,10 @@ class Contrastive(Method):
     @staticmethod
     def validate(*, memory: Part[MEMORY], symmetric: bool, **_) -> None:
         if symmetric and memory.target.num_views == 1:
+            recalls = f"{memory.target.__name__} recalls its keys"
             raise ConfigError(
                 "symmetric",
-                f"{memory.target.__name__} recalls its keys: no second view has one to be "
-                "compared with",
+                f"{recalls}: no second view has one to be compared with",
                 found="true",
                 expected="false, or a memory that encodes a second view: MoCoQueue, EndToEnd",
             )

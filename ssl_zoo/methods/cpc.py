@@ -1,7 +1,5 @@
 """Contrastive predictive coding: what is further on in the picture."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -67,19 +65,17 @@ class CPC(Method):
     W_k c_ij predicts the patch k rows further down, y = W z:
     L = mean over k, i, j of -log exp(W_k c_ij . y_i+k,j / t) / sum_y' exp(W_k c_ij . y' / t),
     where y' goes over all patches of all images of the batch. With four directions the grid is
-    also turned by one, two and three quarters, so that down is another side of the image each
-    time: a context network and W_k for each, the mean over all; z, W and so y are the same.
+    also turned by one, two and three quarters: a context network and W_k for each, and one W.
 
-    What is kept is the backbone, and it is evaluated on whole images, which it never saw in
-    training. So it should not have BatchNorm, whose statistics would be those of patches (and
-    which tells patches of a batch of each other): configs give it LayerNorm, as version 2 does.
+    The backbone is evaluated on whole images, which it never saw in training. So it should not have
+    BatchNorm, whose statistics would be those of patches (and which tells patches of a batch of
+    each other): configs give it LayerNorm, as version 2 does.
 
     Args:
         backbone: one patch -> features z.
         patch_size: in pixels.
         stride: pixels from a patch to the next.
-        rows_down: every k. Nearer than patch_size / stride rows, patches share pixels, and the
-            prediction is a matter of copying them.
+        rows_down: every k. Nearer than patch_size / stride rows, patches share pixels to copy.
         directions: 1, from the top down, or 4, as version 2.
         out_features: width of y.
         hidden_features: width of a context network.
@@ -136,7 +132,7 @@ class CPC(Method):
         z = self.encoder(images)  # [N, F, h, w]
         y = self.w(z).permute(0, 2, 3, 1)  # [N, h, w, D]
         place = torch.arange(n * h * w, device=z.device) + distributed.rank() * n * h * w
-        place = place.view(n, h, w)  # in the dictionary
+        place = place.view(n, h, w)  # of each y among those of all ranks
         q, positive, columns = [], [], []
         for quarters, (context, matrices) in enumerate(zip(self.contexts, self.w_k, strict=True)):
             c = context(z.rot90(quarters, (2, 3)))  # [N, F, h, w], or w, h
@@ -149,8 +145,5 @@ class CPC(Method):
         masked = torch.cat(columns)[:, None]  # the positive's column is no negative's
         lookup = Lookup(torch.cat(q), torch.cat(positive), patches, masked=masked)
         loss, nearer = info_nce(lookup, self.temperature)
-        return {
-            "loss": loss,
-            **accuracy(nearer),
-            "embedding_std": health.embedding_std(y.flatten(0, 2)),
-        }
+        spread = health.embedding_std(y.flatten(0, 2))
+        return {"loss": loss, **accuracy(nearer), "embedding_std": spread}

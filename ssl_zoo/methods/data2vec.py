@@ -1,7 +1,5 @@
 """A teacher's contextual features of masked patches."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,18 +40,15 @@ class Data2Vec(Method):
     ):
         super().__init__()
         backbone.require_token_norm()
-        if top_blocks > len(backbone.model.blocks):
+        depth, key = len(backbone.model.blocks), "method.top_blocks"
+        if top_blocks > depth:
             raise ConfigError(
-                "method.top_blocks",
-                "more than the ViT has",
-                found=str(top_blocks),
-                expected=f"at most {len(backbone.model.blocks)}",
+                key, "more than the ViT has", found=str(top_blocks), expected=f"at most {depth}"
             )
         width = backbone.num_features
         self.encoder = Encoder(backbone, Linear(width, out_features=width))
         self.teacher = MomentumEncoder(backbone)
-        self.mask_token = nn.Parameter(torch.empty(width))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
         self.top_blocks, self.beta, self.momentum = top_blocks, beta, momentum
         self.mask_ratio = mask_ratio
 

@@ -1,7 +1,5 @@
 """DeepCluster: k-means of the features gives the labels, and the labels better features."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +8,7 @@ from ssl_zoo.config import METHODS, AtLeastTwo, ConfigError, PositiveInt
 from ssl_zoo.core import Batch, Encoder, Method, set_apart
 from ssl_zoo.heads import Linear
 from ssl_zoo.ops import health
-from ssl_zoo.ops.kmeans import embed, kmeans, mutual_information, whiten
+from ssl_zoo.ops.kmeans import embed, euclidean_kmeans, mutual_information, whiten
 from ssl_zoo.system import distributed, rng
 
 
@@ -22,13 +20,12 @@ class DeepCluster(Method):
     are in use. In expectation this is the paper's sampling of images uniformly over clusters.
 
     Before every epoch the features of all images (clean, evaluation mode) are whitened by PCA, set
-    to unit length and clustered, and the classifier is drawn anew, since clusters have no names
-    that last. The paper's Sobel filter, for AlexNet's and VGG's first layer, is left out.
+    to unit length and clustered, and the classifier is drawn anew, since clusters have no names.
+    The paper's Sobel filter, for AlexNet's and VGG's first layer, is left out.
 
     Args:
         clusters: K; the paper takes ten times the classes.
         pca: dimensions that are kept.
-        kmeans_iterations: of k-means.
     """
 
     family = "clustering"
@@ -64,16 +61,13 @@ class DeepCluster(Method):
         def on_main() -> Tensor:
             with distributed.borrowed_threads():
                 x = whiten(features, self.pca)  # [S, pca]
-                y, _ = kmeans(x, self.clusters, self.kmeans_iterations, seed)
+                y, _ = euclidean_kmeans(x, self.clusters, self.kmeans_iterations, seed)
             return torch.empty_like(y).index_copy_(0, positions, y)
 
         y = distributed.attempt(on_main).to(self.assignments.device)  # [S]
         self.nmi.fill_(mutual_information(y, self.assignments))
         self.assignments.copy_(y)
         self.sizes.copy_(torch.bincount(y, minlength=self.clusters))
-        self._renew_classifier()
-
-    def _renew_classifier(self) -> None:
         classifier = self.encoder.head.layers[0]
         generator = torch.Generator().manual_seed(self._seed("classifier"))
         weight = torch.empty(classifier.weight.shape).normal_(0, 0.01, generator=generator)
@@ -86,11 +80,10 @@ class DeepCluster(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         y = self.assignments[batch.index]  # [N]
         logits = self.encoder(batch.views[0]).float()  # [N, K]
-        share = self.sizes / len(self.assignments)  # [K] |cluster| / S
+        share = self.sizes / len(self.assignments)  # [K], |cluster| / S
         w = 1 / (share[y] * (share > 0).sum())  # [N]
-        loss = (w * F.cross_entropy(logits, y, reduction="none")).mean()
         return {
-            "loss": loss,
+            "loss": (w * F.cross_entropy(logits, y, reduction="none")).mean(),
             "top1": 100 * (logits.argmax(dim=1) == y).float().mean(),
             "assignment_entropy": health.assignment_entropy(share[None]),
         }
@@ -99,10 +92,9 @@ class DeepCluster(Method):
         return {"clusters_in_use": float((self.sizes > 0).sum()), "nmi": float(self.nmi)}
 
     def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
-        """The classifier learns without momentum, which would be the last classifier's.
+        """The classifier learns without momentum, as with the authors: it would be the last one's.
 
-        So it is with the authors, who give each epoch's classifier a plain SGD of its own. Adam
-        has no such switch: its moments, of weights that are gone, fade within the epoch.
+        Adam has no such switch: its moments, of weights that are gone, fade within the epoch.
         """
         groups = super().param_groups(weight_decay, decay_norm_and_bias)
         return set_apart(groups, self.encoder.head, momentum=0.0)

@@ -1,7 +1,5 @@
 """DeepCluster v2: k-means of the last epoch's embeddings, prototypes instead of a classifier."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,16 +18,14 @@ class DeepClusterV2(Method):
     """Classifies views by spherical k-means of the last epoch's embeddings (arXiv:2006.09882).
 
     L = 1/H sum_h 1/V sum_v CE(z_v C_h^T / T, y_h), y_h = argmax_k m_h . c_hk: m_h is the image's
-    embedding in the epoch before, and the centroids C_h themselves, without a gradient, classify,
-    so that no classifier has to be learned anew (section 'DeepCluster-v2'). The first two views are
-    remembered, in a bank each; the clusterings h = 1 ... H take the banks in turn. All views,
-    smaller ones too (multi-crop), predict.
+    embedding in the epoch before, and the centroids C_h themselves, without a gradient, classify
+    (section 'DeepCluster-v2'). The first two views are remembered, in a bank each; the clusterings
+    h = 1 ... H take the banks in turn. All views, smaller ones too (multi-crop), predict.
 
     Args:
         head: features -> embeddings, normalized here to unit length.
         clusters: K of each clustering; H numbers.
         temperature: T.
-        kmeans_iterations: of k-means, before every epoch.
     """
 
     family = "clustering"
@@ -67,9 +63,8 @@ class DeepClusterV2(Method):
             self.bank.copy_(embed_everywhere(self.encoder, images, self.bank.shape[1]))
         for h, centroids in enumerate(self.centroids):
             key = (self.seed, self.steps, f"k-means {h}")
-            k = len(centroids.weight)
-            c = spherical_kmeans(self.bank[h % 2], k, self.kmeans_iterations, *key)  # [K, D]
-            centroids.weight.copy_(c)
+            start = self.bank[h % 2], len(centroids.weight), self.kmeans_iterations
+            centroids.weight.copy_(spherical_kmeans(*start, *key))  # [K, D]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         outputs = encode_views(self.encoder, batch.views, self.encoder.backbone.bn_groups)

@@ -1,7 +1,5 @@
 """Dense contrastive learning: a loss for every place of the feature map."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,7 +41,6 @@ class DenseCL(Method):
     the place of the key's backbone features nearest to its own (equation 4).
 
     Args:
-        backbone: images -> a map, which its `pool` makes features of.
         head: pooled features -> q.
         dense_head: features of a place -> r.
         size: of each of the two queues. The dense one holds for each image the mean of its keys.
@@ -70,16 +67,12 @@ class DenseCL(Method):
         shuffle_bn: bool = True,
     ):
         super().__init__()
-        heads = (
-            head(in_features=backbone.num_features),
-            dense_head(in_features=backbone.map_features),
-        )
-        self.encoder = DenseEncoder(backbone, *heads)
+        head = head(in_features=backbone.num_features)
+        dense_head = dense_head(in_features=backbone.map_features)
+        self.encoder = DenseEncoder(backbone, head, dense_head)
         self.key_encoder = MomentumEncoder(self.encoder)
-        keys, dense_keys = (
-            F.normalize(torch.randn(size, part.out_features), dim=1)  # [K, D]
-            for part in heads
-        )
+        keys = F.normalize(torch.randn(size, head.out_features), dim=1)  # [K, D]
+        dense_keys = F.normalize(torch.randn(size, dense_head.out_features), dim=1)
         self.queue = Ring(keys=keys, dense_keys=dense_keys)
         self.momentum, self.temperature = momentum, temperature
         self.weight, self.shuffle_bn = weight, shuffle_bn
@@ -92,9 +85,8 @@ class DenseCL(Method):
         with torch.autocast(f_q.device.type, enabled=False), torch.no_grad():
             c = (f_q @ F.normalize(f_k, dim=2).mT).argmax(dim=2)  # [N, S]
         t_c = F.normalize(t, dim=2).take_along_dim(c[:, :, None], dim=1)  # [N, S, D]
-        image = Lookup(q, k, self.queue.keys)
         places = Lookup(r_s.flatten(0, 1), t_c.flatten(0, 1), self.queue.dense_keys)
-        loss_q, nearer = info_nce(image, self.temperature)
+        loss_q, nearer = info_nce(Lookup(q, k, self.queue.keys), self.temperature)
         loss_r, _ = info_nce(places, self.temperature)
         return {
             "loss": (1 - self.weight) * loss_q + self.weight * loss_r,
@@ -116,5 +108,4 @@ class DenseCL(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.key_encoder.follow(self.encoder, self.momentum)
-        k, t = distributed.gather(out["k"]), distributed.gather(out["t"])
-        self.queue.push(keys=k, dense_keys=t)
+        self.queue.push(keys=distributed.gather(out["k"]), dense_keys=distributed.gather(out["t"]))

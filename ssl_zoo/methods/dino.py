@@ -1,7 +1,5 @@
 """Self-distillation with no labels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +16,10 @@ class DINO(Method):
     """A student learns from small crops what its teacher says of large ones (arXiv:2104.14294).
 
     The teacher is the student's running average; it sees the first two views, the student all.
-    Its outputs are centered, against one output winning always, and sharpened, against all outputs
-    being alike; without either the method collapses.
+    Its outputs are centered and sharpened; without either the method collapses.
 
     Args:
-        backbone: images -> features. A ViT takes crops of several sizes with
-            `options: {dynamic_img_size: true}`.
+        backbone: a ViT takes crops of several sizes with `options: {dynamic_img_size: true}`.
         head: features -> scores of K outputs.
         teacher_temperature: t_t.
         student_temperature: t_s.
@@ -62,9 +58,7 @@ class DINO(Method):
         p_t = self.center(g_t, self.teacher_temperature)  # [2, N, K]
         return {
             "loss": dino_loss(p_t, g_s, self.student_temperature),
-            "embedding_std": health.embedding_std(g_s[0]),
-            "assignment_entropy": health.assignment_entropy(p_t[0]),
-            "assignment_sharpness": health.assignment_sharpness(p_t[0]),
+            **health.figures(g_s[0], p_t[0]),
             "g_t": g_t.mean(dim=0),  # [N, K]
         }
 

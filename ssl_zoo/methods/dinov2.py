@@ -1,7 +1,5 @@
 """DINOv2's losses."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -73,22 +71,18 @@ class DINOv2(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         student, teacher = self.encoder, self.teacher.encoder
-        u_s, g_s, v_s, g_t, v_t, masks = [], [], [], [], [], []
+        of_views = []
         for number, x in enumerate(batch.views[:2]):
             key, grid = self.random_key(f"mask {number}", batch.index), student.grid(x)
             patches, masked = masked_patches(key, grid, self.masked_images, self.mask_ratio)
-            masks.append(masked)
             with torch.no_grad():
-                g, v = teacher.scores(*teacher.features(x, patches))  # [N, K], [N, M, K]
-            g_t.append(g)
-            v_t.append(v)
-            u, v = student.features(x, patches, masked)  # [N, F], [N, M, F]
-            u_s.append(u.float())
-            g, v = student.scores(u, v)  # [N, K], [N, M, K]
-            g_s.append(g)
-            v_s.append(v)
+                g_t, v_t = teacher.scores(*teacher.features(x, patches))  # [N, K], [N, M, K]
+            u_s, patch_features = student.features(x, patches, masked)  # [N, F], [N, M, F]
+            g_s, v_s = student.scores(u_s, patch_features)  # [N, K], [N, M, K]
+            of_views.append((masked, g_t, v_t, u_s.float(), g_s, v_s))
+        masks, g_t, v_t, u_s, g_s, v_s = zip(*of_views, strict=True)
         local = encode_views(student, batch.views[2:], student.backbone.bn_groups)
-        g_s += [g.float() for g in local]  # V x [N, K]
+        g_s = [*g_s, *(g.float() for g in local)]  # V x [N, K]
         g_t, v_t = torch.stack(g_t), torch.stack(v_t)  # [2, N, K], [2, N, M, K]
         p_t = self.center(g_t, self.teacher_temperature)  # [2, N, K]
         p_v = self.patch_center(v_t, self.teacher_temperature, torch.stack(masks))  # [2, N, M, K]
@@ -103,9 +97,7 @@ class DINOv2(Method):
             "class_loss": class_loss,
             "patch_loss": patch_loss,
             "koleo": koleo,
-            "embedding_std": health.embedding_std(u_s[0]),
-            "assignment_entropy": health.assignment_entropy(p_t[0]),
-            "assignment_sharpness": health.assignment_sharpness(p_t[0]),
+            **health.figures(u_s[0], p_t[0]),
             "g_t": g_t.mean(dim=0),  # [N, K]
             "v_t": v_t.mean(dim=(0, 2)),  # [N, K]
         }

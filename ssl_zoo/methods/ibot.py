@@ -1,7 +1,5 @@
 """Masked patches as self-distillation."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +26,7 @@ class IBOT(Method):
         teacher_temperature, patch_temperature: of the teacher, for class tokens and for patches.
         student_temperature: for both.
         momentum: of the teacher.
-        center_momentum: of the running means of the teacher's scores, one for class tokens and
-            one for patches, of those drawn to be masked.
+        center_momentum: of the running means of class tokens' and masked patches' scores.
         masked_images: chance that a view is masked at all.
         mask_ratio: bounds of the share of its patches, drawn uniformly.
         frozen_steps: first steps in which the heads' last layers stay as they are.
@@ -67,20 +64,19 @@ class IBOT(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         student, teacher = self.encoder, self.teacher.encoder
-        g_s, g_t, v_t, patch_losses = [], [], [], []
+        of_views = []
         for number, x in enumerate(batch.views[:2]):
             key, grid = self.random_key(f"mask {number}", batch.index), student.grid(x)
             patches, masked = masked_patches(key, grid, self.masked_images, self.mask_ratio)
             with torch.no_grad():
-                g, v = teacher.scores(*teacher.features(x, patches))  # [N, K], [N, M, K]
-            p_t = self.patch_center(v, self.patch_temperature)  # [N, M, K]
-            g_t.append(g)
-            v_t.append(v.mean(dim=1))
-            g, v = student.scores(*student.features(x, patches, masked))  # [N, K], [N, M, K]
-            g_s.append(g)
-            patch_losses.append(ibot_loss(p_t, v, masked, self.student_temperature))
+                g_t, v_t = teacher.scores(*teacher.features(x, patches))  # [N, K], [N, M, K]
+            p_t = self.patch_center(v_t, self.patch_temperature)  # [N, M, K]
+            g_s, v_s = student.scores(*student.features(x, patches, masked))  # [N, K], [N, M, K]
+            patch_loss = ibot_loss(p_t, v_s, masked, self.student_temperature)
+            of_views.append((g_t, v_t.mean(dim=1), g_s, patch_loss))
+        g_t, v_t, g_s, patch_losses = zip(*of_views, strict=True)
         local = encode_views(student, batch.views[2:], student.backbone.bn_groups)
-        g_s += [g.float() for g in local]  # V x [N, K]
+        g_s = [*g_s, *(g.float() for g in local)]  # V x [N, K]
         p_t = self.center(torch.stack(g_t), self.teacher_temperature)  # [2, N, K]
         class_loss = dino_loss(p_t, g_s, self.student_temperature)
         patch_loss = torch.stack(patch_losses).mean()
@@ -88,9 +84,7 @@ class IBOT(Method):
             "loss": class_loss + patch_loss,
             "class_loss": class_loss,
             "patch_loss": patch_loss,
-            "embedding_std": health.embedding_std(g_s[0]),
-            "assignment_entropy": health.assignment_entropy(p_t[0]),
-            "assignment_sharpness": health.assignment_sharpness(p_t[0]),
+            **health.figures(g_s[0], p_t[0]),
             "g_t": torch.stack(g_t).mean(dim=0),  # [N, K]
             "v_t": torch.stack(v_t).mean(dim=0),  # [N, K]
         }

@@ -1,7 +1,5 @@
 """Predicting the representations of image blocks from a context."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated
 
@@ -24,9 +22,9 @@ class IJEPA(Method):
     loss = mean over target blocks and their patches of smooth_l1(s_hat, LN(s)), s the target
     encoder's output for the whole image (the authors' code; the paper has the squared distance).
 
-    In the paper a batch's blocks have one random size, and contexts are cut to the smallest of
-    the batch. Here the numbers of patches are fixed, so that a sample's masks depend on no other
-    sample and nothing waits for the device; shapes and places are random for each sample.
+    In the paper a batch's blocks have one random size, and contexts are cut to its smallest. Here
+    the numbers of patches are fixed, so that a sample's masks depend on no other sample and nothing
+    waits for the device; shapes and places are random for each sample.
 
     Args:
         predictor: (tokens, seen, wanted) -> representations of the wanted patches.
@@ -55,26 +53,20 @@ class IJEPA(Method):
     ):
         super().__init__()
         backbone.require_token_norm()
+        width, self.grid = backbone.num_features, backbone.grid_size
         self.encoder = Encoder(
-            backbone,
-            predictor(
-                in_features=backbone.num_features,
-                out_features=backbone.num_features,
-                grid=backbone.grid_size,
-            ),
+            backbone, predictor(in_features=width, out_features=width, grid=self.grid)
         )
         self.target_encoder = MomentumEncoder(backbone)
-        self.num_targets, self.grid, self.momentum = num_targets, backbone.grid_size, momentum
+        self.num_targets, self.momentum = num_targets, momentum
         self.target_scale, self.target_ratio = target_scale, target_ratio
         self.context_scale, self.context_kept = context_scale, context_kept
 
     @staticmethod
     def validate(*, context_scale: float, context_kept: float, **_) -> None:
         if context_kept > context_scale:
-            most = f"at most context_scale, {context_scale}"
-            raise ConfigError(
-                "context_kept", "out of range", found=str(context_kept), expected=most
-            )
+            found, most = str(context_kept), f"at most context_scale, {context_scale}"
+            raise ConfigError("context_kept", "out of range", found=found, expected=most)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, encoder, predictor = batch.views[0], self.encoder.backbone, self.encoder.head

@@ -1,7 +1,5 @@
 """Solving jigsaw puzzles."""
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from itertools import permutations
@@ -26,13 +24,11 @@ TILES = GRID * GRID
 class Jigsaw(Method):
     """In which of K orders are the nine tiles of an image? (arXiv:1603.09246).
 
-    Each tile goes through the same network, so what a single tile looks like has to be told
-    before tiles are compared. A tile's place within its cell, and so the gap to its neighbors, is
-    random, and each tile has zero mean and unit deviation in every channel: otherwise lines and
-    colors that run over a border would give the order away.
+    Each tile goes through the same network. A tile's place within its cell, and so the gap to its
+    neighbors, is random, and each tile has zero mean and unit deviation in every channel: otherwise
+    lines and colors that run over a border would give the order away.
 
     Args:
-        backbone: tiles -> features.
         head: features of a tile -> D numbers (the paper's fc6).
         num_permutations: K.
         patch_size: of a tile, in pixels; a third of the image at most.
@@ -50,11 +46,8 @@ class Jigsaw(Method):
     ):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
-        self.classifier = MLP(
-            TILES * self.encoder.out_features,
-            out_features=num_permutations,
-            hidden_features=hidden_features,
-        )
+        width = TILES * self.encoder.out_features
+        self.classifier = MLP(width, out_features=num_permutations, hidden_features=hidden_features)
         orders = torch.from_numpy(distant_permutations(num_permutations))
         self.register_buffer("permutations", orders)  # [K, 9]
         self.patch_size = patch_size

@@ -1,7 +1,5 @@
 """Joint-embedding prediction with embeddings held to an isotropic Gaussian."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Masked autoencoders."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated
 
@@ -41,14 +39,9 @@ class MAE(Method):
     ):
         super().__init__()
         backbone.require_token_norm()
-        self.encoder = Encoder(
-            backbone,
-            decoder(
-                in_features=backbone.num_features,
-                out_features=backbone.patch_values,
-                grid=backbone.grid_size,
-            ),
-        )
+        width, values, grid = backbone.num_features, backbone.patch_values, backbone.grid_size
+        head = decoder(in_features=width, out_features=values, grid=grid)
+        self.encoder = Encoder(backbone, head)
         self.mask_ratio, self.normalize_pixels = mask_ratio, normalize_pixels
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,7 +1,5 @@
 """Predicting histograms of gradients of masked patches."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -45,17 +43,14 @@ class MaskFeat(Method):
         super().__init__()
         backbone.require_token_norm()
         if any(p % cell for p in backbone.patch_size):
-            raise ConfigError(
-                "method.cell",
-                "cells do not fill a patch",
-                found=str(cell),
-                expected=f"a divisor of {backbone.patch_size}",
-            )
+            key, problem = "method.cell", "cells do not fill a patch"
+            divisor = f"a divisor of {backbone.patch_size}"
+            raise ConfigError(key, problem, found=str(cell), expected=divisor)
         # Each cell's pixels, channels included, become `orientations` numbers a channel.
         width = backbone.patch_values // cell**2 * orientations
         self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=width))
-        self.mask_token = nn.Parameter(torch.empty(backbone.num_features))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        token = torch.empty(backbone.num_features)
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(token, std=0.02))
         self.cell, self.orientations = cell, orientations
         self.cells = tuple(p // cell for p in backbone.patch_size)  # of a patch
         self.mask_ratio = mask_ratio
@@ -76,13 +71,9 @@ class MaskFeat(Method):
 def hog(images: Tensor, cell: int, orientations: int) -> Tensor:
     """Histograms of oriented gradients, [N, C, H, W] -> [N, C * B, H / cell, W / cell] float32.
 
-    Each pixel of each channel gives its gradient's magnitude to the bin of its direction, taken
-    modulo half a turn; a cell's B bins are then brought to unit length. As in the authors' code,
-    gradients are Sobel's, at borders of the mirrored image; its Gaussian window is left out.
-
-    Args:
-        cell: side of a cell in pixels.
-        orientations: B.
+    Each pixel of each channel gives its gradient's magnitude to the one of B orientations that it
+    has modulo half a turn; a cell's B bins are then brought to unit length. As in the authors'
+    code, gradients are Sobel's, at borders of the mirrored image; its Gaussian window is left out.
     """
     n, c, height, width = images.shape
     x = F.pad(images.float(), (1, 1, 1, 1), mode="reflect").flatten(0, 1)  # [N * C, H + 2, W + 2]

@@ -1,7 +1,5 @@
 """Maximum manifold capacity: centroids that fill the sphere."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,12 +16,11 @@ class MMCR(Method):
 
     L = -||C||_* + lam mean_b ||Z_b||_*, C the centroids over the views of all images of the batch,
     Z_b the views of image b. A centroid of unit vectors is long only if they agree. The host waits
-    for a GPU in each step: the singular values are checked there.
+    in each step: it checks the singular values.
 
     Args:
         head: features -> embeddings, normalized here to unit length.
-        lam: lambda, the weight of the manifolds' own extent; 0 on ImageNet, where the centroids
-            do that work.
+        lam: lambda, the weight of the manifolds' own extent; 0 on ImageNet.
     """
 
     family = "non-contrastive"

@@ -1,7 +1,5 @@
 """MoCo v3: no queue, a predictor, and what makes a ViT train."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,13 +17,11 @@ class MoCoV3(Method):
     L = ctr(q1, k2) + ctr(q2, k1),  ctr(q, k) = -2 t log(exp(q.k+/t) / sum_i exp(q.k_i/t)).
 
     Args:
-        backbone: a CNN or a ViT.
         head: the projector, 3 layers for the paper's ViTs and 2 for its ResNet.
         predictor: of queries alone, embeddings -> embeddings.
         temperature: t; 0.2 for ViTs, 1.0 for the ResNet.
-        momentum: m in theta_k <- m theta_k + (1 - m) theta_q; in the recipe it rises to 1.
-        frozen_patch_embed: a ViT's patch embedding stays as it is initialized, which keeps training
-            stable (section 4.2).
+        momentum: of the key encoder; in the recipe it rises to 1.
+        frozen_patch_embed: a ViT's patch embedding stays as it is, for stability (section 4.2).
 
     Raises:
         ConfigError: `frozen_patch_embed` and a backbone that has no patch embedding.
@@ -74,9 +70,6 @@ def _freeze_patch_embed(backbone: nn.Module) -> None:
     try:
         backbone.get_submodule("model.patch_embed").requires_grad_(False)
     except AttributeError as error:
-        raise ConfigError(
-            "frozen_patch_embed",
-            "the backbone has no patch embedding to freeze",
-            found="true",
-            expected=f"false, or {FITS['tokens']}",
-        ) from error
+        key, problem = "frozen_patch_embed", "the backbone has no patch embedding to freeze"
+        expected = f"false, or {FITS['tokens']}"
+        raise ConfigError(key, problem, found="true", expected=expected) from error

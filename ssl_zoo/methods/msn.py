@@ -1,7 +1,5 @@
 """Masked siamese networks."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +9,7 @@ from ssl_zoo.config.constraints import NonNegativeInt, PositiveFloat, Scheduled,
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views
 from ssl_zoo.ops import health
 from ssl_zoo.ops.masking import random_order
-from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
 from ssl_zoo.system import distributed
 
 
@@ -20,8 +18,8 @@ class MSN(Method):
     """What is left of an image is assigned as the whole of it is (MSN, arXiv:2204.07141).
 
     The target network sees the first view whole. Anchors are the second view without some of its
-    patches, and further, small views (the paper's focal masks) as they are. All anchors together
-    are to use the prototypes evenly, in place of a center.
+    patches, and further, small views (the paper's focal masks). All anchors together are to use
+    the prototypes evenly, in place of a center.
 
     Args:
         backbone: a ViT; with small views, `options: {dynamic_img_size: true}`.
@@ -30,8 +28,8 @@ class MSN(Method):
         drop: share of the second view's patches that is left out.
         anchor_temperature, target_temperature: the lower of the two sharpens the target.
         me_max_weight: lambda, of the mean assignment's entropy.
-        sinkhorn_iterations: balance the targets over the prototypes so often, as the authors'
-            ImageNet runs do (3); 0 leaves them.
+        sinkhorn_iterations: that balance the targets over the prototypes, 3 in the authors'
+            ImageNet runs.
         momentum: of the target network; the paper raises it to 1.
     """
 
@@ -68,19 +66,17 @@ class MSN(Method):
         # In this order: a compiled pass after a plain one would spoil BatchNorm's backward pass.
         z = encode_views(self.encoder, focal, backbone.bn_groups)  # [N, D] each
         h = backbone.pool(backbone.tokens(masked, kept=kept))  # [N, F]
-        z = [self.encoder.head(h), *z]
-        cosines = torch.stack([self.cosines(anchor) for anchor in z])  # [M, N, K], M anchors
+        z = [self.encoder.head(h), *z]  # of M anchors
+        cosines = torch.stack([self.cosines(anchor) for anchor in z])  # [M, N, K]
         with torch.no_grad():
             target = self.cosines(self.target(x)) / self.target_temperature  # [N, K]
-            p_t = sinkhorn(target.log_softmax(dim=1), 1.0, self.sinkhorn_iterations)  # [N, K]
+            p_t = sinkhorn_knopp(target.log_softmax(dim=1), 1.0, self.sinkhorn_iterations)  # [N, K]
         matching, me_max = msn_losses(cosines / self.anchor_temperature, p_t)
         return {
             "loss": matching + self.me_max_weight * me_max,
             "matching_loss": matching,
             "me_max": me_max,
-            "embedding_std": health.embedding_std(z[0]),
-            "assignment_entropy": health.assignment_entropy(p_t),
-            "assignment_sharpness": health.assignment_sharpness(p_t),
+            **health.figures(z[0], p_t),
         }
 
     def kept(self, images: Tensor, index: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""NNCLR: the positive is a nearest neighbour of other images."""
-
-from __future__ import annotations
+"""NNCLR: the positive is a nearest neighbor of other images."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from ssl_zoo.system import distributed
 
 @METHODS.register_module()
 class NNCLR(Method):
-    """A view's nearest neighbour in a support set is the other view's key (arXiv:2104.14548).
+    """A view's nearest neighbor in a support set is the other view's key (arXiv:2104.14548).
 
     L = mean over i of -log(exp(NN(z_i, Q).p_i+/t) / sum_k exp(NN(z_i, Q).p_k+/t)), for both views,
     where p+ is the prediction made of the other view, and Q the newest z of all ranks. It starts
@@ -43,10 +41,10 @@ class NNCLR(Method):
     ):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
-        width = self.encoder.out_features
         self.predictor = predictor_for(self.encoder, predictor)
         self.temperature = temperature
-        self.queue = Ring(z=F.normalize(torch.randn(queue_size, width), dim=1))  # Q
+        z = torch.randn(queue_size, self.encoder.out_features)
+        self.queue = Ring(z=F.normalize(z, dim=1))  # Q
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         z1, z2 = (self.encoder(x) for x in batch.views[:2])  # [N, D]

@@ -1,7 +1,5 @@
 """ODC: clusters that move a little at every step, instead of a clustering between epochs."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +12,7 @@ from ssl_zoo.ops.kmeans import (
     closest_centroid,
     cluster_sizes,
     embed_everywhere,
-    kmeans,
+    euclidean_kmeans,
     move_centroids,
     replace_small_clusters,
 )
@@ -29,12 +27,11 @@ class ODC(Method):
 
     The samples memory holds a feature m and a label y of every image, the centroids memory the
     clusters' means. After a step, for its images, m <- normalize((1 - a) m + a f / |f|), and y is
-    the nearest centroid. Every few steps centroids become means again, the members of a cluster
-    that has become small go to the nearest others, and its place is taken by half of the largest.
-    All begins with k-means of the untrained network's features.
+    the nearest centroid. Every few steps centroids become means again, the members of a small
+    cluster go to the nearest others, and its place is taken by half of the largest. All begins
+    with k-means of the untrained network's features.
 
     Args:
-        num_samples: rows of the samples memory, the same on all ranks.
         head: features -> f, whose unit vectors are remembered.
         clusters: K.
         momentum: a, the weight of the new feature, as in the paper (and not of the old one).
@@ -60,20 +57,16 @@ class ODC(Method):
     ):
         super().__init__()
         if clusters * max(min_cluster, 1) > num_samples:
-            raise ConfigError(
-                "clusters",
-                "too many clusters of min_cluster images for this data set",
-                found=f"{clusters} of {min_cluster}",
-                expected=f"a product of at most {num_samples}",
-            )
+            problem = "too many clusters of min_cluster images for this data set"
+            found, most = f"{clusters} of {min_cluster}", f"a product of at most {num_samples}"
+            raise ConfigError("clusters", problem, found=found, expected=most)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         width = self.encoder.out_features
         self.classifier = nn.Linear(width, clusters)  # W
         self.momentum, self.reweight_power = momentum, reweight_power
         self.centroid_interval, self.min_cluster = centroid_interval, min_cluster
-        # The samples memory, m and y, and the centroids memory.
-        self.register_buffer("features", torch.zeros(num_samples, width))
-        self.register_buffer("labels", torch.arange(num_samples) % clusters)
+        self.register_buffer("features", torch.zeros(num_samples, width))  # m
+        self.register_buffer("labels", torch.arange(num_samples) % clusters)  # y
         self.register_buffer("centroids", torch.zeros(clusters, width))
         self.register_buffer("changed", torch.zeros(()))  # share of the last step's labels
         # `steps` on the host, which would wait for the device; None: to be read, as after a resume.
@@ -90,7 +83,9 @@ class ODC(Method):
 
         def on_main() -> tuple[Tensor, Tensor]:
             with distributed.borrowed_threads():
-                return kmeans(self.features.cpu(), len(self.centroids), iterations=20, seed=seed)
+                return euclidean_kmeans(
+                    self.features.cpu(), len(self.centroids), iterations=20, seed=seed
+                )
 
         labels, centroids = distributed.attempt(on_main)
         self.labels.copy_(labels)

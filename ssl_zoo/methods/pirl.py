@@ -1,7 +1,5 @@
 """Pretext-invariant representations: the same, whatever was done to the image."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -24,16 +22,15 @@ from ssl_zoo.system import rng
 class PIRL(Method):
     """A jigsaw, or a turned image, is to look like its image and no other (arXiv:1912.01991).
 
-    L = lambda L_NCE(m_I, g(v_It)) + (1 - lambda) L_NCE(m_I, f(v_I)) (equation 5): I is the first
-    view, It the transformed second one, m_I the memory's row of the image, the negatives other
-    rows. Rows are moving averages of f(v_I).
+    L = lambda L_NCE(m_I, g(v_It)) + (1 - lambda) L_NCE(m_I, f(v_I)) (equation 5): v features, I the
+    first view, It the transformed second one, m_I the memory's row of the image, a moving average
+    of f(v_I), the negatives other rows.
 
     Args:
-        backbone: images -> features v; of a jigsaw, one patch at a time.
         transform: I -> It.
         head: f, of the image. g is another one: of a turned image as it is; of a jigsaw on each
             patch, then a linear layer on the patches' outputs side by side, in random order.
-        memory: a MemoryBank, where m_I and the negatives come from.
+        memory: a MemoryBank.
         loss: L_NCE, of a look-up; the authors' code takes InstDisc's.
         weight: lambda.
         grid: patches along each side of a jigsaw.
@@ -69,12 +66,11 @@ class PIRL(Method):
     @staticmethod
     def validate(*, memory: Part[MEMORY], **_) -> None:
         if not issubclass(memory.target, MemoryBank):
-            raise ConfigError(
-                "memory.type",
+            problem, found = (
                 "PIRL compares images with the rows of a memory bank",
-                found=memory.target.__name__,
-                expected="MemoryBank",
+                memory.target.__name__,
             )
+            raise ConfigError("memory.type", problem, found=found, expected="MemoryBank")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x, x_t = batch.views[:2]  # [N, C, H, W]
@@ -84,8 +80,7 @@ class PIRL(Method):
         f = F.normalize(self.encoder(x).float(), dim=1)  # [N, D], f(v_I)
         g = F.normalize(encode(x_t, key).float(), dim=1)  # [N, D], g(v_It)
         m = self.memory.encode(self.encoder, x, batch.index)  # [N, D], m_I
-        of_transformed = self.memory.lookup(g, m, batch.index)
-        of_image = self.memory.lookup(f, m, batch.index)
+        of_transformed, of_image = (self.memory.lookup(z, m, batch.index) for z in (g, f))
         loss_g, nearer = self.loss(of_transformed)
         loss_f, _ = self.loss(of_image)
         return {

@@ -1,7 +1,5 @@
 """Predicting where a patch lies beside another."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,9 +21,8 @@ class RelativeLocation(Method):
     dropped colors do so for the lens, whose colors part further from the image's middle.
 
     Args:
-        backbone: patches -> features.
         head: features of a patch -> D numbers (the paper's fc6).
-        patch_size: in pixels. What a third of the image has more is the gap, half a patch in the
+        patch_size: in pixels. The rest of a third of the image is the gap, half a patch in the
             paper.
         jitter: pixels that a patch may be off its place, 7 for the paper's 96.
         drop_colors: leave each patch one channel, and noise in the others; gray images stay as

@@ -1,7 +1,5 @@
 """ReSSL: relations to other images, not identities."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +22,7 @@ class ReSSL(Method):
         head: features -> embeddings, normalized here to unit length.
         memory: a MoCoQueue.
         student_temperature: t_student.
-        teacher_temperature: t_teacher, the smaller of the two: a sharper target.
+        teacher_temperature: t_teacher, the smaller of the two.
     """
 
     family = "contrastive"
@@ -48,26 +46,15 @@ class ReSSL(Method):
 
     @staticmethod
     def validate(
-        *,
-        memory: Part[MEMORY],
-        student_temperature: float,
-        teacher_temperature: float,
-        **_,
+        *, memory: Part[MEMORY], student_temperature: float, teacher_temperature: float, **_
     ) -> None:
         if not issubclass(memory.target, MoCoQueue):
-            raise ConfigError(
-                "memory.type",
-                "ReSSL relates images to those of a queue",
-                found=memory.target.__name__,
-                expected="MoCoQueue",
-            )
+            problem, found = "ReSSL relates images to those of a queue", memory.target.__name__
+            raise ConfigError("memory.type", problem, found=found, expected="MoCoQueue")
         if not teacher_temperature < student_temperature:
-            raise ConfigError(
-                "teacher_temperature",
-                "the teacher must be sharper than the student",
-                found=repr(teacher_temperature),
-                expected=f"below student_temperature, {student_temperature}",
-            )
+            key, problem = "teacher_temperature", "the teacher must be sharper than the student"
+            below = f"below student_temperature, {student_temperature}"
+            raise ConfigError(key, problem, found=repr(teacher_temperature), expected=below)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         strong, weak = batch.views[:2]  # [N, C, H, W]

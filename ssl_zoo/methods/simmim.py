@@ -1,7 +1,5 @@
 """Masked image modeling with raw pixels and a linear head."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -37,19 +35,14 @@ class SimMIM(Method):
     ):
         super().__init__()
         backbone.require_token_norm()
-        self.encoder = Encoder(
-            backbone, Linear(backbone.num_features, out_features=backbone.patch_values)
-        )
-        self.mask_token = nn.Parameter(torch.empty(backbone.num_features))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        width = backbone.num_features
+        self.encoder = Encoder(backbone, Linear(width, out_features=backbone.patch_values))
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
         sides = [n * p for n, p in zip(backbone.grid_size, backbone.patch_size, strict=True)]
         if any(mask_patch % p for p in backbone.patch_size) or any(n % mask_patch for n in sides):
-            raise ConfigError(
-                "method.mask_patch",
-                "does not go with the patches",
-                found=str(mask_patch),
-                expected=f"a multiple of {backbone.patch_size} that divides {sides}",
-            )
+            key, problem = "method.mask_patch", "does not go with the patches"
+            multiple = f"a multiple of {backbone.patch_size} that divides {sides}"
+            raise ConfigError(key, problem, found=str(mask_patch), expected=multiple)
         self.units = [side // mask_patch for side in sides]  # down and across
         self.patches = [mask_patch // p for p in backbone.patch_size]  # of a unit
         self.mask_ratio = mask_ratio
@@ -69,8 +62,7 @@ class SimMIM(Method):
         number = math.prod(self.units)
         num_masked = max(1, math.ceil(self.mask_ratio * number))
         chosen = random_order(key, number)[:, :num_masked]
-        masked = mask_of(chosen, number)
-        masked = masked.view(-1, *self.units)
+        masked = mask_of(chosen, number).view(-1, *self.units)
         for dim, times in enumerate(self.patches, start=1):
             masked = masked.repeat_interleave(times, dim=dim)
         return masked.flatten(1)

@@ -1,12 +1,10 @@
 """Siamese networks with a predictor and a stopped gradient, and nothing else."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo.config import HEADS, METHODS, Part
-from ssl_zoo.core import Batch, Encoder, Method, predictor_for
+from ssl_zoo.core import Batch, Encoder, Method, predictor_for, set_apart
 from ssl_zoo.ops import health
 
 
@@ -19,7 +17,7 @@ class SimSiam(Method):
 
     Args:
         head: features -> projections z.
-        predictor: z -> p, as wide as z. Its learning rate stays as it is while others' decay.
+        predictor: z -> p, as wide as z.
     """
 
     family = "non-contrastive"
@@ -39,15 +37,6 @@ class SimSiam(Method):
         return {"loss": -agreement.mean() / 2, "embedding_std": health.embedding_std(z_1)}
 
     def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
-        """As of any method, the predictor's apart: it must keep up with what the encoder learns."""
-        predictor = {id(p) for p in self.predictor.parameters()}
+        """The predictor's rate is constant: it must keep up with what the encoder learns."""
         groups = super().param_groups(weight_decay, decay_norm_and_bias)
-        return [
-            {
-                **group,
-                "params": [p for p in group["params"] if (id(p) in predictor) == constant],
-                "constant_lr": constant,
-            }
-            for constant in (False, True)
-            for group in groups
-        ]
+        return set_apart(groups, self.predictor, constant_lr=True)

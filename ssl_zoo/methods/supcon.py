@@ -1,7 +1,5 @@
 """Supervised contrastive learning."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +14,7 @@ from ssl_zoo.system import distributed
 class SupCon(Method):
     """Images of one class attract each other: SimCLR with labels (SupCon, arXiv:2004.11362).
 
-    It trains on `batch.label`, so it is a supervised reference for the others and not one of them.
+    It trains on `batch.label`: a supervised reference for the others.
     L = mean over i of -1/|P(i)| sum_{p in P(i)} log(exp(z_i.z_p/t) / sum_{a != i} exp(z_i.z_a/t)),
     the paper's L_out, where i, p and a are views of the batch of all ranks and P(i) those of i's
     class, i left out. A view whose image has no label (-1) has the image's other view alone.

@@ -1,7 +1,5 @@
 """Training on labels, to compare with."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,8 +13,7 @@ class Supervised(Method):
     """Cross-entropy on the labels: what the others do without (ResNet, arXiv:1512.03385).
 
     Args:
-        label_smoothing: share of a target that is spread evenly over all classes
-            (arXiv:1512.00567).
+        label_smoothing: share of a target spread evenly over all classes (arXiv:1512.00567).
 
     Raises:
         ValueError: an image without a label.

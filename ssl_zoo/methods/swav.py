@@ -1,7 +1,5 @@
 """SwAV: one view predicts the cluster that another view is assigned to."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +11,7 @@ from ssl_zoo.heads import Prototypes
 from ssl_zoo.losses import swapped_prediction
 from ssl_zoo.memory import Ring
 from ssl_zoo.ops import health
-from ssl_zoo.ops.sinkhorn import sinkhorn
+from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
 from ssl_zoo.system import distributed
 
 
@@ -22,20 +20,19 @@ class SwAV(Method):
     """Swapped prediction of balanced cluster assignments (arXiv:2006.09882).
 
     L = 1/2 sum_{s=1,2} 1/(V-1) sum_{v != s} -sum_k q_s^k log p_v^k, with p_v = softmax(z_v C^T / T)
-    and q_s = Sinkhorn-Knopp(z_s C^T) over all ranks' rows. The first two views are the full crops,
-    which are assigned; any number of further, smaller ones (multi-crop) predict.
+    and q_s = Sinkhorn-Knopp(z_s C^T) over all ranks' rows. The first two views, full crops, are
+    assigned; any number of further, smaller ones (multi-crop) predict.
 
     Args:
         head: features -> embeddings, normalized here to unit length.
         prototypes: K.
         temperature: T, of the predictions.
         epsilon: smoothness of the assignments.
-        sinkhorn_iterations: of Sinkhorn-Knopp's algorithm. 0 takes the balance away, and SwAV
-            collapses.
+        sinkhorn_iterations: with 0 nothing is balanced, and SwAV collapses.
         queue_size: earlier embeddings of each full crop, over all ranks, that are assigned along
             with the batch: for batches that are small beside K. 0: none.
         queue_from_step: the queue is used from this step on, once it is full.
-        frozen_steps: so many steps at the start leave the prototypes where they are.
+        frozen_steps: first steps, in which prototypes stay where they are.
     """
 
     family = "clustering"
@@ -73,9 +70,7 @@ class SwAV(Method):
         p = torch.cat(log_p[:2]).exp()  # [2N, K]
         return {
             "loss": swapped_prediction(q, log_p),
-            "embedding_std": health.embedding_std(z[0]),
-            "assignment_entropy": health.assignment_entropy(p),
-            "assignment_sharpness": health.assignment_sharpness(p),
+            **health.figures(z[0], p),
             "z": torch.stack(z[:2], dim=1),  # [N, 2, D]
         }
 
@@ -87,7 +82,7 @@ class SwAV(Method):
         # Unused rows weigh nothing: to leave them out, the host would have to wait for the answer.
         weight = torch.cat([scores.new_ones(len(scores)), in_use.float().expand(len(rows))])
         together = torch.cat([scores, self.prototypes(rows)])  # [N + Q / world, K]
-        codes = sinkhorn(together, self.epsilon, self.sinkhorn_iterations, weight)
+        codes = sinkhorn_knopp(together, self.epsilon, self.sinkhorn_iterations, weight)
         return codes[: len(scores)]
 
     @torch.no_grad()

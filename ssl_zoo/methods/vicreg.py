@@ -1,7 +1,5 @@
 """Variance, invariance and covariance of embeddings."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from ssl_zoo.config import HEADS, METHODS, NonNegativeFloat, Part, Scheduled

@@ -1,7 +1,5 @@
 """VICReg of whole images and of the places in them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -30,12 +28,10 @@ class VICRegL(Method):
     mirrored views out of account unless told otherwise).
 
     Args:
-        backbone: images -> feature maps, which it pools.
         head: pooled features -> embeddings z.
         local_head: the features of each place -> its embedding.
         alpha: weight of the whole images against the places.
-        gamma: matches by location that are kept, those of least distance; all, where a map has
-            fewer places.
+        gamma: matches by location that are kept, the closest; all, where a map has fewer places.
         feature_gamma: the same by features; null keeps all, as the authors' code does.
         lam, mu, nu: lambda, mu, nu: weights of invariance, variance and covariance.
     """
@@ -60,9 +56,8 @@ class VICRegL(Method):
     ):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
-        self.local_head = split_batchnorm(
-            local_head(in_features=backbone.map_features), backbone.bn_groups
-        )
+        local_head = local_head(in_features=backbone.map_features)
+        self.local_head = split_batchnorm(local_head, backbone.bn_groups)
         self.alpha, self.gamma, self.feature_gamma = alpha, gamma, feature_gamma
         self.lam, self.mu, self.nu = lam, mu, nu
 
@@ -108,8 +103,7 @@ def match(distance: Tensor, gamma: int | None) -> tuple[Tensor, Tensor]:
     Returns:
         Numbers of places, [N, gamma] twice, in the order of the first map's.
     """
-    places = distance.shape[1]
     least, partner = distance.min(dim=2)  # [N, L]
-    kept = least.topk(min(gamma or places, places), dim=1, largest=False).indices
-    kept = kept.sort(dim=1).values  # [N, gamma]
+    count = min(gamma or least.shape[1], least.shape[1])
+    kept = least.topk(count, dim=1, largest=False).indices.sort(dim=1).values  # [N, gamma]
     return kept, partner.gather(1, kept)

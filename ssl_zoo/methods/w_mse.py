@@ -1,7 +1,5 @@
 """Whitened embeddings that agree."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import torch
@@ -23,8 +21,8 @@ class WMSE(Method):
 
     Args:
         head: features -> embeddings z.
-        part: rows that are whitened together, at least twice as many as z has dimensions; a
-            batch is cut into as many equal parts of at least this size as it has.
+        part: rows that are whitened together, at least twice as many as z has dimensions; a batch
+            is cut into as many equal parts of at least this size as it has.
         iterations: cuts of each batch, each in an order of its own, which are averaged.
         eps: share of the identity in the covariance.
 
@@ -47,13 +45,10 @@ class WMSE(Method):
     ):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
-        if part < 2 * self.encoder.out_features:
-            raise ConfigError(
-                "part",
-                f"too small for embeddings of {self.encoder.out_features} dimensions",
-                found=str(part),
-                expected=f"at least {2 * self.encoder.out_features}",
-            )
+        width = self.encoder.out_features
+        if part < 2 * width:
+            problem = f"too small for embeddings of {width} dimensions"
+            raise ConfigError("part", problem, found=str(part), expected=f"at least {2 * width}")
         self.part, self.iterations, self.eps = part, iterations, eps
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

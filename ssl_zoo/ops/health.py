@@ -50,6 +50,15 @@ def assignment_sharpness(p: Tensor) -> Tensor:
     return 1 + torch.xlogy(p, p).sum(dim=-1).mean() / math.log(p.shape[-1])
 
 
+def figures(z: Tensor, p: Tensor) -> dict[str, Tensor]:
+    """All three, of embeddings z [N, D] and assignments p [N, K]."""
+    return {
+        "embedding_std": embedding_std(z),
+        "assignment_entropy": assignment_entropy(p),
+        "assignment_sharpness": assignment_sharpness(p),
+    }
+
+
 def verdict(scalars: dict[str, float]) -> str:
     """What is wrong, in words with figures; '' if nothing is."""
     return "; ".join(

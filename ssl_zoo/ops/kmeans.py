@@ -73,7 +73,7 @@ def whiten(x: Tensor, dimensions: int) -> Tensor:
         return F.normalize(torch.from_numpy(pca.apply(x.numpy())), dim=1)
 
 
-def kmeans(x: Tensor, k: int, iterations: int, seed: int) -> tuple[Tensor, Tensor]:
+def euclidean_kmeans(x: Tensor, k: int, iterations: int, seed: int) -> tuple[Tensor, Tensor]:
     """Assignments [N] int64 and centroids [k, D] of rows [N, D], by faiss, on the CPU."""
     # Every point takes part; few points a cluster are no reason to warn. Empty clusters get half
     # of a large one.

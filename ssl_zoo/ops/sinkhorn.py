@@ -9,7 +9,7 @@ from ssl_zoo.system import distributed
 
 
 @torch.no_grad()
-def sinkhorn(
+def sinkhorn_knopp(
     scores: Tensor, epsilon: float = 0.05, iterations: int = 3, weight: Tensor | None = None
 ) -> Tensor:
     """Soft assignments of this rank's rows to K prototypes, [N, K] float32, each row summing to 1.

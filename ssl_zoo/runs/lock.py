@@ -7,10 +7,10 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 TRIES = 4
-_held: set[Path] = set()  # by this process, which the system would let in a second time
+_held: dict[Path, TextIO] = {}  # by this process, which the system would let in a second time
 
 
 class Lock:
@@ -25,14 +25,13 @@ class Lock:
 
     def __init__(self, path: Path):
         self.path = path
-        self._file: Any = None
 
     def acquire(self) -> None:
         """Raises FileExistsError, which says who holds it, if another does."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(TRIES):
-            self._file = None if self._ours() else self._take()
-            if self._file is not None:
+            file = None if self._ours() else self._take()
+            if file is not None:
                 break
             time.sleep(0.05)  # it may be taken for a moment, by who asks for the holder
         else:
@@ -40,17 +39,15 @@ class Lock:
                 f"{self.path.parent} is being written to by {self.holder() or 'another process'}; "
                 "stop that one, or give another --out"
             )
-        self._file.truncate(0)
-        self._file.write(
-            f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}"
-        )
-        self._file.flush()
-        _held.add(self.path.resolve())
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}")
+        file.flush()
+        _held[self.path.resolve()] = file
 
     def release(self) -> None:
-        self._file.truncate(0)
-        self._file.close()
-        _held.discard(self.path.resolve())
+        file = _held.pop(self.path.resolve())
+        file.truncate(0)
+        file.close()
 
     def holder(self) -> str:
         """Who holds it, in words; '' if nobody does."""
@@ -67,7 +64,7 @@ class Lock:
     def _ours(self) -> bool:
         return self.path.resolve() in _held
 
-    def _take(self) -> Any:
+    def _take(self) -> TextIO | None:
         """The locked file; None if another process has it."""
         file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  (held beyond this call)
         try:

@@ -80,14 +80,17 @@ def run_study(
         if run.arm in arms and not report_only:
             _check_unchanged(run)
     ends: set[str] = set()
+    lock = Lock(study.out / "study.lock")
+    if report_only and lock.holder():  # who runs the study writes its report
+        print_table(study, console)
+        return 0
+    lock.acquire()
     try:
-        with Lock(study.out / "study.lock"):
-            if not report_only:
-                study, ends = _run(study, arms, jobs, train, console)
-            write_report(study)
-    except FileExistsError:
         if not report_only:
-            raise  # else the process that runs the study writes its report
+            study, ends = _run(study, arms, jobs, train, console)
+        write_report(study)
+    finally:
+        lock.release()
     print_table(study, console)
     if ends & {"stopped", "interrupted"}:
         console.print("stopped; the same command goes on from here")

@@ -60,7 +60,7 @@ def start(device: str = "auto") -> torch.device:
     return chosen
 
 
-def stop() -> None:
+def leave() -> None:
     if is_on():
         dist.destroy_process_group()
 

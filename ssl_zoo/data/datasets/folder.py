@@ -100,7 +100,7 @@ class ImageFolder(ImageSet):
 
     def fetch(self, index: Tensor, shrink: Tensor | None = None) -> list[Tensor]:
         factors = [1] * len(index) if shrink is None else shrink.tolist()
-        return [decode.decode(path, k) for path, k in zip(self.paths(index), factors, strict=True)]
+        return [decode.pixels(path, k) for path, k in zip(self.paths(index), factors, strict=True)]
 
 
 @DATASETS.register_module()

@@ -25,7 +25,7 @@ SIMPLEJPEG_SPACES = ("YCbCr", "Gray", "RGB")  # CMYK needs Pillow's conversion
 MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb is Pillow's decision
 
 
-def decode(path: str, shrink: int = 1) -> Tensor:
+def pixels(path: str, shrink: int = 1) -> Tensor:
     """An image file as RGB, uint8 [3, H, W]; its memory is that of [H, W, 3], which crops fastest.
 
     Orientation tags (EXIF) are not applied.

@@ -16,6 +16,13 @@ COMMANDS = {
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
+class Parser(argparse.ArgumentParser):
+    """Options are spelled out: an abbreviation would be another option's tomorrow."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings, allow_abbrev=False)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 (failed), 2 (wrong input), 130 (stopped)."""
     arguments = parsed(list(sys.argv[1:] if argv is None else argv))
@@ -40,12 +47,12 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     Raises:
         SystemExit: unknown arguments, or help was asked for.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ssl-zoo",
         description="Self-supervised learning from registered parts that YAML assembles.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where an error came from")
     for name, summary in COMMANDS.items():
         if argv[:1] == [name]:  # parsers are cheap; what commands import is not
