@@ -18,7 +18,6 @@ import tiny  # noqa: F401  (registers)
 import torch
 from ranks import on_ranks
 from rich.console import Console
-from ssl_zoo.system.random_state import random_state
 from torch import nn
 
 from ssl_zoo import cli, config, experiment
@@ -34,6 +33,7 @@ from ssl_zoo.evaluation import features
 from ssl_zoo.evaluation.base import Evaluation, Outcome, Rows
 from ssl_zoo.methods.supervised import Supervised
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.system.rng import random_state
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"
