@@ -1,6 +1,6 @@
 """The reading path of docs/architecture.md: which lines a reader of MoCo reads, counted.
 
-    python tools/reading_path.py          # writes the marked block anew
+python tools/reading_path.py          # writes the marked block anew
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ ALGORITHM = [
     ("heads/projection.py", [], "the head"),
 ]
 AROUND = [
-    ("cli/main.py", [], "the command line"),
+    ("cli/command_line.py", [], "the command line"),
     ("cli/train_command.py", [], "`ssl-zoo train`"),
     ("experiment/sections.py", [], "the sections of a config, and the run that they make"),
-    ("config/yaml.py", ["load", "override", "_load", "_merge", "_override"], "YAML, bases, overrides"),
+    (
+        "config/yaml.py",
+        ["load", "override", "_load", "_merge", "_override"],
+        "YAML, bases, overrides",
+    ),
     ("config/part.py", ["Part", "bind", "_call", "convert"], "a block becomes a call"),
     ("config/constraints.py", [], "annotations are checked"),
     ("config/registry.py", ["Registry"], "names"),
@@ -100,9 +104,7 @@ def render() -> str:
 def main() -> int:
     page = PAGE.read_text(encoding="utf-8")
     block = f"{START}\n{render()}\n{END}"
-    PAGE.write_text(
-        re.sub(f"{START}.*{END}", lambda _: block, page, flags=re.S), encoding="utf-8"
-    )
+    PAGE.write_text(re.sub(f"{START}.*{END}", lambda _: block, page, flags=re.S), encoding="utf-8")
     return 0
 
 
