@@ -33,7 +33,7 @@ AROUND = [
     (
         "config/yaml.py",
         ["load", "override", "_load", "_merge", "_override"],
-        "YAML, bases, overrides",
+        "YAML",
     ),
     ("config/part.py", ["Part", "bind", "_call", "convert"], "a block becomes a call"),
     ("config/constraints.py", [], "annotations are checked"),
@@ -63,7 +63,7 @@ AROUND = [
     ("evaluation/monitor.py", ["Monitor"], "when a network is judged"),
     ("evaluation/base.py", ["Evaluation", "Context"], "what an evaluation is"),
     ("evaluation/features.py", [], "frozen features"),
-    ("evaluation/knn.py", ["vote", "KNN"], "the kNN vote"),
+    ("evaluation/knn.py", ["build_index", "KNN"], "the kNN vote"),
 ]
 
 
