@@ -7,10 +7,7 @@ import csv
 import io
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +17,8 @@ from ranks import on_ranks
 from rich.console import Console
 from torch import nn
 
-from ssl_zoo import cli, config, experiment
-from ssl_zoo.config import EVALUATIONS, ConfigError, PositiveFloat, bind
+from ssl_zoo import cli, config, evaluation, experiment, memory
+from ssl_zoo.config import EVALUATIONS, Config, ConfigError, PositiveFloat, bind
 from ssl_zoo.data import Data, ImageSet
 from ssl_zoo.data.datasets import bundled
 from ssl_zoo.data.image import Views
@@ -33,6 +30,7 @@ from ssl_zoo.evaluation import features
 from ssl_zoo.evaluation.base import Evaluation, Outcome, Rows
 from ssl_zoo.methods.supervised import Supervised
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.study import grid, report
 from ssl_zoo.system.rng import random_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,39 +103,47 @@ arms:
 """
 
 
-def test_a_new_evaluation_or_memory_is_one_new_file_and_a_block(tmp_path):
-    """Monitor, best.pt, a grid's report and the commands follow; nothing else is edited."""
-    package = tmp_path / "ssl_zoo"
-    shutil.copytree(ROOT / "ssl_zoo", package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "evaluation" / "mean_norm.py").write_text(NEW_EVALUATION)
-    (package / "memory" / "the_batch.py").write_text(NEW_MEMORY)
+def add_file(package, folder, name, text):
+    """A file more in a package's folder, as the package finds it when it is imported."""
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(text)
+    package.__path__.append(str(folder))
+    try:
+        exec(Path(package.__file__).read_text(), vars(package))
+    finally:
+        package.__path__.pop()
+
+
+def test_a_new_evaluation_or_memory_is_one_new_file_and_a_block(tmp_path, capsys):
+    """Monitor, best.pt, a grid's report and the command follow; nothing else is edited."""
+    add_file(evaluation, tmp_path / "evaluation", "mean_norm", NEW_EVALUATION)
+    add_file(memory, tmp_path / "memory", "the_batch", NEW_MEMORY)
     (tmp_path / "grid.yaml").write_text(GRID.format(base=DIGITS))
-
-    def ssl_zoo(*words):
-        environment = os.environ | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "ssl_zoo.cli", *map(str, words)]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    study = tmp_path / "study"
-    ssl_zoo("ablate", "grid.yaml", "--out", study, "--jobs", "1")
-    run = study / "mine" / "seed0"
-    written = lines(run)
-    result = json.loads((run / "result.json").read_text())
+    try:
+        study = grid.expand(tmp_path / "grid.yaml", tmp_path / "study")
+        for run in study.runs:
+            run.files.begin(run.config, {})
+            trainer = experiment.build_trainer(Config(run.config), CPU, run.files)
+            trainer.fit()
+        report.write_report(study)
+        assert cli.main(["evaluate", "knn", str(run.folder), "--device", "cpu"]) == 0
+    finally:
+        del config.EVALUATIONS.module_dict["MeanNorm"], config.MEMORY.module_dict["TheBatch"]
+    assert type(trainer.method.memory).__name__ == "TheBatch"
+    written, result = lines(run.folder), run.files.result()
+    last = written[-1]["norm"]
     assert [line["step"] for line in written] == [5, 10, 15]
-    assert result["evaluations"]["knn"]["metrics"]["norm"] == written[-1]["norm"]
-    best = min(written, key=lambda line: line["norm"])
+    assert result["evaluations"]["knn"]["metrics"]["norm"] == last
+    best = min(written, key=lambda line: line["norm"])  # lower is better
     assert result["best"] == {"metric": "knn.norm", "value": best["norm"]}
-    assert checkpoint.read(run / "checkpoints" / "best.pt")["trainer"]["step"] == best["step"]
-    rows = list(csv.DictReader((run / "evaluations" / "knn" / "rows.csv").open()))
-    scores = [float(row["score"]) for row in rows]
-    assert sum(scores) / len(scores) == pytest.approx(written[-1]["norm"], rel=1e-5)
-    table = (study / "table.md").read_text()
-    assert "knn norm" in table and f"{written[-1]['norm']:.2f}" in table
-    assert f"norm {written[-1]['norm']:.2f}  (" in ssl_zoo("evaluate", "knn", run)
+    saved = checkpoint.read(run.folder / "checkpoints" / "best.pt")
+    assert saved["trainer"]["step"] == best["step"]
+    rows = list(csv.DictReader((run.folder / "evaluations" / "knn" / "rows.csv").open()))
+    mean = sum(float(row["score"]) for row in rows) / len(rows)
+    assert mean == pytest.approx(last, rel=1e-5)
+    table = (tmp_path / "study" / "table.md").read_text()
+    assert "knn norm" in table and f"{last:.2f}" in table
+    assert f"knn: norm {last:.2f}  (" in capsys.readouterr().out
 
 
 # Training does not notice.
