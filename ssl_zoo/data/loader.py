@@ -78,12 +78,7 @@ def load(
     workers: Workers,
     boxes: bool = False,
 ) -> Iterator[Batch]:
-    """Batches on the device.
-
-    Args:
-        workers: processes, see `automatic_workers`.
-        boxes: batches say where their views lie in the images.
-    """
+    """Batches on the device; with `boxes` they say where their views lie in the images."""
     device = torch.device(device)
     if workers == "auto":
         workers = automatic_workers(dataset.in_ram, device)
