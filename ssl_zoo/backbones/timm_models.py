@@ -1,7 +1,5 @@
 """timm's models by name, options and weights, with errors that say which of them was wrong."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """From a data set to batches on the training device."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple

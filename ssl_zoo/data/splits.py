@@ -1,7 +1,5 @@
 """What training and evaluations use of a data set: views of its images, in batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Views of images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 
