@@ -75,17 +75,9 @@ class Part:
     def __call__(self, **offered) -> Any:
         names, yaml = signature(self.target)
         taken = {name: offered[name] for name in names if name in offered}
-        try:
+        with _below(self.key):
             self._check_fit(offered, yaml)
             return self.target(**taken, **self.kwargs)
-        except ConfigError as error:
-            if self.key and not error.key.startswith((self.key, *_SECTIONS)):
-                error.key = f"{self.key}.{error.key}" if error.key else self.key
-            raise
-        except ValueError as error:
-            if not self.key:
-                raise
-            raise ConfigError(self.key, str(error)) from error
 
     def _check_fit(self, offered: Mapping, yaml: Mapping) -> None:
         """Raises ConfigError for a part of another use: a decoder where a head belongs."""
@@ -182,9 +174,12 @@ def _below(key: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        error.key = join(key, error.key)
+        if key and not f"{error.key}.".startswith((f"{key}.", *_SECTIONS)):
+            error.key = f"{key}.{error.key}" if error.key else key
         raise
     except ValueError as error:
+        if not key:
+            raise
         raise ConfigError(key, str(error)) from error
 
 
