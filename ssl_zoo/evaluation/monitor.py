@@ -131,16 +131,15 @@ class Monitor(Hook):
         if trainer.step == 0 and self.with_baselines:
             done = {(x["name"], x["baseline"]) for x in lines if x["kind"] == "baseline"}
             self._measure_baselines(trainer, done)
-        made: dict[str, None] = {}  # in an order that all ranks have
         for line in (line for line in lines if line["kind"] == "evaluation"):
-            if line["name"] == self.best_name:
+            name = line["name"]
+            if name == self.best_name:
                 self._is_best(line[self.best_metric])
             if line["step"] == trainer.step:
-                made[line["name"]] = None
-        for name in made:
-            known = distributed.attempt(lambda n=name: trainer.folder.evaluation(n))
-            self._show(trainer, name, known)
-        self._evaluate(trainer, [name for name in self._due(trainer) if name not in made])
+                known = distributed.attempt(lambda name=name: trainer.folder.evaluation(name))
+                if known.get("step") == trainer.step:
+                    self._show(trainer, name, known)
+        self._evaluate(trainer, [name for name in self._due(trainer) if name not in self.latest])
 
     def after_step(self, trainer, batch, out) -> None:
         learners = [e for e in self.evaluations.values() if e.wants == "run"]
