@@ -31,6 +31,7 @@ from ssl_zoo.evaluation.base import Evaluation, Outcome, Rows
 from ssl_zoo.methods.supervised import Supervised
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study import grid, report
+from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import random_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,10 +175,14 @@ class TrainsAProbe(Evaluation):
         method = Supervised(backbone, data.num_classes, data.labels)
         context.train(method, data, SGD(method, lr=self.lr), epochs=self.epochs, log_every=1)
         test = features.extract_split(backbone, splits, "test", context.device)
-        logits = method.encoder.head(test.features.to(context.device)).detach().cpu()
+        return distributed.attempt(lambda: self.outcome(method, test))
+
+    @torch.no_grad()
+    def outcome(self, method, test):
+        logits = method.encoder.head(test.features)
         rows = Rows.of(test, logits.argmax(1), logits.softmax(1).amax(1))
         top1 = 100 * (rows.prediction == rows.label).float().mean().item()
-        weights = float(sum(p.double().sum() for p in method.parameters()).detach())
+        weights = float(sum(p.double().sum() for p in method.parameters()))
         return Outcome({"top1": top1, "weights": weights}, {"epochs": self.epochs}, rows)
 
 
@@ -498,18 +503,19 @@ def test_an_online_probe_resumed_in_mid_epoch_is_bitwise(tmp_path):
     assert lines(tmp_path / "parts")[-1]["top1"] == lines(tmp_path / "whole")[-1]["top1"]
 
 
-def probe_on_ranks(folder):
+def on_a_rank(folder):
     no_norm = ["backbone={norm: false, bn_groups: 1}", "method.memory.shuffle_bn=false"]
-    trainer = trained(folder, PROBE, *no_norm)
-    probe = trainer.hooks["evaluations"].evaluations["probe"]
-    return probe.classifier.state_dict(), trainer.results["evaluations"]["probe"]["metrics"]
+    trainer = trained(folder, PROBE, AUGMENTED, *no_norm)
+    results = trainer.results["evaluations"]
+    probe = trainer.hooks["evaluations"].evaluations["probe"].classifier.state_dict()
+    return probe, [results[name]["metrics"]["top1"] for name in ("probe", "augmented")]
 
 
-def test_two_ranks_teach_the_online_probe_what_one_does(tmp_path):
-    weights, metrics = probe_on_ranks(tmp_path / "one")
-    for found, said in on_ranks(2, probe_on_ranks, tmp_path / "two"):
+def test_two_ranks_teach_a_probe_beside_the_method_or_inside_the_run_as_one_does(tmp_path):
+    weights, top1 = on_a_rank(tmp_path / "one")
+    for found, said in on_ranks(2, on_a_rank, tmp_path / "two"):
         torch.testing.assert_close(found, weights, rtol=1e-3, atol=1e-4)
-        assert said["top1"] == pytest.approx(metrics["top1"], abs=1.5)
+        assert said == pytest.approx(top1, abs=1.5)
 
 
 def test_an_unlabeled_training_set_has_no_online_probe():

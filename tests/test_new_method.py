@@ -19,7 +19,7 @@ import new_method
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8")
 QUICK = ["data.dataset={type: Synthetic, size: 28, channels: 1, num_samples: 32}"]
-QUICK += ["data.batch_size=16", "train.epochs=1", "knn=null"]
+QUICK += ["data.batch_size=16", "train.epochs=1", "evaluations.knn=null"]
 
 # One process for all: torch takes seconds to import. The guide's method is written over a template.
 SCRIPT = """

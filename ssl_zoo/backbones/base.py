@@ -1,7 +1,5 @@
 """What a backbone owes: images to features, and in words what else it can do."""
 
-from __future__ import annotations
-
 from torch import nn
 
 # What a method may ask for (`Method.needs`), and which backbones fit, for error messages.

@@ -1,7 +1,5 @@
 """Two networks, one for lightness and one for color."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Any timm model as a backbone."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import cache

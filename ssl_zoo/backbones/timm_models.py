@@ -1,7 +1,5 @@
 """timm's models by name, options and weights, with errors that say which of them was wrong."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from contextlib import suppress
@@ -92,11 +90,7 @@ def check_weights(path: str) -> None:
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """A state_dict with or without a classifier; every weight of the backbone must be in it.
-
-    Raises:
-        ConfigError: a weight is missing or has another shape, or the file holds no weights.
-    """
+    """From a state_dict with or without a classifier; ConfigError unless all weights are in it."""
     expected = ""
     try:
         file = str(Path(path).expanduser())

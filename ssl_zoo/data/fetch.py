@@ -1,7 +1,5 @@
 """Getting a data set: whatever is at hand first, the network last."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """From a data set to batches on the training device."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
@@ -78,12 +76,7 @@ def load(
     workers: Workers,
     boxes: bool = False,
 ) -> Iterator[Batch]:
-    """Batches on the device.
-
-    Args:
-        workers: processes, see `automatic_workers`.
-        boxes: batches say where their views lie in the images.
-    """
+    """Batches on the device; with `boxes` they say where their views lie in the images."""
     device = torch.device(device)
     if workers == "auto":
         workers = automatic_workers(dataset.in_ram, device)

@@ -1,7 +1,5 @@
 """Which samples make which step: a pure function of seed and step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What training and evaluations use of a data set: views of its images, in batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,8 @@ class Splits:
         default_clean: in place of a `clean` that is not given.
         dataset: called with the name of a split.
         clean: operations without randomness; the first view is used.
-        workers: as of `Data`.
+        workers: processes that fetch (and decode) images; 0: the training process itself; auto: by
+            the data set and the cores, see `automatic_workers`. Each has one thread.
 
     Attributes:
         blocks: `dataset` and `clean` as they were given, to make others of.
@@ -62,11 +61,7 @@ class Splits:
                 )
 
     def split(self, name: str) -> ImageSet:
-        """'pretrain', 'train' or 'test'.
-
-        Raises:
-            ValueError: images vary in size and the clean operations do not bring them to one.
-        """
+        """'pretrain', 'train' or 'test'; ValueError where `clean` leaves images of varying size."""
         if name not in self._loaded:
             dataset = self.blocks["dataset"](split=name)
             self.clean.check_sizes(dataset.varies)
@@ -129,11 +124,9 @@ class Data:
         boxes: batches say where their views lie in the images.
         views_needed: how many views are made where `views.count` is null.
         views: random views for training.
-        clean: operations without randomness, for evaluation; its first view is used.
         batch_size: global, over all processes.
         drop_last: leave out an epoch's last, smaller batch.
-        workers: processes that fetch (and decode) images; 0: the training process itself; auto: by
-            the data set and the cores, see `automatic_workers`. Each has one thread.
+        dataset, clean, workers: of `Splits`.
 
     Attributes:
         splits: the same data set for evaluations.
@@ -174,10 +167,7 @@ class Data:
         self.steps_per_epoch = self.sampler.steps_per_epoch
 
     def batches(self, start: int, stop: int, device: torch.device | str) -> Iterator[Batch]:
-        """This rank's share of steps start..stop-1, counted from the run's beginning.
-
-        The epoch of a step is step // steps_per_epoch.
-        """
+        """This rank's share of steps start..stop-1, counted from the run's beginning."""
         samples = (Samples(self.seed, *step) for step in self.sampler.steps(start, stop))
         return load(self.dataset, self.views, samples, device, self.workers, self.boxes)
 

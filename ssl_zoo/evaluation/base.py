@@ -8,9 +8,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,8 +35,7 @@ UNTRAINED = "random backbone"
 
 
 class Rows(NamedTuple):
-    """One for each test image, [m] each: its position in the split, its label, the prediction and
-    a score of it, larger for a surer one."""
+    """Of m test images, [m] each: position in the split, label, prediction, how sure that is."""
 
     index: Tensor
     label: Tensor
@@ -51,11 +48,8 @@ class Rows(NamedTuple):
         return cls(index, test.labels, prediction.cpu(), score.float().cpu())
 
     def csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self._fields)
-        writer.writerows(zip(*(column.tolist() for column in self), strict=True))
-        return text.getvalue()
+        rows = zip(*(column.tolist() for column in self), strict=True)
+        return "".join(",".join(map(str, row)) + "\n" for row in (self._fields, *rows))
 
 
 def top1_and_top5(hits: Tensor) -> dict[str, float]:
@@ -69,8 +63,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         metrics: by name, among them the evaluation's `metric`.
-        protocol: all that the metrics depend on and a reader wants to see, as plain values.
-        rows: one for each test image; None where there is no such thing.
+        protocol: what a reader should know of how they were made, as plain values.
         details: further plain values for the result's file.
         remarks: further lines for a person who evaluates by hand.
     """
@@ -120,11 +113,8 @@ class Evaluation:
         train = context.features("train", self.precision, self.limits[0])
         test = context.features("test", self.precision, self.limits[1])
 
-        def on_main() -> Outcome:
-            with distributed.borrowed_threads():
-                return self.judge(train, test, context.device)
-
-        return distributed.attempt(on_main)
+        judge = distributed.borrowed_threads()(self.judge)
+        return distributed.attempt(lambda: judge(train, test, context.device))
 
     # For `wants = "run"`: what learns beside a method and leaves no trace on it.
 
@@ -170,9 +160,8 @@ class Context:
         """Of a split's clean images, see `extract_split`; on rank 0, None on the other ranks."""
         key = (id(self.splits), split, precision, limit)
         if key not in self.cache:
-            self.cache[key] = extract_split(
-                self.backbone, self.splits, split, self.device, limit, precision
-            )
+            how = (self.splits, split, self.device, limit, precision)
+            self.cache[key] = extract_split(self.backbone, *how)
         return self.cache[key]
 
     def train(

@@ -1,7 +1,5 @@
 """Frozen features of images: extracted once, each rank its share, without a trace on training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -30,15 +28,13 @@ class Labeled(NamedTuple):
     index: Tensor | None = None
 
 
-def check_usable(by: str, **images: Labeled | ImageSet) -> None:
+def check_usable(by: str, **splits: Labeled | ImageSet) -> None:
     """Raises ValueError, naming which, unless all labels are known and all features finite."""
-    for key, given in images.items():
+    for key, given in splits.items():
         name, unknown = key.replace("_", " "), int((given.labels < 0).sum())
         if unknown:
-            raise ValueError(
-                f"{by} needs labels: {unknown} of the {len(given.labels)} images of the {name} "
-                "have none"
-            )
+            images = f"{unknown} of the {len(given.labels)} images of the {name}"
+            raise ValueError(f"{by} needs labels: {images} have none")
         if isinstance(given, Labeled) and not given.features.isfinite().all():
             raise ValueError(f"{by}: the features of the {name} are not all finite")
 
@@ -88,14 +84,11 @@ def extract_split(
     All ranks call it and each extracts its share, cut between batches: every image goes through
     the network in the same company whatever the world size, so the features are the same as well.
 
-    Args:
-        backbone: on `device`. The running statistics in use are rank 0's: each rank has its own,
-            and features of two networks do not compare.
-        split: 'train' or 'test'.
-        limit: use so many images of the split; None takes all.
+    The running statistics in use are rank 0's: each rank has its own, and features of two networks
+    do not compare.
 
-    Raises:
-        ValueError: as `extract`.
+    Args:
+        limit: use so many images of the split; None: all.
     """
     device = torch.device(device)
     size, rank, world = BATCH_SIZE[device.type], distributed.rank(), distributed.world()

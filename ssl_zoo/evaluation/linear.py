@@ -33,12 +33,7 @@ LOWER = "lower learning rates needed"
 
 
 class Probes:
-    """P linear classifiers of one set of features.
-
-    Args:
-        width: F, of the features.
-        classes: C.
-        lrs, weight_decays: [P] each, one of each for every probe.
+    """P linear classifiers of F features into C classes, each with a lr and a weight decay.
 
     Attributes:
         weight: [F, P C], a probe's C columns beside each other; bias: [P C]. They start at zero:
@@ -68,8 +63,8 @@ class Probes:
     def probabilities(self, x: Tensor) -> Tensor:
         """[n, F] -> [n, P, C], none below e^-60 of the largest.
 
-        A probe of a high lr would give denormal numbers, which many processors are slow with: on
-        a Xeon they make all probes take 2.5 times as long.
+        A probe of a high lr would give denormal numbers, which make all take 2.5 times as long on
+        a Xeon.
         """
         logits = self.logits(x)
         return logits.sub_(logits.amax(2, keepdim=True)).clamp_(min=-60.0).softmax(2)
@@ -82,9 +77,6 @@ class Probes:
         The loss is cross-entropy. lr falls to 0 along half a cosine, step by step. All probes see
         the same batches, whose order is a function of seed and epoch, so a probe ends where it
         would have ended alone. The gradient is written out: one product X^T G serves all.
-
-        Args:
-            x, y: features [n, F] float32 and labels [n] int64.
         """
         n, (probes, _) = len(x), self.shape
         total = epochs * math.ceil(n / batch_size)

@@ -1,7 +1,5 @@
 """Evaluations while a run trains: when they are due, what is kept of them, and which was best."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,12 +20,7 @@ NETWORK = "backbone"  # of a method, the one that is kept and judged
 
 
 class EvaluationData:
-    """Other images than the run's; what is not said is the run's.
-
-    Args:
-        dataset: its training images and its test images.
-        clean: operations without randomness.
-    """
+    """Other images or operations than the run's; what is not said is the run's."""
 
     validate = staticmethod(Splits.validate)
 
@@ -75,23 +68,19 @@ def baselines_for(evaluation: Evaluation, splits: Splits) -> dict[str, Callable 
 
 
 def best_of(parts: Mapping[str, Part], best: str | None) -> tuple[str, str]:
-    """(evaluation, metric) that decides which checkpoint is best; ('', '') without evaluations.
-
-    Raises:
-        ConfigError: no such evaluation.
-    """
+    """(evaluation, metric) that decides which checkpoint is best; ('', '') without evaluations."""
     name, _, metric = (best or next(iter(parts), "")).partition(".")
     if name in parts:
         return name, metric or parts[name].target.metric
     if best is None:
         return "", ""
-    raise ConfigError(
-        "best",
-        "names no evaluation of this config",
-        found=repr(best),
-        expected=f"NAME.metric, NAME one of {', '.join(parts) or 'none'}",
-        nearest=closest(name, parts),
-    )
+    raise _not_one_of(parts, name, "names no evaluation of this config", best)
+
+
+def _not_one_of(names: Iterable[str], name: str, problem: str, best: str) -> ConfigError:
+    expected = f"NAME.metric, one of {', '.join(names) or 'none'}"
+    nearest = closest(name, names)
+    return ConfigError("best", problem, found=best, expected=expected, nearest=nearest)
 
 
 class Monitor(Hook):
@@ -142,16 +131,15 @@ class Monitor(Hook):
         if trainer.step == 0 and self.with_baselines:
             done = {(x["name"], x["baseline"]) for x in lines if x["kind"] == "baseline"}
             self._measure_baselines(trainer, done)
-        made: dict[str, None] = {}  # in an order that all ranks have
         for line in (line for line in lines if line["kind"] == "evaluation"):
-            if line["name"] == self.best_name:
+            name = line["name"]
+            if name == self.best_name:
                 self._is_best(line[self.best_metric])
             if line["step"] == trainer.step:
-                made[line["name"]] = None
-        for name in made:
-            known = distributed.attempt(lambda n=name: trainer.folder.evaluation(n))
-            self._show(trainer, name, known)
-        self._evaluate(trainer, [name for name in self._due(trainer) if name not in made])
+                known = distributed.attempt(lambda name=name: trainer.folder.evaluation(name))
+                if known.get("step") == trainer.step:
+                    self._show(trainer, name, known)
+        self._evaluate(trainer, [name for name in self._due(trainer) if name not in self.latest])
 
     def after_step(self, trainer, batch, out) -> None:
         learners = [e for e in self.evaluations.values() if e.wants == "run"]
@@ -219,26 +207,14 @@ class Monitor(Hook):
         self, trainer, name: str, backbone: nn.Module, network: str, cache: dict
     ) -> tuple[dict[str, Any], Outcome]:
         of_network = f"step_{trainer.step:08d}" if network == NETWORK else network
-        context = Context(
-            backbone.to(trainer.device),
-            network,
-            self.splits[name],
-            trainer.device,
-            trainer.folder.inside("evaluations", name, of_network),
-            trainer.precision,
-            trainer.stop,
-            cache,
-        )
+        folder = trainer.folder.inside("evaluations", name, of_network)
+        where = (self.splits[name], trainer.device, folder, trainer.precision, trainer.stop)
+        context = Context(backbone.to(trainer.device), network, *where, cache)
         with trainer.paused():
             measured, outcome = measure(self.parts[name], self.evaluations[name], context)
         if name == self.best_name and self.best_metric not in outcome.metrics:
-            raise ConfigError(
-                "best",
-                f"{name} has no such metric",
-                found=self.best_metric,
-                expected=f"one of {', '.join(outcome.metrics)}",
-                nearest=closest(self.best_metric, outcome.metrics),
-            )
+            best = f"{name}.{self.best_metric}"
+            raise _not_one_of(outcome.metrics, self.best_metric, "names no metric", best)
         return measured, outcome
 
     def _is_best(self, value: float) -> bool:

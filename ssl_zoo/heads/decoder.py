@@ -1,7 +1,5 @@
 """A narrow ViT that fills in patches from those that were seen."""
 
-from __future__ import annotations
-
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn

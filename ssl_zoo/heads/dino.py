@@ -1,7 +1,5 @@
 """What DINO and its descendants put on a backbone."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Projection heads: features [N, F] -> embeddings [N, D], and prototypes of embeddings."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

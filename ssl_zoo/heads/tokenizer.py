@@ -1,7 +1,5 @@
 """A small discrete VAE: images as words of a visual vocabulary."""
 
-from __future__ import annotations
-
 import math
 
 import torch

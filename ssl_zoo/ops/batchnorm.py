@@ -1,7 +1,5 @@
 """BatchNorm in groups of the batch: virtual devices on one device."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm

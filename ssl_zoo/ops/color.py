@@ -1,7 +1,5 @@
 """Color spaces, for pretext tasks about color."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ A collapse is silent: the loss of BYOL, SwAV or DINO looks its best when every i
 embedding. Methods log these figures from `forward`; `verdict` reads them.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Clustering of a whole training set: features, k-means, clusters that move, agreement."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 

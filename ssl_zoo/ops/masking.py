@@ -1,7 +1,5 @@
 """Which patches a method hides, each sample its own, as a function of its key."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Looking at a module without a trace on its training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Pieces of an image, for pretext tasks about where they belong or what they hold."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Balanced assignments: Sinkhorn-Knopp's algorithm over the rows of all ranks."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Distribution behind verbs that are the identity on one process."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

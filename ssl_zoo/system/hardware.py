@@ -1,7 +1,5 @@
 """The machine: its cores, what multiplies in bf16, and memory, measured and kept."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import resource

@@ -5,8 +5,6 @@ operation), so it does not depend on what was drawn before, on which worker drew
 many processes there are. Integer arithmetic only, so CPU and GPU agree to the bit.
 """
 
-from __future__ import annotations
-
 import random
 import zlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """ReLU and residual sums, which torch computes slowly in bf16 on a CPU."""
 
-from __future__ import annotations
-
 import torch
 from timm.models import resnet
 from torch import Tensor, nn

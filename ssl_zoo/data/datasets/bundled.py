@@ -1,7 +1,5 @@
 """Data sets that need no download: scikit-learn's own, and noise."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

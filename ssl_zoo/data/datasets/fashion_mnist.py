@@ -1,7 +1,5 @@
 """Fashion-MNIST: where its idx files may lie, how they are read, what they must hold."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import math

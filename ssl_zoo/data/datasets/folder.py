@@ -1,7 +1,5 @@
 """Images in folders, one folder a class, decoded when they are needed."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path

@@ -8,8 +8,6 @@ Images keep their shape and are not cut to one square, which would take a quarte
 photograph from every view.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Data sets that torchvision reads and verifies."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Blur."""
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

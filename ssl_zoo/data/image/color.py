@@ -1,7 +1,5 @@
 """Operations on the colors of images."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import torch

@@ -4,8 +4,6 @@ Both sit on libjpeg-turbo and give the same bytes, one faster than the other. Va
 file that cannot be read or decoded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO

@@ -1,7 +1,5 @@
 """Operations that move pixels: crops, resizes, flips."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal
 

@@ -8,8 +8,6 @@ name does to one image with one parameter, it does to each image of a batch with
 Images are float32 in [0, 1], [N, C, H, W], with one channel or three.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Views of images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -100,12 +98,9 @@ class Views:
         return 2 ** sum((fewest >= k).long() for k in (2, 4, 8))
 
     def boxes(self, view: int, shapes: Tensor, samples: Samples) -> Tensor:
-        """Where a view lies in its image: (top, left, bottom, right) [N, 4] float32, in pixels.
+        """Where a view lies in images of (C, H, W) `shapes` [N, 3]: [N, 4] float32, in pixels.
 
-        left > right where the view is mirrored.
-
-        Args:
-            shapes: [N, 3] of the images' (C, H, W).
+        (top, left, bottom, right), left > right where the view is mirrored.
         """
         box = whole_images(shapes)
         for op, key in self._keyed([view], samples):
