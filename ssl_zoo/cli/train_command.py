@@ -40,7 +40,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 def train(arguments: argparse.Namespace) -> int:
     from ssl_zoo import config
-    from ssl_zoo.experiment import parse
+    from ssl_zoo.experiment import open_folder, parse
     from ssl_zoo.runs import RunFolder
     from ssl_zoo.system import distributed
 
@@ -54,7 +54,9 @@ def train(arguments: argparse.Namespace) -> int:
     # One rank looks and writes; all ranks act on what it saw.
     distributed.attempt(folder.lock.acquire)
     try:
-        remark = distributed.attempt(lambda: _begin(folder, resolved, arguments.resume, device))
+        remark = distributed.attempt(
+            lambda: open_folder(folder, resolved, arguments.resume, device)
+        )
         if remark is not None:
             _fit(cfg, device, folder, not arguments.no_baselines, remark)
     finally:
@@ -62,39 +64,6 @@ def train(arguments: argparse.Namespace) -> int:
             folder.lock.release()
     distributed.leave()  # not after an error: the other ranks may sit in a collective
     return 0
-
-
-def _begin(folder, resolved: dict, resume: bool, device) -> str | None:
-    """Makes a run folder ready; what a person should know of the resume, None if it is finished.
-
-    Raises:
-        FileExistsError: the folder holds another run, or this one and `resume` was not asked for.
-    """
-    from ssl_zoo import config
-    from ssl_zoo.experiment import changes, longer
-    from ssl_zoo.runs import describe_environment
-
-    written, remark = folder.config(), ""
-    if written is not None and (folder.finished or folder.checkpoints()):
-        folder.check_format()
-        changed = changes(written, resolved)
-        if changed and not (remark := longer(written, resolved)):
-            raise FileExistsError(
-                f"{folder.path} holds a run of another config:\n  "
-                + "\n  ".join(changed)
-                + "\nGive another --out."
-            )
-        if not resume:
-            raise FileExistsError(
-                f"{folder.path} holds a run already: --resume goes on, --out names another folder."
-            )
-        if folder.finished and not changed:
-            print(f"finished already: {folder.path}")
-            return None
-    elif written is not None and config.differences(written, resolved):
-        folder.forget_after(-1)  # nothing worth keeping was saved under the other config
-    folder.begin(resolved, describe_environment(device))
-    return remark
 
 
 def _fit(cfg, device, folder, baselines: bool, remark: str) -> None:

@@ -137,29 +137,3 @@ def build_trainer(
         built: Trainer = whole(device=device, folder=folder, baselines=baselines)
     built.config_text = configs.dump(whole.spelled_out())
     return built
-
-
-def changes(old: dict, new: dict) -> list[str]:
-    """Dotted keys of the run, not of the machine, in which two resolved configs differ.
-
-    Raises:
-        ConfigError: the old one is of another version.
-    """
-    before, after = (parse(Config(data)).spelled_out(machine=False) for data in (old, new))
-    return configs.differences(before, after)
-
-
-def longer(old: dict, new: dict) -> str:
-    """What a person should know of a run that goes on for more epochs; '' if more has changed."""
-    before, after = (parse(Config(data)).arguments() for data in (old, new))
-    changed = changes(old, new)
-    epochs = [part.arguments()["epochs"] for part in (before["train"], after["train"])]
-    if len(changed) != 1 or not changed[0].startswith("train.epochs:") or epochs[1] < epochs[0]:
-        return ""
-    moved = []
-    for name, part in after["schedules"].items():
-        value, times = part(), [epochs[0] * i / 8 for i in range(9)]
-        if any(value(1.0, at, epochs[0]) != value(1.0, at, epochs[1]) for at in times):
-            moved.append(f"{name} ({part.type})")
-    what = f"its length changes: {', '.join(moved)}" if moved else "no schedule depends on it"
-    return f"train.epochs {epochs[0]:g} -> {epochs[1]:g}; {what}"

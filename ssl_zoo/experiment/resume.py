@@ -1,0 +1,68 @@
+"""Whether a folder's run is the one that is asked for, and may go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ssl_zoo.config import Config, differences
+from ssl_zoo.experiment.sections import parse
+from ssl_zoo.runs import RunFolder, describe_environment
+
+
+def open_folder(
+    folder: RunFolder, resolved: dict[str, Any], resume: bool, device: torch.device
+) -> str | None:
+    """Makes a run folder ready; what a person should know of the resume, None if it is finished.
+
+    Raises:
+        FileExistsError: the folder holds another run, or this one and `resume` was not asked for.
+    """
+    written, remark = folder.config(), ""
+    if written is not None and (folder.finished or folder.checkpoints()):
+        folder.check_format()
+        changed = changes(written, resolved)
+        if changed and not (remark := longer(written, resolved)):
+            raise FileExistsError(
+                f"{folder.path} holds a run of another config:\n  "
+                + "\n  ".join(changed)
+                + "\nGive another --out."
+            )
+        if not resume:
+            raise FileExistsError(
+                f"{folder.path} holds a run already: --resume goes on, --out names another folder."
+            )
+        if folder.finished and not changed:
+            print(f"finished already: {folder.path}")
+            return None
+    elif written is not None and differences(written, resolved):
+        folder.forget_after(-1)  # nothing worth keeping was saved under the other config
+    folder.begin(resolved, describe_environment(device))
+    return remark
+
+
+def changes(old: dict, new: dict) -> list[str]:
+    """Dotted keys of the run, not of the machine, in which two resolved configs differ.
+
+    Raises:
+        ConfigError: the old one is of another version.
+    """
+    before, after = (parse(Config(data)).spelled_out(machine=False) for data in (old, new))
+    return differences(before, after)
+
+
+def longer(old: dict, new: dict) -> str:
+    """What a person should know of a run that goes on for more epochs; '' if more has changed."""
+    before, after = (parse(Config(data)).arguments() for data in (old, new))
+    changed = changes(old, new)
+    epochs = [part.arguments()["epochs"] for part in (before["train"], after["train"])]
+    if len(changed) != 1 or not changed[0].startswith("train.epochs:") or epochs[1] < epochs[0]:
+        return ""
+    moved = []
+    for name, part in after["schedules"].items():
+        value, times = part(), [epochs[0] * i / 8 for i in range(9)]
+        if any(value(1.0, at, epochs[0]) != value(1.0, at, epochs[1]) for at in times):
+            moved.append(f"{name} ({part.type})")
+    what = f"its length changes: {', '.join(moved)}" if moved else "no schedule depends on it"
+    return f"train.epochs {epochs[0]:g} -> {epochs[1]:g}; {what}"
