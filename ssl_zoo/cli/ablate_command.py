@@ -1,7 +1,5 @@
 """ssl-zoo ablate: a grid of arms, compared."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

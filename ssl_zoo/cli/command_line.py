@@ -1,7 +1,5 @@
 """The command line: one module a command, imported when it is asked for."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

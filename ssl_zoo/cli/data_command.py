@@ -1,7 +1,5 @@
 """ssl-zoo data: obtain a data set, look at views, pack a folder."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

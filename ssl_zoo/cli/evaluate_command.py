@@ -1,7 +1,5 @@
 """ssl-zoo evaluate: a trained backbone, by any registered evaluation."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """ssl-zoo list: what is registered."""
 
-from __future__ import annotations
-
 import argparse
 
 # The names of the registries, in lower case.

@@ -1,7 +1,5 @@
 """ssl-zoo train: one config into a run folder."""
 
-from __future__ import annotations
-
 import argparse
 import traceback
 from pathlib import Path

@@ -6,8 +6,6 @@
 around every constructor, checks them in Python.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import types

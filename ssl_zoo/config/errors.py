@@ -1,7 +1,5 @@
 """What a user got wrong, in words."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

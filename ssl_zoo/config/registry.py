@@ -1,7 +1,5 @@
 """Registries: the names that a config may use."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable

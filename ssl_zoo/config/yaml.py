@@ -4,8 +4,6 @@ Plain data only: a config runs no code. Every key remembers the file and line it
 that an error can point there. What a key means is `registry.bind`'s business.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

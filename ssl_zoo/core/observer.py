@@ -1,7 +1,5 @@
 """Looking on while a method trains."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ssl_zoo.config import OBSERVERS

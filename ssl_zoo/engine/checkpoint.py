@@ -1,7 +1,5 @@
 """Checkpoint files: complete, atomic, and safe to load."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Optimizers, built from a method so that it can group its parameters."""
 
-from __future__ import annotations
-
 import torch
 from timm.optim import Lars
 

@@ -1,7 +1,5 @@
 """A method and its optimizer on one process or on several, and their state."""
 
-from __future__ import annotations
-
 import inspect
 from contextlib import nullcontext
 from typing import Any

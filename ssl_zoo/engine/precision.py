@@ -1,7 +1,5 @@
 """Names of precisions, and what they mean to torch."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

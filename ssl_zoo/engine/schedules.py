@@ -1,7 +1,5 @@
 """Schedules: any declared number as a pure function of the step."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How a run trains: the section `train` of a config, and what it does before the loop begins."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

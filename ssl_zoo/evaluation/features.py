@@ -1,7 +1,5 @@
 """Frozen features of images: extracted once, each rank its share, without a trace on training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """Weighted k-nearest-neighbor classification of frozen features, searched by faiss."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import faiss

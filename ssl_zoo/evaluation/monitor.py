@@ -1,7 +1,5 @@
 """Evaluations while a run trains: when they are due, what is kept of them, and which was best."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A linear classifier that learns beside the method."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

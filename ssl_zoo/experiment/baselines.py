@@ -1,7 +1,5 @@
 """What a run has to beat, and how fast it steps; for studies, which ask it once for many runs."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """What no part of a config can check alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The sections of a config, as the signature of one function, and the run that they make."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """What is judged after training: a backbone out of a run, a checkpoint or a config."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator, Mapping

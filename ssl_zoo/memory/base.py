@@ -1,7 +1,5 @@
 """The right-hand side of MoCo's Figure 2: where keys come from, and what they are for."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

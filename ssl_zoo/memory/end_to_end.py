@@ -1,7 +1,5 @@
 """End-to-end: the dictionary is the batch."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

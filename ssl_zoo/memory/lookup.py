@@ -1,7 +1,5 @@
 """What a memory answers, and a loss is computed of."""
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import torch

@@ -1,7 +1,5 @@
 """Memory bank: one stored feature for every training image."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

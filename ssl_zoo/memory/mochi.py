@@ -1,7 +1,5 @@
 """MoCHi: a queue whose hardest keys are mixed into harder ones."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

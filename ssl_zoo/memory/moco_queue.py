@@ -1,7 +1,5 @@
 """MoCo: a queue of recent keys and a slowly moving encoder that makes them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """What a memory's keys are like, watched from outside."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

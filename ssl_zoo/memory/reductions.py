@@ -5,8 +5,6 @@ keep for the backward pass only what has the size of the queries: memory is O(R 
 need a gradient as well, their blocks of the matrix are computed a second time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """First in, first out, in buffers of a fixed size."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

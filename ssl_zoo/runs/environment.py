@@ -1,7 +1,5 @@
 """What a number depends on besides the config."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -4,8 +4,6 @@ Each number is kept beside all that it depends on, so arms that have that in com
 a study that goes on measures only what it lacks.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@ A run that fails or is interrupted leaves the others alone, and a study that was
 where it stopped.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

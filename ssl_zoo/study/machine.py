@@ -1,7 +1,5 @@
 """What the machine has for processes side by side: GPUs and memory."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a person sees of runs side by side: a table on a terminal, lines elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """What happens around a step without being part of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

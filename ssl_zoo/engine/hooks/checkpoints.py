@@ -1,7 +1,5 @@
 """When to save, what to keep, and what a signal does."""
 
-from __future__ import annotations
-
 import shutil
 
 from ssl_zoo.config import OfMachine, PositiveFloat, PositiveInt, constrained

@@ -1,7 +1,5 @@
 """Numbers to files: metrics.jsonl while training, result.json at the end."""
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 

@@ -1,7 +1,5 @@
 """What a person sees while a run is under way."""
 
-from __future__ import annotations
-
 import time
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

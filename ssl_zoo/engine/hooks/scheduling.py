@@ -1,7 +1,5 @@
 """Setting scheduled values."""
 
-from __future__ import annotations
-
 from functools import reduce
 
 from ssl_zoo.engine.hooks.base import Hook

@@ -3,8 +3,6 @@
 Written after every run, so that a study that was stopped has one too.
 """
 
-from __future__ import annotations
-
 from rich import box
 from rich.console import Console
 from rich.table import Table

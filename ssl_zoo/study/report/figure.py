@@ -1,7 +1,5 @@
 """The figure: the main evaluation at the end of training, and on the way there."""
 
-from __future__ import annotations
-
 import statistics
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The page: one HTML file that needs no other, from page.html."""
 
-from __future__ import annotations
-
 import base64
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The table: as cells for a terminal or a page, as Markdown, as CSV."""
 
-from __future__ import annotations
-
 import csv
 import statistics
 from collections.abc import Callable
