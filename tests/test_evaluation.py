@@ -299,6 +299,17 @@ def test_an_evaluation_that_fails_loses_nothing_and_is_made_up_for(tmp_path, mon
     assert list(run.result()["evaluations"]) == ["knn", "fails"]
 
 
+def test_a_resume_from_before_the_newest_result_makes_each_evaluation_once(tmp_path):
+    trained(tmp_path, KNN)
+    made = lines(tmp_path)
+    (tmp_path / "result.json").unlink()
+    RunFolder(tmp_path).checkpoints()[-1].unlink()  # killed after step 5, and before step 10
+    trained(tmp_path, KNN)
+    again = lines(tmp_path)
+    assert [line["step"] for line in again] == [5, 10]
+    assert [line["top1"] for line in again] == [line["top1"] for line in made]
+
+
 def test_asked_to_stop_in_the_last_evaluations_the_next_sitting_makes_the_rest(tmp_path):
     trainer = make(tmp_path, KNN, ("evaluations.linear", {"type": "Linear", "epochs": 1}))
     trainer.hooks["evaluations"]._is_best = lambda value: setattr(trainer.stop, "asked", True)

@@ -131,15 +131,19 @@ class Monitor(Hook):
         if trainer.step == 0 and self.with_baselines:
             done = {(x["name"], x["baseline"]) for x in lines if x["kind"] == "baseline"}
             self._measure_baselines(trainer, done)
+        made = set()
         for line in (line for line in lines if line["kind"] == "evaluation"):
             name = line["name"]
             if name == self.best_name:
                 self._is_best(line[self.best_metric])
             if line["step"] == trainer.step:
+                made.add(name)
                 known = distributed.attempt(lambda name=name: trainer.folder.evaluation(name))
-                if known.get("step") == trainer.step:
+                if known.get("step") == trainer.step:  # not of a later step, since forgotten
                     self._show(trainer, name, known)
-        self._evaluate(trainer, [name for name in self._due(trainer) if name not in self.latest])
+        if trainer.step == trainer.total_steps:
+            made &= self.latest.keys()  # result.json needs them
+        self._evaluate(trainer, [name for name in self._due(trainer) if name not in made])
 
     def after_step(self, trainer, batch, out) -> None:
         learners = [e for e in self.evaluations.values() if e.wants == "run"]
