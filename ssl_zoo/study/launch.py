@@ -73,7 +73,7 @@ def run_study(
         jobs = int(jobs)
     study = expand(grid_path, out, overrides, base)
     arms = _chosen(only, list(study.blocks))
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # names are shown as they are
     if not console.is_terminal:
         console.width = 140  # of a log file; rich would wrap the table at 80
     for run in study.runs:
