@@ -40,12 +40,9 @@ class Arm:
         points = list(sweep.values())
         one_key = len(points) == 1 and isinstance(points[0], list) and points[0]
         if not one_key and not all(isinstance(point, dict) for point in points):
-            raise ConfigError(
-                "sweep",
-                "neither one key with a list of values nor labels with blocks of keys",
-                found=repr(sweep),
-                expected="{key: [value, ...]} or {label: {key: value, ...}, ...}",
-            )
+            problem = "neither one key with a list of values nor labels with blocks of keys"
+            expected = "{key: [value, ...]} or {label: {key: value, ...}, ...}"
+            raise ConfigError("sweep", problem, found=repr(sweep), expected=expected)
 
     def points(self) -> Iterator[tuple[str | None, dict[str, Any]]]:
         """(label on the swept axis, dotted keys that the point sets)."""
@@ -89,14 +86,11 @@ class Grid:
             raise ConfigError("arms", "no arms", found="an empty block", expected="at least one")
         if not seeds or len(set(seeds)) < len(seeds):
             raise ConfigError("seeds", "none, or one twice", found=repr(seeds), expected="a list")
-        without = [name for name, arm in arms.items() if arm.kwargs.get("base") is None]
+        without = ", ".join(name for name, arm in arms.items() if arm.kwargs.get("base") is None)
         if base is None and without:
-            raise ConfigError(
-                "base",
-                "neither the grid nor every arm has one",
-                found=f"none for {', '.join(without)}",
-                expected="a config for the grid, or one for each arm",
-            )
+            problem = "neither the grid nor every arm has one"
+            expected = "a config for the grid, or one for each arm"
+            raise ConfigError("base", problem, found=f"none for {without}", expected=expected)
 
 
 @dataclass(frozen=True)
@@ -140,22 +134,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid's runs and what the report says of them as a whole.
-
-    Attributes:
-        runs: seed by seed, so that a study that was stopped has compared its arms.
-        common: what all arms have in common, as the grid has it.
-        blocks: what each arm sets, as the grid has it.
-        command: what the user types to run or continue the study.
-    """
+    """A grid's runs and what the report says of them as a whole."""
 
     name: str
     out: Path
     x: str
-    runs: list[Run]
-    common: dict[str, Any]
-    blocks: dict[str, dict[str, Any]]
-    command: str
+    runs: list[Run]  # seed by seed, so that a study that was stopped has compared its arms
+    common: dict[str, Any]  # what all arms have in common, as the grid has it
+    blocks: dict[str, dict[str, Any]]  # what each arm sets, as the grid has it
+    command: str  # what the user types to run or continue the study
 
     def division(self) -> Division | None:
         """As an earlier start has settled it; None while nothing is trained."""
@@ -186,6 +173,11 @@ def expand(
     """Reads a grid file and resolves the config of every run.
 
     A key is set by, from weak to strong: the base, the grid's `set`, `overrides`, the arm.
+
+    Args:
+        out: the study's folder; None: runs/ablation/<name of the grid file>.
+        overrides: 'key=value' for every arm.
+        base: a config in place of the grid's own base.
 
     Raises:
         ConfigError: the grid is wrong, an arm's config is wrong, an override sets what the arms
@@ -242,6 +234,7 @@ def _check_command_line(
     overrides: list[str], base: str | Path | None, arms: dict[str, Arm]
 ) -> None:
     """An override of a key that the arms set would be lost or would level the arms."""
+    where = "command line"
     changes = {"seed": "the grid file's `seeds` to be changed"}
     for arm in arms.values():
         for key in [*arm.set, *(key for _, point in arm.points() for key in point)]:
@@ -251,14 +244,10 @@ def _check_command_line(
         for key, expected in changes.items():
             if f"{dotted}.".startswith(f"{key}.") or f"{key}.".startswith(f"{dotted}."):
                 problem, found = "an override of what the arms differ in", repr(override)
-                where = "command line"
                 raise ConfigError(dotted, problem, found=found, expected=expected, where=where)
-    with_base = [name for name, arm in arms.items() if arm.base is not None]
+    with_base = ", ".join(name for name, arm in arms.items() if arm.base is not None)
     if base is not None and with_base:
-        raise ConfigError(
-            "base",
-            "another base for arms that have bases of their own",
-            found=f"--base {base}; bases of {', '.join(with_base)}",
-            expected="no --base, or a grid whose arms share one base",
-            where="command line",
-        )
+        problem = "another base for arms that have bases of their own"
+        expected = "no --base, or a grid whose arms share one base"
+        found = f"--base {base}; bases of {with_base}"
+        raise ConfigError("base", problem, found=found, expected=expected, where=where)

@@ -15,15 +15,11 @@ from ssl_zoo.study.grid import Run
 
 
 class Progress:
-    """How far a run is, as its metrics say.
-
-    Attributes:
-        step: steps done; 0 until the run has written its first line.
-    """
+    """How far a run is, as its metrics say."""
 
     def __init__(self, run: Run):
         self.run = run
-        self.step = 0
+        self.step = 0  # done; 0 until the run has written its first line
         self.cells = [str(run), "starting", "", ""]  # then steps, main metric, time left
         self.next_look = 0.0
 

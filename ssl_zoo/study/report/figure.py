@@ -22,23 +22,11 @@ FEW = 12  # arms; more are drawn closer
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (3, 3)))
-STYLE = {
-    "font.size": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "savefig.facecolor": "white",
-}
 
 
 def draw(table: Table, path: Path) -> None:
     """Left: the main evaluation at the end, over the swept quantity if any. Right: over epochs."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=Path(__file__).with_name("figure.mplstyle")):
         height = max(4.8, 0.28 * len(table.study.blocks))
         drawn = Figure(figsize=(12, height), layout="constrained")
         FigureCanvasAgg(drawn)  # no window system is asked for

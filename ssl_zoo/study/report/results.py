@@ -21,22 +21,15 @@ def score(result: Result) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run has left: its result, its curve, or why it has none.
-
-    Attributes:
-        state: 'finished', 'failed', 'unfinished' or 'not run'.
-        lines: those of its metrics that evaluations wrote.
-        baselines: evaluation -> baseline -> its result, None if it has not been measured.
-        reason: of a failure; its first line says what, a traceback may follow.
-    """
+    """What one run has left: its result, its curve, or why it has none."""
 
     run: Run
-    state: str
+    state: str  # 'finished', 'failed', 'unfinished' or 'not run'
     result: dict[str, Any]
-    lines: list[dict[str, Any]]
+    lines: list[dict[str, Any]]  # those of its metrics that evaluations wrote
     environment: dict[str, Any]
-    baselines: dict[str, dict[str, Result | None]]
-    reason: str
+    baselines: dict[str, dict[str, Result | None]]  # by evaluation; None: not measured
+    reason: str  # of a failure; its first line says what, a traceback may follow
 
     @property
     def evaluations(self) -> dict[str, Result]:
@@ -57,16 +50,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """One arm at one point of its sweep, over its seeds.
-
-    Attributes:
-        differences: of the main evaluation to the first arm's, seed by seed at the same point.
-    """
+    """One arm at one point of its sweep, over its seeds."""
 
     arm: str
     x: str | None
     outcomes: list[Outcome]
-    differences: list[float]
+    differences: list[float]  # of the main evaluation to the first arm's, by seed at this point
 
     @property
     def finished(self) -> list[Outcome]:
@@ -74,12 +63,10 @@ class Row:
 
     def values(self, name: str) -> list[float]:
         """A number of result.json."""
-        values = [outcome.result.get(name) for outcome in self.finished]
-        return [value for value in values if value is not None]
+        return _known(outcome.result.get(name) for outcome in self.finished)
 
     def scores(self, evaluation: str) -> list[float]:
-        values = [outcome.score(evaluation) for outcome in self.finished]
-        return [value for value in values if value is not None]
+        return _known(outcome.score(evaluation) for outcome in self.finished)
 
     def start(self, evaluation: str, baseline: str) -> list[float]:
         """The arm's own baseline; of each seed, if it depends on the seed."""
@@ -91,21 +78,19 @@ class Row:
         return [value - score(start) for value, start in pairs if value is not None and start]
 
 
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
 @dataclass(frozen=True)
 class Baseline:
-    """What arms have to beat in one evaluation: the same for all of them, or each arm its own.
-
-    Attributes:
-        seeded: whether it depends on the seed.
-        scores: all that differ; of a shared one a number a seed.
-        protocol: see `describe`.
-    """
+    """What arms have to beat in one evaluation."""
 
     name: str
-    shared: bool
-    seeded: bool
-    scores: list[float]
-    protocol: str
+    shared: bool  # by all arms; else each has its own
+    seeded: bool  # depends on the seed
+    scores: list[float]  # all that differ; of a shared one a number a seed
+    protocol: str  # see `describe`
 
 
 @dataclass(frozen=True)
@@ -183,8 +168,7 @@ def read(study: Study) -> Table:
     rows = []
     for (arm, x), group in groups.items():
         pairs = [(o.score(main), reference.get((x, o.run.seed))) for o in group if arm != first]
-        differences = [a - b for a, b in pairs if a is not None and b is not None]
-        rows.append(Row(arm, x, group, differences))
+        rows.append(Row(arm, x, group, [a - b for a, b in pairs if None not in (a, b)]))
     return Table(study, rows, list(columns.values()), columns.get(main))
 
 
