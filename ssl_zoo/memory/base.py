@@ -12,9 +12,8 @@ from ssl_zoo.system import distributed, rng
 class Memory(nn.Module):
     """A mechanism: makes keys, answers look-ups, and is written after the optimizer's step.
 
-    It owns the key encoder, if there is one. The query encoder is shown to it at each call and
-    never stored. A key carries a gradient exactly when `encode` runs the online encoder outside
-    `no_grad`.
+    It owns the key encoder, if there is one; the query encoder is shown to it at each call. A key
+    carries a gradient exactly when `encode` runs the online encoder outside `no_grad`.
 
     Attributes:
         num_views: views of an image it needs; 1 if it computes no keys from images.
@@ -23,15 +22,12 @@ class Memory(nn.Module):
             so that ranks agree without talking and a resume draws the same.
         stored: [M, D] the keys that it keeps; a memory that keeps none lacks it, and the next two.
         written: [M] int64, the step at which each was written.
-        rows: [n] int64, the rows that the last update wrote, those of the step's first view
-            first; of one row that was written twice the last key is there.
+        rows: [n] int64, the rows that the last update wrote, the first view's first; of one that
+            was written twice the last key is there.
     """
 
     num_views = 2
     online_keys = False
-    stored: Tensor
-    written: Tensor
-    rows: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,10 +43,7 @@ class Memory(nn.Module):
         raise NotImplementedError
 
     def lookups(self, q: list[Tensor], k: list[Tensor], index: Tensor) -> list[Lookup]:
-        """`lookup` for several views of the images; those into one dictionary are one look-up.
-
-        It is gone through once, and what a loss estimates of a batch is estimated of all.
-        """
+        """`lookup` for several views; into one dictionary they are one, gone through once."""
         return joined([self.lookup(q_v, k_v, index) for q_v, k_v in zip(q, k, strict=True)])
 
     def update(self, encoder: nn.Module, q: Tensor, k: Tensor, index: Tensor) -> None:
@@ -81,8 +74,7 @@ def shuffled(encode, images: Tensor, *keys: Tensor | str) -> Tensor:
     other images than its query's, and put back afterwards. Differentiable in the encoder.
 
     Args:
-        encode: images [N, ...] -> keys [N, D].
-        images: [N, C, H, W] of this rank.
+        encode: this rank's images [N, C, H, W] -> keys [N, D].
         keys: what determines the permutation; the same on all ranks.
     """
     everyone = distributed.gather(images)  # [world x N, C, H, W]

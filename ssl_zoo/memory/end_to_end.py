@@ -13,8 +13,7 @@ from ssl_zoo.system import distributed
 class EndToEnd(Memory):
     """Keys from the online encoder, gradient included; Figure 2a (arXiv:1911.05722).
 
-    A query's negatives are the other keys of the batch gathered over all ranks, so the
-    dictionary's size is the global batch size less one.
+    A query's negatives are the other keys of the batch gathered over all ranks.
 
     Args:
         same_view_negatives: a query is also compared with the other queries; with a symmetric

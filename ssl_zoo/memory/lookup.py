@@ -11,9 +11,8 @@ from ssl_zoo.memory.reductions import LogSumExp, SoftplusSum
 class Lookup:
     """A positive for every query, one dictionary of negatives for all, and some of each alone.
 
-    The dictionary is handed out as rows, not as similarities, so that a loss need never keep
-    the [R, M] matrix: `logsumexp` and `softplus_sum` go through the rows block by block.
-    `positives` and `negatives` are that matrix, for losses that want it, formed when asked.
+    A loss need never keep the [R, M] matrix of similarities: `logsumexp` and `softplus_sum` go
+    through the dictionary block by block. `positives` and `negatives` are the matrix, if asked for.
 
     Args:
         q: [R, D] queries, unit length.
@@ -61,17 +60,11 @@ class Lookup:
         return len(self.dictionary) - masked + (0 if self.extra is None else self.extra.shape[1])
 
     def logsumexp(self, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log of the sum over negatives of exp(q.k / t), [R], and `nearer`.
-
-        `nearer` [R] counts the negatives that are at least as near as the positive.
-        """
+        """Log sum over negatives of exp(q.k / t), [R]; [R] how many are as near as the positive."""
         return self._reduce(LogSumExp, temperature)
 
     def softplus_sum(self, temperature: float, even: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over negatives of log(1 + exp(q.k / t - even)), [R], and `nearer` [R].
-
-        No gradient goes to even [].
-        """
+        """Sum of log(1 + exp(q.k / t - even)), and as above; no gradient goes to even []."""
         return self._reduce(SoftplusSum, temperature, even.detach())
 
     def _reduce(self, reduction, temperature: float, *others: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,9 +78,8 @@ def joined(lookups: list[Lookup]) -> list[Lookup]:
     first = lookups[0]
     if len(lookups) == 1 or any(x.dictionary is not first.dictionary for x in lookups):
         return lookups
-    q, positive = (torch.cat([getattr(x, n) for x in lookups]) for n in ("q", "positive"))
-    masked, extra = (
-        None if getattr(first, n) is None else torch.cat([getattr(x, n) for x in lookups])
-        for n in ("masked", "extra")
+    q, positive, masked, extra = (
+        None if getattr(first, name) is None else torch.cat([getattr(x, name) for x in lookups])
+        for name in ("q", "positive", "masked", "extra")
     )
     return [Lookup(q, positive, first.dictionary, first.index, masked, extra)]

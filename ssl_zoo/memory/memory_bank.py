@@ -14,9 +14,8 @@ from ssl_zoo.system import distributed, rng
 class MemoryBank(Memory):
     """Keys recalled from earlier epochs; Figure 2b (arXiv:1911.05722), InstDisc (arXiv:1805.01978).
 
-    Nothing is computed for a key. Its row was last written when its image was last a query, up
-    to an epoch ago. A query is compared with `num_negatives` rows drawn uniformly, with
-    replacement and anew at each step, from the images that are not in the batch.
+    A key's row was written when its image was last a query, up to an epoch ago. A query is compared
+    with rows drawn uniformly, with replacement and anew at each step, from outside the batch.
 
     Args:
         encoder: gives the width D.
@@ -37,9 +36,8 @@ class MemoryBank(Memory):
     ):
         super().__init__()
         self.num_negatives, self.momentum = num_negatives, momentum
-        self.register_buffer(
-            "stored", F.normalize(torch.randn(num_samples, encoder.out_features), dim=1)
-        )
+        rows = torch.randn(num_samples, encoder.out_features)
+        self.register_buffer("stored", F.normalize(rows, dim=1))
         self.register_buffer("written", torch.zeros(num_samples, dtype=torch.int64))
 
     def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
@@ -53,10 +51,8 @@ class MemoryBank(Memory):
         """K uniform draws from the rows outside the batch, [K] int64."""
         others = len(self.stored) - len(batch)
         if others < 1:
-            raise ValueError(
-                f"a memory bank of {len(self.stored)} rows has no negatives for a batch of "
-                f"{len(batch)}"
-            )
+            bank = f"a memory bank of {len(self.stored)} rows"
+            raise ValueError(f"{bank} has no negatives for a batch of {len(batch)}")
         slots = torch.arange(self.num_negatives, device=batch.device)
         places = rng.integers(others, *self.random_keys("negatives"), slots)  # among the others
         # From a place among the others to a row: step over the batch's rows below it.

@@ -16,16 +16,14 @@ from ssl_zoo.system import distributed
 class MoCoQueue(Memory):
     """Keys from a momentum encoder, kept first in, first out; Figure 2c (arXiv:1911.05722).
 
-    The queue starts with random unit vectors, which are easy negatives: the loss rises while
-    real keys replace them, for the first `size / batch` steps. Any size and any batch go
-    together.
+    It starts with random unit vectors, easy negatives: the loss rises while real keys replace
+    them, for the first `size / batch` steps. Any size and any batch go together.
 
     Args:
         encoder: the key encoder starts as its copy.
         size: K.
         momentum: m in theta_k <- m theta_k + (1 - m) theta_q, once an optimizer step.
-        shuffle_bn: keys are encoded in shuffled order (ShuffleBN). On one process this changes
-            something only if the backbone has `bn_groups` above 1.
+        shuffle_bn: ShuffleBN; on one process it changes something only with `bn_groups` above 1.
     """
 
     def __init__(
@@ -45,19 +43,13 @@ class MoCoQueue(Memory):
             step=torch.zeros(size, dtype=torch.int64),
         )
 
-    @property
-    def stored(self) -> Tensor:
-        return self.queue.keys
-
-    @property
-    def written(self) -> Tensor:
-        return self.queue.step
+    stored = property(lambda self: self.queue.keys)
+    written = property(lambda self: self.queue.step)
 
     def remark(self, batch_size: int) -> str:
-        return (
-            f"the queue starts with random keys; until step {-(-len(self.queue) // batch_size)} "
-            "real ones replace them, and the loss rises"
-        )
+        last = -(-len(self.queue) // batch_size)
+        replaced = f"until step {last} real ones replace them, and the loss rises"
+        return f"the queue starts with random keys; {replaced}"
 
     @torch.no_grad()
     def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:

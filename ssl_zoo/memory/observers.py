@@ -14,10 +14,9 @@ from ssl_zoo.ops.modes import eval_mode
 class KeyDrift(Observer):
     """How old a memory's keys are, and how far its encoder has moved since (arXiv:1911.05722).
 
-    `key_age`: mean steps since a key was written. `key_cosine`: between a few keys as stored and
-    as their images are encoded now, in evaluation mode. 0 and 1 where keys are never stored. It
-    follows the first images of a step until their keys are overwritten, then fresh ones; which
-    ones is not saved.
+    `key_age`: mean steps since a key was written; 0 where none is stored. `key_cosine`: between a
+    few keys as stored and as their images are encoded now, in evaluation mode; 1 where none is. It
+    follows the first images of a step until their keys are overwritten; which ones is not saved.
 
     Args:
         images: how many.
@@ -70,7 +69,7 @@ class SameLabel(Observer):
             return {}
         of_queries, of_keys = labels[queries.cpu()], labels[keys[keys >= 0].cpu()]
         of_queries, of_keys = of_queries[of_queries >= 0], of_keys[of_keys >= 0]
-        if len(of_queries) == 0 or len(of_keys) == 0:
+        if not len(of_queries) or not len(of_keys):
             return {}
         share = torch.bincount(of_keys, minlength=int(labels.max()) + 1) / len(of_keys)  # [classes]
         return {"same_label_negatives": 100 * share[of_queries].mean().item()}

@@ -1,8 +1,7 @@
 """Sums over all keys of a dictionary that never keep the [R, M] matrix of their similarities.
 
-Both functions go through the keys block by block, as flash attention does (arXiv:2205.14135), and
-keep for the backward pass only what has the size of the queries: memory is O(R D + M D). If keys
-need a gradient as well, their blocks of the matrix are computed a second time.
+Both go through the keys block by block, as flash attention does (arXiv:2205.14135), and keep for
+the backward pass O(R D + M D). If keys need a gradient too, their blocks are computed once more.
 """
 
 from collections.abc import Callable, Iterator
@@ -117,14 +116,11 @@ def _similarities(
         yield extra, (extra @ q[:, :, None])[:, :, 0]
 
 
-def _gradients(
-    ctx, grad, q, keys, masked, extra, mean, weigh: Callable[[Tensor], Tensor]
-) -> tuple[Tensor | None, ...]:
+def _gradients(ctx, grad, q, keys, masked, extra, mean, weigh: Callable[[Tensor], Tensor]):
     """dL/dq_i = g_i sum_j w_ij k_j = g_i mean_i, and dL/dk_j = sum_i g_i w_ij q_i, w = weigh(s)."""
-    of_q = of_keys = of_extra = None
+    of_keys = of_extra = None
     weighted = grad[:, None] * q  # [R, D]
-    if ctx.needs_input_grad[0]:
-        of_q = grad[:, None] * mean
+    of_q = grad[:, None] * mean if ctx.needs_input_grad[0] else None
     if ctx.needs_input_grad[1]:
         of_keys = torch.cat([weigh(s).T @ weighted for _, s in _similarities(q, keys, masked)])
     if ctx.needs_input_grad[3]:

@@ -7,10 +7,8 @@ from torch import Tensor, nn
 class Ring(nn.Module):
     """The newest rows, in columns that share their slots; any count goes with any size.
 
-    A column is a buffer under its own name: `Ring(keys=...).keys`.
-
     Args:
-        columns: [size, ...] each, the rows it starts with.
+        columns: [size, ...] the rows to start with; a buffer of that name, `Ring(keys=...).keys`.
 
     Attributes:
         pushed: [] int64, rows pushed so far; the next one's slot is `pushed % size`.
@@ -27,11 +25,9 @@ class Ring(nn.Module):
 
     @torch.no_grad()
     def push(self, **rows: Tensor) -> Tensor:
-        """Rows [n, ...] of each column, oldest first, in place of the oldest ones.
+        """Puts rows [n, ...] of each column, oldest first, in place of the oldest ones.
 
-        Returns:
-            The rows' slots, [n] int64. Of more rows than slots the newest stay, so that the
-            slots of the first ones hold later ones.
+        Returns their slots, [n] int64; of more rows than slots, the first ones' hold later rows.
         """
         count, size = len(next(iter(rows.values()))), len(self)
         slots = (self.pushed + torch.arange(count, device=self.pushed.device)) % size

@@ -30,20 +30,16 @@ class Baselines:
     def of(self, run: Run) -> dict[str, dict[str, dict[str, Any] | None]]:
         """Evaluation -> baseline -> its result, None if it has not been measured."""
         return {
-            evaluation: {name: self._find(evaluation, name, of) for name, of in wanted.items()}
-            for evaluation, wanted in run.baselines.items()
+            evaluation: {name: self._find(_key(run, evaluation, name)) for name in baselines}
+            for evaluation, baselines in run.baselines.items()
         }
 
-    def _find(self, evaluation: str, baseline: str, of: dict[str, Any]) -> dict[str, Any] | None:
-        key = {"evaluation": evaluation, "baseline": baseline, "depends_on": of}
+    def _find(self, key: dict[str, Any]) -> dict[str, Any] | None:
         return next((result for result in self.known if key.items() <= result.items()), None)
 
     def keep(self, run: Run, evaluation: str, results: dict[str, dict[str, Any]]) -> None:
         """Adds results of a run's baselines, by name, and writes the file."""
-        for baseline, result in results.items():
-            of = run.baselines[evaluation][baseline]
-            key = {"evaluation": evaluation, "baseline": baseline, "depends_on": of}
-            self.known.append(result | key)
+        self.known += [of | _key(run, evaluation, name) for name, of in results.items()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps(self.known, indent=1))
 
@@ -60,3 +56,8 @@ class Baselines:
                     say(f"baselines of {run}: {evaluation}")
                     measured = experiment.measure_baselines(run.config, evaluation, lacking)
                     self.keep(run, evaluation, measured)
+
+
+def _key(run: Run, evaluation: str, baseline: str) -> dict[str, Any]:
+    of = run.baselines[evaluation][baseline]
+    return {"evaluation": evaluation, "baseline": baseline, "depends_on": of}

@@ -29,17 +29,11 @@ MEASURE = (
 
 @dataclass(frozen=True)
 class Division:
-    """What study.json holds.
+    """What study.json holds."""
 
-    Attributes:
-        threads: of each run that leaves `train.threads` open.
-        jobs: runs side by side.
-        why: in words.
-    """
-
-    threads: int
-    jobs: int
-    why: str
+    threads: int  # of each run that leaves `train.threads` open
+    jobs: int  # runs side by side
+    why: str  # in words
 
     @classmethod
     def read(cls, out: Path) -> Division | None:

@@ -40,12 +40,9 @@ class Arm:
         points = list(sweep.values())
         one_key = len(points) == 1 and isinstance(points[0], list) and points[0]
         if not one_key and not all(isinstance(point, dict) for point in points):
-            raise ConfigError(
-                "sweep",
-                "neither one key with a list of values nor labels with blocks of keys",
-                found=repr(sweep),
-                expected="{key: [value, ...]} or {label: {key: value, ...}, ...}",
-            )
+            problem = "neither one key with a list of values nor labels with blocks of keys"
+            expected = "{key: [value, ...]} or {label: {key: value, ...}, ...}"
+            raise ConfigError("sweep", problem, found=repr(sweep), expected=expected)
 
     def points(self) -> Iterator[tuple[str | None, dict[str, Any]]]:
         """(label on the swept axis, dotted keys that the point sets)."""
@@ -89,14 +86,11 @@ class Grid:
             raise ConfigError("arms", "no arms", found="an empty block", expected="at least one")
         if not seeds or len(set(seeds)) < len(seeds):
             raise ConfigError("seeds", "none, or one twice", found=repr(seeds), expected="a list")
-        without = [name for name, arm in arms.items() if arm.kwargs.get("base") is None]
+        without = ", ".join(name for name, arm in arms.items() if arm.kwargs.get("base") is None)
         if base is None and without:
-            raise ConfigError(
-                "base",
-                "neither the grid nor every arm has one",
-                found=f"none for {', '.join(without)}",
-                expected="a config for the grid, or one for each arm",
-            )
+            problem = "neither the grid nor every arm has one"
+            expected = "a config for the grid, or one for each arm"
+            raise ConfigError("base", problem, found=f"none for {without}", expected=expected)
 
 
 @dataclass(frozen=True)
@@ -140,26 +134,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid's runs and what the report says of them as a whole.
-
-    Attributes:
-        runs: seed by seed, so that a study that was stopped has compared its arms.
-        common: what all arms have in common, as the grid has it.
-        blocks: what each arm sets, as the grid has it.
-        command: what the user types to run or continue the study.
-    """
+    """A grid's runs and what the report says of them as a whole."""
 
     name: str
     out: Path
     x: str
-    runs: list[Run]
-    common: dict[str, Any]
-    blocks: dict[str, dict[str, Any]]
-    command: str
+    runs: list[Run]  # seed by seed, so that a study that was stopped has compared its arms
+    common: dict[str, Any]  # what all arms have in common, as the grid has it
+    blocks: dict[str, dict[str, Any]]  # what each arm sets, as the grid has it
+    command: str  # what the user types to run or continue the study
 
-    @property
-    def trained(self) -> bool:
-        return any(run.trained for run in self.runs)
+    def division(self) -> Division | None:
+        """As an earlier start has settled it; None while nothing is trained."""
+        return Division.read(self.out) if any(run.trained for run in self.runs) else None
 
     def with_threads(self, threads: int) -> Study:
         """The same study, where runs that left `train.threads` open have so many."""
@@ -187,6 +174,11 @@ def expand(
 
     A key is set by, from weak to strong: the base, the grid's `set`, `overrides`, the arm.
 
+    Args:
+        out: the study's folder; None: runs/ablation/<name of the grid file>.
+        overrides: 'key=value' for every arm.
+        base: a config in place of the grid's own base.
+
     Raises:
         ConfigError: the grid is wrong, an arm's config is wrong, an override sets what the arms
             differ in, or `base` is given to arms with bases of their own.
@@ -195,18 +187,16 @@ def expand(
     file = config.load(grid_path)
     try:
         grid: Grid = bind(Grid, file.data)()
-        _check_overrides(overrides, grid.arms)
-        _check_base(base, grid.arms)
+        _check_command_line(overrides, base, grid.arms)
     except ConfigError as error:
         error.where = error.where or file.where(error.key) or str(grid_path)
         raise
-    command = ["ssl-zoo", "ablate", str(grid_path), *overrides]
-    name = grid_path.stem
-    if base is None:
-        base = grid_path.parent / grid.base if grid.base is not None else None
-    else:
+    command, name = ["ssl-zoo", "ablate", str(grid_path), *overrides], grid_path.stem
+    if base is not None:
         command += ["--base", str(base)]
         name += f"-{Path(base).stem}"
+    elif grid.base is not None:
+        base = grid_path.parent / grid.base
     if out is not None:
         command += ["--out", str(out)]
     out = Path(out) if out is not None else Path("runs", "ablation", name)
@@ -216,7 +206,7 @@ def expand(
         arm_base = grid_path.parent / arm.base if arm.base is not None else base
         for label, point in arm.points():
             settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
-            folder = out / slug(arm_name) / slug(label) if label else out / slug(arm_name)
+            folder = out.joinpath(*map(slug, filter(None, (arm_name, label))))
             for seed in grid.seeds:
                 try:
                     loaded = config.load(arm_base, [*settings, ("seed", seed)])
@@ -230,44 +220,34 @@ def expand(
         problem = "two runs with one folder"
         raise ConfigError("arms", problem, found=twice[0], where=str(grid_path))
     runs.sort(key=lambda run: grid.seeds.index(run.seed))
-    swept = (
-        key for arm in grid.arms.values() for key, at in arm.sweep.items() if isinstance(at, list)
-    )
+    swept = (k for arm in grid.arms.values() for k, at in arm.sweep.items() if isinstance(at, list))
     x = grid.x or next(swept, "point").rpartition(".")[2]
     common = {"base": str(base or ""), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
     common = {name: value for name, value in common.items() if value}
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in grid.arms.items()}
     study = Study(name, out, x, runs, common, blocks, shlex.join(command))
-    settled = Division.read(out) if study.trained else None
-    return study if settled is None else study.with_threads(settled.threads)
+    division = study.division()
+    return study.with_threads(division.threads) if division else study
 
 
-def _check_base(base: str | Path | None, arms: dict[str, Arm]) -> None:
-    with_base = [name for name, arm in arms.items() if arm.base is not None]
-    if base is not None and with_base:
-        raise ConfigError(
-            "base",
-            "another base for arms that have bases of their own",
-            found=f"--base {base}; bases of {', '.join(with_base)}",
-            expected="no --base, or a grid whose arms share one base",
-            where="command line",
-        )
-
-
-def _check_overrides(overrides: list[str], arms: dict[str, Arm]) -> None:
+def _check_command_line(
+    overrides: list[str], base: str | Path | None, arms: dict[str, Arm]
+) -> None:
     """An override of a key that the arms set would be lost or would level the arms."""
-    keys = [key for arm in arms.values() for key in arm.set]
-    keys += [key for arm in arms.values() for _, point in arm.points() for key in point]
+    where = "command line"
+    changes = {"seed": "the grid file's `seeds` to be changed"}
+    for arm in arms.values():
+        for key in [*arm.set, *(key for _, point in arm.points() for key in point)]:
+            changes[key] = f"the grid file to be changed, which sets {key}"
     for override in overrides:
         dotted = override.partition("=")[0]
-        for key in [*keys, "seed"]:
+        for key, expected in changes.items():
             if f"{dotted}.".startswith(f"{key}.") or f"{key}.".startswith(f"{dotted}."):
-                raise ConfigError(
-                    dotted,
-                    "an override of what the arms differ in",
-                    found=repr(override),
-                    expected=f"the grid file to be changed, which sets {key}"
-                    if key != "seed"
-                    else "the grid file's `seeds` to be changed",
-                    where="command line",
-                )
+                problem, found = "an override of what the arms differ in", repr(override)
+                raise ConfigError(dotted, problem, found=found, expected=expected, where=where)
+    with_base = ", ".join(name for name, arm in arms.items() if arm.base is not None)
+    if base is not None and with_base:
+        problem = "another base for arms that have bases of their own"
+        expected = "no --base, or a grid whose arms share one base"
+        found = f"--base {base}; bases of {with_base}"
+        raise ConfigError("base", problem, found=found, expected=expected, where=where)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ssl_zoo import experiment
 from ssl_zoo.config import ConfigError, closest
 from ssl_zoo.runs import Lock
 from ssl_zoo.study.baselines import Baselines
-from ssl_zoo.study.division import Division, Jobs, divide
+from ssl_zoo.study.division import Jobs, divide
 from ssl_zoo.study.grid import Run, Study, expand, slug
 from ssl_zoo.study.machine import available_memory, child_environment, gpus, process_memory
 from ssl_zoo.study.progress import Progress, Screen
@@ -47,12 +47,9 @@ def run_study(
     """Runs what a grid still lacks, and rewrites the report after each run.
 
     Args:
-        grid_path: the grid file, see `Grid`.
-        out: the study's folder; None: runs/ablation/<name of the grid file>.
-        overrides: 'key=value' for every arm.
+        grid_path, out, overrides, base: as of `expand`.
         only: names of the arms to run; None: all.
         report_only: run nothing.
-        base: a config in place of the grid's own base.
         jobs: runs side by side; auto: one on each GPU, or what `divide` finds.
         train: the command that trains; it gets a config, `--out FOLDER` and `--resume`.
 
@@ -71,7 +68,7 @@ def run_study(
         jobs = int(jobs)
     study = expand(grid_path, out, overrides, base)
     arms = _chosen(only, list(study.blocks))
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # names are shown as they are
     if not console.is_terminal:
         console.width = 140  # of a log file; rich would wrap the table at 80
     for run in study.runs:
@@ -96,20 +93,13 @@ def run_study(
 
 
 def _chosen(only: Sequence[str] | None, arms: list[str]) -> list[str]:
-    if only is None:
-        return arms
     by_name = {name: arm for arm in arms for name in (arm, slug(arm))}
-    for name in only:
+    for name in only or ():
         if name not in by_name:
-            raise ConfigError(
-                "only",
-                "no arm of this name",
-                found=repr(name),
-                expected=f"one of {', '.join(arms)}",
-                nearest=closest(name, arms),
-                where="command line",
-            )
-    return [by_name[name] for name in only]
+            expected, nearest = f"one of {', '.join(arms)}", closest(name, arms)
+            wrong = {"found": repr(name), "expected": expected, "nearest": nearest}
+            raise ConfigError("only", "no arm of this name", where="command line", **wrong)
+    return arms if only is None else [by_name[name] for name in only]
 
 
 def _check_unchanged(run: Run) -> None:
@@ -117,13 +107,10 @@ def _check_unchanged(run: Run) -> None:
     written = run.files.config() if run.trained else None
     changed = experiment.changes(written, run.config) if written is not None else []
     if changed:
-        raise ConfigError(
-            "",
-            f"the folder holds a run of another config: {run}",
-            found="; ".join(changed),
-            expected="the same config, another --out, or the folder removed",
-            where=str(run.folder),
-        )
+        problem = f"the folder holds a run of another config: {run}"
+        expected = "the same config, another --out, or the folder removed"
+        found, where = "; ".join(changed), str(run.folder)
+        raise ConfigError("", problem, found=found, expected=expected, where=where)
 
 
 def _run(
@@ -132,7 +119,7 @@ def _run(
     """Runs the arms; returns the study with its threads settled, and `Launcher.run`'s answer."""
     devices = gpus()
     try:
-        division = Division.read(study.out) if study.trained else None
+        division = study.division()
         if division is None:
             configs = [run.config for run in study.runs]
             division = divide(configs, jobs, distributed.cores(), len(devices))
@@ -151,21 +138,14 @@ def _run(
 
 @dataclass
 class Launcher:
-    """Keeps so many runs under way.
-
-    Args:
-        train: the command, see `run_study`.
-        devices: GPUs as CUDA_VISIBLE_DEVICES names them; a run gets the one that fewest others use.
-        after_each: called when runs have ended.
-        available: bytes of memory that new processes may take, or None.
-    """
+    """Keeps so many runs under way."""
 
     runs: Sequence[Run]
     jobs: int
-    train: Sequence[str]
-    devices: Sequence[str]
+    train: Sequence[str]  # the command, see `run_study`
+    devices: Sequence[str]  # GPUs by CUDA_VISIBLE_DEVICES' names; a run gets the least used one
     screen: Screen
-    after_each: Callable[[], None]
+    after_each: Callable[[], None]  # called when runs have ended
     available: Callable[[], int | None] = available_memory
 
     def __post_init__(self) -> None:
@@ -271,16 +251,14 @@ class Child:
         run.files.clear_error()
         self.log = None if alone else run.folder / "stdout.txt"
         visible = {"CUDA_VISIBLE_DEVICES": device} if device else {}
-        output = open(self.log, "wb") if self.log else None  # noqa: SIM115  (closed below)
-        self.process = subprocess.Popen(
-            [*train, run.folder / "config.yaml", "--out", run.folder, "--resume"],
-            env=child_environment(PYTHONUNBUFFERED="1", **visible),
-            start_new_session=True,
-            stdout=output,
-            stderr=output and subprocess.STDOUT,
-        )
-        if output:
-            output.close()
+        with open(self.log, "wb") if self.log else nullcontext() as output:
+            self.process = subprocess.Popen(
+                [*train, run.folder / "config.yaml", "--out", run.folder, "--resume"],
+                env=child_environment(PYTHONUNBUFFERED="1", **visible),
+                start_new_session=True,
+                stdout=output,
+                stderr=output and subprocess.STDOUT,
+            )
 
     def look(self) -> None:
         self.progress.look()

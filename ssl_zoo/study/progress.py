@@ -8,21 +8,16 @@ from datetime import timedelta
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from ssl_zoo.study.grid import Run
 
 
 class Progress:
-    """How far a run is, as its metrics say.
-
-    Attributes:
-        step: steps done; 0 until the run has written its first line.
-    """
+    """How far a run is, as its metrics say."""
 
     def __init__(self, run: Run):
         self.run = run
-        self.step = 0
+        self.step = 0  # done; 0 until the run has written its first line
         self.cells = [str(run), "starting", "", ""]  # then steps, main metric, time left
         self.next_look = 0.0
 
@@ -65,7 +60,7 @@ class Screen:
         self.shown = time.monotonic()
 
     def say(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, style=style, soft_wrap=True)
 
     def show(self, progress: Iterable[Progress]) -> None:
         every = self.DRAWN_EVERY_S if self.table else self.LINES_EVERY_S
@@ -78,5 +73,5 @@ class Screen:
             return
         table = Table(box=None, pad_edge=False, show_header=False)
         for run in progress:
-            table.add_row(*map(Text, run.cells))
+            table.add_row(*run.cells)
         self.live.update(table, refresh=True)

@@ -6,7 +6,6 @@ Written after every run, so that a study that was stopped has one too.
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ssl_zoo.study.grid import Study
 from ssl_zoo.study.report import figure, page, results, tables
@@ -29,15 +28,11 @@ def print_table(study: Study, console: Console) -> None:
     table = results.read(study)
     header, body, best = tables.cells(table)
     shown = Table(title=study.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(header):
-        shown.add_column(Text(name), justify="left" if i == 0 else "right")
+    for name in header:
+        shown.add_column(name, justify="left" if name == "arm" else "right")
     for i, row in enumerate(body):
-        shown.add_row(*map(Text, row), style="bold" if i == best else None)
-    console.print(shown)
-    for outcome in table.outcomes:
-        if outcome.state == "failed":
-            console.print(f"failed: {outcome.run}: {outcome.why}", markup=False, highlight=False)
+        shown.add_row(*row, style="bold" if i == best else None)
+    console.print(shown, *tables.failures(table), sep="\n")
     for note in tables.notes(table):
-        console.print(note, markup=False, highlight=False, style="dim")
-    written = study.out / "report.html"
-    console.print(f"report: {written}", markup=False, highlight=False, soft_wrap=True)
+        console.print(note, style="dim")
+    console.print(f"report: {study.out / 'report.html'}", soft_wrap=True)

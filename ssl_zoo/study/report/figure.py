@@ -1,7 +1,13 @@
 """The figure: the main evaluation at the end of training, and on the way there."""
 
+<<<<<<< HEAD
 import statistics
+=======
+from __future__ import annotations
+
+>>>>>>> h-trim3
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -24,28 +30,14 @@ DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0
 
 def draw(table: Table, path: Path) -> None:
     """Left: the main evaluation at the end, over the swept quantity if any. Right: over epochs."""
-    style = {
-        "font.size": 10.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-        "axes.grid": True,
-        "grid.color": "#e4e4e4",
-        "axes.axisbelow": True,
-        "legend.frameon": False,
-        "savefig.facecolor": "white",
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(fname=Path(__file__).with_name("figure.mplstyle")):
         height = max(4.8, 0.28 * len(table.study.blocks))
         drawn = Figure(figsize=(12, height), layout="constrained")
         FigureCanvasAgg(drawn)  # no window system is asked for
         left, right = drawn.subplots(1, 2)
         main = table.main or Column("no", "evaluation")
-        if any(row.x is not None for row in table.rows):
-            _draw_sweep(left, table, main)
-        else:
-            _draw_arms(left, table, main)
+        swept = any(row.x is not None for row in table.rows)
+        (_draw_sweep if swept else _draw_arms)(left, table, main)
         _draw_epochs(right, table, main)
         with replacing(path) as staged:
             drawn.savefig(staged, format="png", dpi=150)
@@ -54,11 +46,8 @@ def draw(table: Table, path: Path) -> None:
 def _look(study: Study, arm: str) -> dict[str, Any]:
     """The same for an arm throughout; no two of the first 49 arms look alike."""
     i, cycle = list(study.blocks).index(arm), len(COLORS)
-    return {
-        "color": COLORS[i % cycle],
-        "marker": MARKERS[(i + i // cycle) % cycle],
-        "linestyle": DASHES[(i + i // cycle) % cycle],
-    }
+    other = (i + i // cycle) % cycle
+    return {"color": COLORS[i % cycle], "marker": MARKERS[other], "linestyle": DASHES[other]}
 
 
 def _draw_arms(axes, table: Table, main: Column) -> None:
@@ -69,17 +58,16 @@ def _draw_arms(axes, table: Table, main: Column) -> None:
         scores = main.of(row)
         if not scores:
             continue
-        average = statistics.fmean(scores)
-        axes.plot(average, y, markersize=11, **look)
+        axes.plot(fmean(scores), y, markersize=11, **look)
         if starts and (start := row.start(main.evaluation, UNTRAINED)):
-            axes.plot(statistics.fmean(start), y, "|", color=GRAY, markersize=14)
+            axes.plot(fmean(start), y, "|", color=GRAY, markersize=14)
         if len(scores) > 1:
             look |= {"markerfacecolor": "white", "markersize": 5, "zorder": 3}
             axes.plot(scores, [y] * len(scores), **look)
         place = {"xytext": (0, 11), "ha": "center", "va": "bottom"}
         if len(table.rows) > FEW:  # above it would be another arm's
             place = {"xytext": (9, 0), "ha": "left", "va": "center"}
-        axes.annotate(spread(scores), (average, y), textcoords="offset points", **place)
+        axes.annotate(spread(scores), (fmean(scores), y), textcoords="offset points", **place)
     axes.set_yticks(range(len(table.rows)), [row.arm for row in table.rows])
     axes.set_ylim(len(table.rows) - 0.4, -0.8)
     axes.grid(axis="y", visible=False)
@@ -90,35 +78,29 @@ def _draw_arms(axes, table: Table, main: Column) -> None:
 
 
 def _draw_sweep(axes, table: Table, main: Column) -> None:
+    """Means over seeds, a line an arm; each seed as a small dot."""
     labels = list(dict.fromkeys(row.x for row in table.rows if row.x is not None))
     position, logarithmic = _positions(labels)
     for arm in table.study.blocks:
-        rows = [row for row in table.rows if row.arm == arm and main.of(row)]
         look = _look(table.study, arm)
-        for row in rows:
-            if row.x is None:  # an arm that is not swept
-                line = {"color": look["color"], "linestyle": look["linestyle"], "label": arm}
-                axes.axhline(statistics.fmean(main.of(row)), **line)
-        points = sorted((row for row in rows if row.x is not None), key=lambda r: position[r.x])
-        if not points:
+        scores = {row.x: main.of(row) for row in table.rows if row.arm == arm and main.of(row)}
+        if not_swept := scores.pop(None, None):
+            line = {name: look[name] for name in ("color", "linestyle")}
+            axes.axhline(fmean(not_swept), label=arm, **line)
+        if not scores:
             continue
-        at = [position[row.x] for row in points]
-        axes.plot(
-            at, [statistics.fmean(main.of(row)) for row in points], label=arm, markersize=7, **look
-        )
-        for x, scores in zip(at, map(main.of, points), strict=True):
-            if len(scores) > 1:
+        points = sorted((position[x], values) for x, values in scores.items())
+        means = [(at, fmean(values)) for at, values in points]
+        axes.plot(*zip(*means, strict=True), label=arm, markersize=7, **look)
+        for at, values in points:
+            if len(values) > 1:
                 dots = {**look, "linestyle": "none", "markersize": 3.5, "alpha": 0.55}
-                axes.plot([x] * len(scores), scores, **dots)
-    _draw_baselines(axes.axhline, main)
+                axes.plot([at] * len(values), values, **dots)
     if logarithmic:
         axes.set_xscale("log", base=2)
     axes.set_xticks([position[label] for label in labels], labels)
     axes.minorticks_off()
-    axes.set_xlabel(table.study.x)
-    axes.set_ylabel(main.header)
-    axes.set_title(f"{main.title} over {table.study.x}")
-    _legend(axes)
+    _finish(axes, main, table.study.x, f"{main.title} over {table.study.x}")
 
 
 def _positions(labels: list[str]) -> tuple[dict[str, float], bool]:
@@ -153,17 +135,15 @@ def _draw_epochs(axes, table: Table, main: Column) -> None:
                 axes.plot(*zip(*curve, strict=True), color=look["color"], alpha=0.3, linewidth=0.8)
         epochs = sorted(epoch for epoch, values in by_epoch.items() if len(values) == len(curves))
         label = f"{arm}, {table.study.x} {row.x}" if row.x is not None else arm
-        means = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]
+        means = [fmean(by_epoch[epoch]) for epoch in epochs]
         axes.plot(epochs, means, label=label, markersize=4, **look)
+    _finish(axes, main, "epoch", f"{main.title} during training")
+
+
+def _finish(axes, main: Column, x: str, title: str) -> None:
+    """Baselines, and a legend under the axes, or beside them if it is long: it hides no data."""
     _draw_baselines(axes.axhline, main)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(main.header)
-    axes.set_title(f"{main.title} during training")
-    _legend(axes)
-
-
-def _legend(axes) -> None:
-    """Under the axes, or beside them if it is long, where it hides no data."""
+    axes.set(xlabel=x, ylabel=main.header, title=title)
     entries = len(axes.get_legend_handles_labels()[0])
     if entries > FEW:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9.5)
@@ -175,6 +155,6 @@ def _draw_baselines(line, main: Column) -> None:
     """A line for each that all arms share."""
     for baseline in main.baselines:
         if baseline.shared:
-            value = statistics.fmean(baseline.scores)
+            value = fmean(baseline.scores)
             look = {"color": GRAY, "linestyle": "--" if baseline.seeded else ":", "linewidth": 1.3}
             line(value, label=f"{baseline.name}, {value:.2f}", **look)

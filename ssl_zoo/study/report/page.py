@@ -17,28 +17,23 @@ TEMPLATES = Environment(
 
 def render(table: Table, picture: Path) -> str:
     """The page as text; whatever a user has named is shown as it is."""
-    study, outcomes = table.study, table.outcomes
+    study = table.study
     header, body, best = cells(table)
     blocks = {"all of them": study.common, **study.blocks}
-    bases = any("base" in block for block in study.blocks.values())
     folder = study.runs[0].folder
     again = ["ssl-zoo", "train", str(folder / "config.yaml"), "--out", f"{folder}-again"]
     return TEMPLATES.get_template("page.html").render(
         study=study,
-        outcomes=outcomes,
-        finished=sum(outcome.state == "finished" for outcome in outcomes),
-        seeds=list(dict.fromkeys(run.seed for run in study.runs)),
+        outcomes=table.outcomes,
         picture=base64.b64encode(picture.read_bytes()).decode(),
         header=header,
         body=body,
         best=best,
         notes=notes(table),
-        blocks={
-            n: config.dump(block).strip() if block else "nothing" for n, block in blocks.items()
-        },
-        same="arms of one base" if bases else "the arms",
+        blocks={name: config.dump(x).strip() if x else "nothing" for name, x in blocks.items()},
+        own_bases=any("base" in block for block in study.blocks.values()),
         alone=shlex.join(again),
-        environment=_environment(outcomes),
+        environment=_environment(table.outcomes),
     )
 
 

@@ -21,21 +21,15 @@ def score(result: Result) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run has left: its result, its curve, or why it has none.
-
-    Attributes:
-        state: 'finished', 'failed', 'unfinished' or 'not run'.
-        lines: those of its metrics that evaluations wrote.
-        baselines: evaluation -> baseline -> its result, None if it has not been measured.
-    """
+    """What one run has left: its result, its curve, or why it has none."""
 
     run: Run
-    state: str
+    state: str  # 'finished', 'failed', 'unfinished' or 'not run'
     result: dict[str, Any]
-    lines: list[dict[str, Any]]
+    lines: list[dict[str, Any]]  # those of its metrics that evaluations wrote
     environment: dict[str, Any]
-    baselines: dict[str, dict[str, Result | None]]
-    reason: str = ""
+    baselines: dict[str, dict[str, Result | None]]  # by evaluation; None: not measured
+    reason: str  # of a failure; its first line says what, a traceback may follow
 
     @property
     def evaluations(self) -> dict[str, Result]:
@@ -45,29 +39,23 @@ class Outcome:
     def score(self, evaluation: str) -> float | None:
         return score(self.evaluations[evaluation]) if evaluation in self.evaluations else None
 
+    def start(self, evaluation: str, baseline: str) -> Result | None:
+        return self.baselines.get(evaluation, {}).get(baseline)
+
     def curve(self, column: Column) -> list[tuple[float, float]]:
         """(epoch, main metric) of each time that an evaluation was made."""
         lines = (line for line in self.lines if line["name"] == column.evaluation)
         return [(line["epoch"], line[column.metric]) for line in lines]
 
-    @property
-    def why(self) -> str:
-        """The first line of the reason; a traceback follows it."""
-        return self.reason.partition("\n")[0]
-
 
 @dataclass(frozen=True)
 class Row:
-    """One arm at one point of its sweep, over its seeds.
-
-    Attributes:
-        differences: of the main evaluation to the first arm's, seed by seed at the same point.
-    """
+    """One arm at one point of its sweep, over its seeds."""
 
     arm: str
     x: str | None
     outcomes: list[Outcome]
-    differences: list[float]
+    differences: list[float]  # of the main evaluation to the first arm's, by seed at this point
 
     @property
     def finished(self) -> list[Outcome]:
@@ -75,12 +63,10 @@ class Row:
 
     def values(self, name: str) -> list[float]:
         """A number of result.json."""
-        values = [outcome.result.get(name) for outcome in self.finished]
-        return [value for value in values if value is not None]
+        return _known(outcome.result.get(name) for outcome in self.finished)
 
     def scores(self, evaluation: str) -> list[float]:
-        values = [outcome.score(evaluation) for outcome in self.finished]
-        return [value for value in values if value is not None]
+        return _known(outcome.score(evaluation) for outcome in self.finished)
 
     def start(self, evaluation: str, baseline: str) -> list[float]:
         """The arm's own baseline; of each seed, if it depends on the seed."""
@@ -88,26 +74,23 @@ class Row:
 
     def against(self, evaluation: str, baseline: str) -> list[float]:
         """The arm's score less its baseline's, seed by seed."""
-        starts = [o.baselines.get(evaluation, {}).get(baseline) for o in self.finished]
-        pairs = zip((o.score(evaluation) for o in self.finished), starts, strict=True)
+        pairs = [(o.score(evaluation), o.start(evaluation, baseline)) for o in self.finished]
         return [value - score(start) for value, start in pairs if value is not None and start]
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What arms have to beat in one evaluation: the same for all of them, or each arm its own.
-
-    Attributes:
-        seeded: whether it depends on the seed.
-        scores: all that differ; of a shared one a number a seed.
-        protocol: see `describe`.
-    """
+    """What arms have to beat in one evaluation."""
 
     name: str
-    shared: bool
-    seeded: bool
-    scores: list[float]
-    protocol: str
+    shared: bool  # by all arms; else each has its own
+    seeded: bool  # depends on the seed
+    scores: list[float]  # all that differ; of a shared one a number a seed
+    protocol: str  # see `describe`
 
 
 @dataclass(frozen=True)
@@ -130,9 +113,9 @@ class Column:
 
     def best(self, rows: list[Row]) -> Row | None:
         """The row with the best mean; None if no run is finished."""
-        means = {i: statistics.fmean(x) for i, row in enumerate(rows) if (x := self.of(row))}
         choose = max if self.higher_is_better else min
-        return rows[choose(means, key=means.__getitem__)] if means else None
+        scored = [row for row in rows if self.of(row)]
+        return choose(scored, key=lambda row: statistics.fmean(self.of(row)), default=None)
 
     def of(self, row: Row) -> list[float]:
         return row.scores(self.evaluation)
@@ -144,6 +127,8 @@ class Table:
 
     Attributes:
         main: the column that arms are compared in; None where nothing is evaluated.
+        reference: the arm that others are compared with; '' where none can be yet.
+        shared: baselines that all arms share, with their columns.
     """
 
     study: Study
@@ -155,31 +140,35 @@ class Table:
     def outcomes(self) -> list[Outcome]:
         return [outcome for row in self.rows for outcome in row.outcomes]
 
+    @property
+    def reference(self) -> str:
+        return next(iter(self.study.blocks)) if any(row.differences for row in self.rows) else ""
+
+    @property
+    def shared(self) -> list[tuple[Column, Baseline]]:
+        return [(column, b) for column in self.columns for b in column.baselines if b.shared]
+
 
 def read(study: Study) -> Table:
     """What all folders say; a run that is still being written is no error."""
     known = Baselines(study.out / "baselines.json")
     groups: dict[tuple[str, str | None], list[Outcome]] = {}
-    for arm in study.blocks:
-        for run in study.runs:
-            if run.arm == arm:
-                groups.setdefault((run.arm, run.x), []).append(_outcome(run, known))
+    for run in study.runs:
+        groups.setdefault((run.arm, run.x), []).append(_outcome(run, known))
     outcomes = [outcome for group in groups.values() for outcome in group]
-    kinds = {name: kind for run in study.runs for name, kind in run.evaluations.items()}
-    columns = {
-        name: Column(
-            name, kind.metric, kind.unit, kind.higher_is_better, _baselines(name, outcomes)
-        )
-        for name, kind in kinds.items()
-    }
+    columns = {}
+    for name, kind in {
+        n: kind for run in study.runs for n, kind in run.evaluations.items()
+    }.items():
+        baselines = _baselines(name, outcomes)
+        columns[name] = Column(name, kind.metric, kind.unit, kind.higher_is_better, baselines)
     main = next((run.main for run in study.runs if run.main), "")
     first = next(iter(study.blocks))
     reference = {(o.run.x, o.run.seed): o.score(main) for o in outcomes if o.run.arm == first}
     rows = []
     for (arm, x), group in groups.items():
         pairs = [(o.score(main), reference.get((x, o.run.seed))) for o in group if arm != first]
-        differences = [a - b for a, b in pairs if a is not None and b is not None]
-        rows.append(Row(arm, x, group, differences))
+        rows.append(Row(arm, x, group, [a - b for a, b in pairs if None not in (a, b)]))
     return Table(study, rows, list(columns.values()), columns.get(main))
 
 
@@ -194,23 +183,20 @@ def _outcome(run: Run, known: Baselines) -> Outcome:
 
 def _baselines(evaluation: str, outcomes: list[Outcome]) -> tuple[Baseline, ...]:
     """Those of which some have been measured, each with whether all arms share it."""
-    wanted: dict[str, list[dict]] = {}
-    for outcome in outcomes:
-        for name, of in outcome.run.baselines.get(evaluation, {}).items():
-            wanted.setdefault(name, []).append(of)
+    wanted = [outcome.run.baselines.get(evaluation, {}) for outcome in outcomes]
     baselines = []
-    for name, of_all in wanted.items():
-        results = _distinct(outcomes, evaluation, name)
-        shared = len({json.dumps({**of, "seed": None}) for of in of_all}) == 1
-        if results:
+    for name in dict.fromkeys(name for by_name in wanted for name in by_name):
+        depends_on = [by_name[name] for by_name in wanted if name in by_name]
+        shared = len({json.dumps({**of, "seed": None}) for of in depends_on}) == 1
+        if results := _distinct(outcomes, evaluation, name):
             scores, protocol = [score(result) for result in results], describe(results[0])
-            baselines.append(Baseline(name, shared, "seed" in of_all[0], scores, protocol))
+            baselines.append(Baseline(name, shared, "seed" in depends_on[0], scores, protocol))
     return tuple(baselines)
 
 
 def _distinct(outcomes: Iterable[Outcome], evaluation: str, baseline: str) -> list[Result]:
-    results = [outcome.baselines.get(evaluation, {}).get(baseline) for outcome in outcomes]
-    return list({json.dumps(x["depends_on"]): x for x in results if x is not None}.values())
+    results = filter(None, (outcome.start(evaluation, baseline) for outcome in outcomes))
+    return list({json.dumps(result["depends_on"]): result for result in results}.values())
 
 
 def protocols(table: Table) -> list[str]:
@@ -223,9 +209,8 @@ def protocols(table: Table) -> list[str]:
         if len(ways) > 1:
             lines.append(f"warning: {name} was made in {len(ways)} ways that do not compare")
         # Before the first run has finished, its baselines tell.
-        lines += [
-            f"{name}: {way}" for way in ways.values() or [b.protocol for b in column.baselines[:1]]
-        ]
+        texts = ways.values() or [baseline.protocol for baseline in column.baselines[:1]]
+        lines += [f"{name}: {text}" for text in texts]
     return lines
 
 

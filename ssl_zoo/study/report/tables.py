@@ -12,14 +12,12 @@ from ssl_zoo.system.files import replacing
 
 def spread(values: list[float], digits: int = 2, sign: str = "") -> str:
     """'81.20 ± 0.31': mean and sample standard deviation; the mean alone for one value."""
-    if not values:
-        return "–"
-    text = f"{statistics.fmean(values):{sign}.{digits}f}"
+    text = mean(values, digits, sign)
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
-def mean(values: list[float], digits: int) -> str:
-    return f"{statistics.fmean(values):.{digits}f}" if values else "–"
+def mean(values: list[float], digits: int, sign: str = "") -> str:
+    return f"{statistics.fmean(values):{sign}.{digits}f}" if values else "–"
 
 
 def _cells(table: Table) -> dict[str, Callable[[Row], str]]:
@@ -29,15 +27,13 @@ def _cells(table: Table) -> dict[str, Callable[[Row], str]]:
         shown[table.study.x] = lambda row: row.x or ""
     shown["seeds"] = lambda row: str(len(row.finished))
     for column in table.columns:
-        name = column.evaluation
-        shown[column.header] = lambda row, name=name: spread(row.scores(name))
+        shown[column.header] = lambda row, column=column: spread(column.of(row))
         if column is not table.main:
             continue
-        if any(row.differences for row in table.rows):
-            first = next(iter(table.study.blocks))
-            shown[f"against {first}"] = lambda row: spread(row.differences, sign="+")
+        if table.reference:
+            shown[f"against {table.reference}"] = lambda row: spread(row.differences, sign="+")
         for other in (baseline.name for baseline in column.baselines if not baseline.shared):
-            of = (name, other)
+            of = (column.evaluation, other)
             shown[other] = lambda row, of=of: spread(row.start(*of))
             shown[f"against {other}"] = lambda row, of=of: spread(row.against(*of), sign="+")
     shown["pretext top-1, %"] = lambda row: mean(row.values("pretext_top1"), 1)
@@ -62,17 +58,15 @@ def cells(table: Table) -> tuple[list[str], list[list[str]], int | None]:
     """
     shown = _cells(table)
     above: dict[str, dict[str, str]] = {}
-    for column in table.columns:
-        for baseline in column.baselines:
-            if baseline.shared:
-                row = above.setdefault(baseline.name, {"arm": baseline.name})
-                row[column.header] = spread(baseline.scores)
-                row["seeds"] = str(len(baseline.scores)) if baseline.seeded else ""
+    for column, baseline in table.shared:
+        seeds = str(len(baseline.scores)) if baseline.seeded else ""
+        row = above.setdefault(baseline.name, {"arm": baseline.name})
+        row |= {"seeds": seeds, column.header: spread(baseline.scores)}
     body = [[row.get(header, "") for header in shown] for row in above.values()]
     body += [[cell(row) for cell in shown.values()] for row in table.rows]
-    best = table.main.best(table.rows) if table.main else None
-    several = best is not None and sum(bool(table.main.of(row)) for row in table.rows) > 1
-    return list(shown), body, len(above) + table.rows.index(best) if several else None
+    several = table.main and sum(bool(table.main.of(row)) for row in table.rows) > 1
+    best = len(above) + table.rows.index(table.main.best(table.rows)) if several else None
+    return list(shown), body, best
 
 
 def notes(table: Table) -> list[str]:
@@ -83,15 +77,18 @@ def notes(table: Table) -> list[str]:
             "evaluations are at the end of training: mean ± sample standard deviation over seeds; "
             "the other columns are means"
         )
-        if any(row.differences for row in table.rows):
+        if table.reference:
             unit = "percentage points" if main.unit == "%" else main.unit
-            first = next(iter(table.study.blocks))
-            line = f"differences to {first} are taken seed by seed"
+            line = f"differences to {table.reference} are taken seed by seed"
             lines.append(f"{line}, in {unit}" if unit else line)
-        for baseline in main.baselines:
-            if not baseline.shared:
-                lines.append(f"{baseline.name}: {main.title} of each arm's own")
+        own = [baseline.name for baseline in main.baselines if not baseline.shared]
+        lines += [f"{name}: {main.title} of each arm's own" for name in own]
     return lines + protocols(table)
+
+
+def failures(table: Table) -> list[str]:
+    failed = [outcome for outcome in table.outcomes if outcome.state == "failed"]
+    return [f"failed: {outcome.run}: {outcome.reason.splitlines()[0]}" for outcome in failed]
 
 
 def markdown(table: Table) -> str:
@@ -100,9 +97,7 @@ def markdown(table: Table) -> str:
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *body]]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, "|" + " --- |" * len(header))
-    said = [f"- {text}" for text in (*notes(table), f"`{table.study.command}`")]
-    failed = [outcome for outcome in table.outcomes if outcome.state == "failed"]
-    said += [f"- failed: {outcome.run}: {outcome.why}" for outcome in failed]
+    said = [f"- {x}" for x in (*notes(table), f"`{table.study.command}`", *failures(table))]
     return "\n".join([f"# {table.study.name}", "", *lines, "", *said, ""])
 
 
@@ -110,13 +105,11 @@ def write_csv(table: Table, path: Path) -> None:
     """One line an arm and point, numbers unrounded; baselines that all arms share come first."""
     means = ("pretext_top1", "images_per_s", "peak_memory_gb", "seconds", "steps", "epochs", "loss")
     above: dict[str, dict] = {}
-    lines = []
-    for column in table.columns:
-        for baseline in column.baselines:
-            if baseline.shared:
-                line = above.setdefault(baseline.name, {"arm": baseline.name})
-                line |= _mean_std(f"{column.evaluation}_{column.metric}", baseline.scores)
-                line[f"{column.evaluation}_protocol"] = baseline.protocol
+    for column, baseline in table.shared:
+        line = above.setdefault(baseline.name, {"arm": baseline.name})
+        line |= _mean_std(f"{column.evaluation}_{column.metric}", baseline.scores)
+        line[f"{column.evaluation}_protocol"] = baseline.protocol
+    lines = list(above.values())
     for row in table.rows:
         seeds = " ".join(str(outcome.run.seed) for outcome in row.finished)
         line = {"arm": row.arm, table.study.x: row.x or "", "seeds": seeds}
@@ -131,13 +124,13 @@ def write_csv(table: Table, path: Path) -> None:
         line |= {name: _mean(row.values(name)) for name in means}
         line["failed"] = sum(o.state == "failed" for o in row.outcomes)
         for name in (column.evaluation for column in table.columns):
-            used = [describe(o.evaluations[name]) for o in row.finished if name in o.evaluations]
-            line[f"{name}_protocol"] = next(iter(used), "")
+            used = [o.evaluations[name] for o in row.finished if name in o.evaluations]
+            line[f"{name}_protocol"] = describe(used[0]) if used else ""
         lines.append(line)
     with replacing(path) as staged, open(staged, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[-1]), restval="")
         writer.writeheader()
-        writer.writerows([*above.values(), *lines])
+        writer.writerows(lines)
 
 
 def _mean(values: list[float]) -> float | str:
