@@ -1,11 +1,5 @@
 """The figure: the main evaluation at the end of training, and on the way there."""
 
-<<<<<<< HEAD
-import statistics
-=======
-from __future__ import annotations
-
->>>>>>> h-trim3
 from pathlib import Path
 from statistics import fmean
 from typing import Any
