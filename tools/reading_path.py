@@ -36,17 +36,21 @@ AROUND = [
         "YAML",
     ),
     ("config/part.py", ["Part", "bind", "_call", "convert"], "a block becomes a call"),
-    ("config/constraints.py", [], "annotations are checked"),
+    ("config/constraints.py", ["check_value", "check_arguments", "constrained"], "checks"),
     ("config/registry.py", ["Registry"], "names"),
     ("data/splits.py", ["Splits", "Data"], "a data set, its views and its batches"),
     ("data/sampler.py", [], "which samples make which step"),
-    ("data/loader.py", [], "images to the device"),
-    ("data/image/views.py", ["Views"], "views, a whole batch at a time"),
+    ("data/loader.py", ["Batches", "load", "_on_device"], "images to the device"),
+    (
+        "data/image/views.py",
+        ["Views.__init__", "Views.ops_of", "Views._keyed", "Views.make", "Views._apply"],
+        "views, a whole batch at a time",
+    ),
     ("data/image/transform.py", ["Transform"], "an operation"),
     ("data/image/geometry.py", ["RandomResizedCrop"], "one of them"),
     ("system/rng.py", ["hashed", "uniform", "permutation"], "random numbers as hashes"),
     ("system/distributed.py", ["_Gather", "gather", "mean", "local_rows"], "several processes"),
-    ("backbones/timm.py", ["Timm"], "the backbone"),
+    ("backbones/timm.py", ["Timm.__init__", "Timm.forward"], "the backbone"),
     ("ops/batchnorm.py", ["_Split", "split_batchnorm"], "virtual devices"),
     ("core/batch.py", [], "what data and methods share"),
     ("core/method.py", ["Method"], "what the trainer knows of a method"),
@@ -59,16 +63,20 @@ AROUND = [
     ("engine/hooks/scheduling.py", [], "sets it"),
     ("engine/hooks/logging.py", ["MetricsLogger", "ResultWriter"], "numbers to files"),
     ("engine/hooks/checkpoints.py", [], "when to save"),
-    ("runs/folder.py", ["RunFolder"], "what a run leaves"),
+    (
+        "runs/folder.py",
+        ["RunFolder.begin", "RunFolder.record", "RunFolder.forget_after", "RunFolder.write_result"],
+        "what a run leaves",
+    ),
     ("evaluation/monitor.py", ["Monitor"], "when a network is judged"),
-    ("evaluation/base.py", ["Evaluation", "Context"], "what an evaluation is"),
-    ("evaluation/features.py", [], "frozen features"),
+    ("evaluation/base.py", ["Evaluation", "Context.features", "measure"], "what an evaluation is"),
+    ("evaluation/features.py", ["extract", "extract_split"], "frozen features"),
     ("evaluation/knn.py", ["build_index", "KNN"], "the kNN vote"),
 ]
 
 
 def lines(file: str, names: list[str]) -> list[tuple[int, int]]:
-    """First and last line of the file, or of each of its top-level names.
+    """First and last line of the file, or of each name: a class, a function, Class.method.
 
     Raises:
         KeyError: the file has no such name.
@@ -76,7 +84,13 @@ def lines(file: str, names: list[str]) -> list[tuple[int, int]]:
     text = (ROOT / "ssl_zoo" / file).read_text(encoding="utf-8")
     if not names:
         return [(1, len(text.splitlines()))]
-    nodes = {node.name: node for node in ast.parse(text).body if hasattr(node, "name")}
+    nodes: dict[str, ast.AST] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            nodes[node.name] = node
+            inside = node.body if isinstance(node, ast.ClassDef) else []
+            methods = (child for child in inside if isinstance(child, ast.FunctionDef))
+            nodes |= {f"{node.name}.{method.name}": method for method in methods}
     spans = []
     for name in names:
         node = nodes[name]
