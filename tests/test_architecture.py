@@ -75,3 +75,44 @@ def test_imports_point_one_way(path):
 
 def test_the_trainer_knows_no_particular_method():
     assert not imports(PACKAGE / "engine" / "trainer.py") & {"methods", "memory", "losses", "data"}
+
+
+def test_no_module_imports_itself_in_a_circle_not_even_for_types():
+    graph = {path: set(module_imports(path)) for path in files()}
+    seen: dict[Path, int] = {}  # 1 while its imports are followed, then 2
+
+    def follow(path: Path, way: list[Path]) -> None:
+        assert seen.get(path) != 1, " -> ".join(p.name for p in [*way, path])
+        if path in seen:
+            return
+        seen[path] = 1
+        for other in graph.get(path, ()):
+            follow(other, [*way, path])
+        seen[path] = 2
+
+    for path in graph:
+        follow(path, [])
+
+
+def module_imports(path: Path) -> set[Path]:
+    """Files of the package that a file imports, at its top or for types; packages by a name in
+    them count as the module that has it, else as the package's own file."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        inside = node.body if isinstance(node, ast.If) else [node]
+        for statement in inside:
+            if not isinstance(statement, ast.ImportFrom) or not statement.module:
+                continue
+            parts = statement.module.split(".")
+            if parts[0] != "ssl_zoo":
+                continue
+            place = PACKAGE.joinpath(*parts[1:])
+            for alias in statement.names:
+                module = place / f"{alias.name}.py"
+                if module.exists():
+                    found.add(module)
+                elif place.with_suffix(".py").exists():
+                    found.add(place.with_suffix(".py"))
+                elif place != PACKAGE:
+                    found.add(place / "__init__.py")
+    return found - {path}

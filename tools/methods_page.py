@@ -224,12 +224,12 @@ def figures(results: dict[str, Any], entry: Entry) -> list[str] | None:
     arms = results.get("arms", {})
     if entry.name not in arms:
         return None
-    measured, labelled = arms[entry.name], arms.get(SUPERVISED, {"knn": []})["knn"]
+    measured, labeled = arms[entry.name], arms.get(SUPERVISED, {"knn": []})["knn"]
     cells = [spread(measured["knn"], 1)]
     cells += [spread(measured[name], 1, "+") for name in ("random", "pixels")]
-    if entry.name == SUPERVISED or len(labelled) != len(measured["knn"]):
+    if entry.name == SUPERVISED or len(labeled) != len(measured["knn"]):
         return [*cells, "–"]
-    apart = [knn - other for knn, other in zip(measured["knn"], labelled, strict=True)]
+    apart = [knn - other for knn, other in zip(measured["knn"], labeled, strict=True)]
     return [*cells, spread(apart, 1, "+")]
 
 
