@@ -181,9 +181,7 @@ class Timm(Backbone):
         if getattr(embed, "strict_img_size", False) and tuple(size) != embed.img_size:
             problem = "images are of {} x {} pixels".format(*size)
             found, expected = "{} x {}".format(*embed.img_size), f"{size}, or other images"
-            raise ConfigError(
-                "backbone.options.img_size", problem, found=found, expected=expected
-            )
+            raise ConfigError("backbone.options.img_size", problem, found=found, expected=expected)
 
     def _once(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         self._check(images)

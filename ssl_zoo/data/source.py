@@ -21,7 +21,8 @@ class ImageSet:
         labels: [n] int64, -1 where unknown.
         split: the split's own name; equal for two splits that hold the same images.
         varies: images vary in size.
-        scaled: `shapes` is there, and `fetch` takes `shrink`, see `ImageFolder`.
+        scaled: `shapes` is there, and `fetch` takes `shrink`, [n] of 1, 2, 4 or 8: how much smaller
+            to decode each, see `ImageFolder`.
         in_ram: fetching is no work for a process of its own.
         baselines: by name, makers of modules without training, images [n, C, H, W] to features
             [n, F], that a network should beat here, beside raw pixels.
@@ -39,10 +40,7 @@ class ImageSet:
         return len(self.labels)
 
     def fetch(self, index: Tensor) -> Tensor | list[Tensor]:
-        """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W].
-
-        Where `scaled` there is a `shrink`, [n] of 1, 2, 4 or 8: how much smaller to decode each.
-        """
+        """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W]."""
         raise NotImplementedError
 
     def shapes(self, index: Tensor) -> Tensor:
@@ -55,13 +53,7 @@ class ImageSet:
 
 
 class InMemory(ImageSet):
-    """A split held in RAM as bytes.
-
-    Args:
-        images: [n, C, H, W] uint8.
-        labels: [n] integers, -1 where unknown.
-        limit: keep the first `limit` images.
-    """
+    """A split held in RAM as bytes; of all images [n, C, H, W] the first `limit`."""
 
     in_ram = True
 
@@ -80,8 +72,7 @@ class InMemory(ImageSet):
     def held_close_to(self, device: torch.device) -> ImageSet:
         """On a GPU a copy held there, if it takes at most an eighth of the memory that is free.
 
-        A small network then never waits for the host to gather and send its batch. Else batches
-        are gathered into pinned memory, from which they travel while the host goes on.
+        Else batches are gathered into pinned memory, from which they travel without a wait.
         """
         if device.type != "cuda":
             return self

@@ -18,11 +18,8 @@ def _from_torchvision(name: str, root: str | None, build: Callable[[Path], objec
             return build(folder)
         except RuntimeError as error:
             tried.append(f"  {folder}: {error}")
-    tried.append(f"get it with `ssl-zoo data get {name.lower()}`")
-    raise FileNotFoundError(
-        "\n".join([f"{name} was not found in", *tried])
-        + ", or name its folder in data.dataset.root"
-    )
+    get = f"get it with `ssl-zoo data get {name.lower()}`, or name its folder in data.dataset.root"
+    raise FileNotFoundError("\n".join([f"{name} was not found in", *tried, get]))
 
 
 class _CIFAR(InMemory):
@@ -57,8 +54,7 @@ class CIFAR100(_CIFAR):
 class STL10(InMemory):
     """STL-10 (Coates et al. 2011): 96x96, 5,000 + 8,000 in 10 classes and 100,000 unlabeled.
 
-    Args:
-        unlabeled: pre-train on the unlabeled images too (2.9 GB of RAM).
+    Pre-training is on the unlabeled ones too (2.9 GB of RAM), unless `unlabeled` is false.
     """
 
     def __init__(

@@ -26,11 +26,8 @@ MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb 
 def pixels(path: str, shrink: int = 1) -> Tensor:
     """An image file as RGB, uint8 [3, H, W]; its memory is that of [H, W, 3], which crops fastest.
 
-    Orientation tags (EXIF) are not applied.
-
-    Args:
-        shrink: 1, 2, 4 or 8: [3, ceil(H / shrink), ceil(W / shrink)] instead, averages over blocks
-            that a JPEG gives for less work than the whole.
+    With shrink 2, 4 or 8 [3, ceil(H / shrink), ceil(W / shrink)] instead, averages over blocks
+    that a JPEG gives for less work. Orientation tags (EXIF) are not applied.
     """
     with _naming(path):
         data = Path(path).read_bytes()

@@ -20,12 +20,7 @@ ViewNumbers = list[NonNegativeInt] | None
 
 
 class Transform:
-    """Base of the operations.
-
-    Args:
-        p: chance that a sample is changed at all.
-        views: numbers of the views that it belongs to (BYOL's asymmetric views); None: all.
-    """
+    """An operation on each sample with chance `p`, in the views of these numbers (None: all)."""
 
     check_by_building = True
     random = True  # draws random numbers, so it has no place in evaluation
@@ -48,9 +43,9 @@ class Transform:
         return rng.uniform(key, "p") < self.p
 
     def source_box(self, shapes: Tensor, params: Params) -> Tensor:
-        """What is seen of images of (C, H, W) `shapes` [N, 3] if all are changed.
+        """(top, left, bottom, right) [N, 4] of what is seen of (C, H, W) `shapes` [N, 3].
 
-        (top, left, bottom, right) [N, 4] in their pixels; left > right where they are mirrored.
+        In their pixels, if all are changed; left > right where they are mirrored.
         """
         return whole_images(shapes)
 
@@ -100,12 +95,7 @@ def whole_images(shapes: Tensor) -> Tensor:
 
 
 def filter_rows_and_columns(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Products with matrices of each sample's own, [N, C, H, W] -> [N, C, h, w].
-
-    Args:
-        rows: [N, h, H].
-        columns: [N, w, W].
-    """
+    """Products with rows [N, h, H] and columns [N, w, W], [N, C, H, W] -> [N, C, h, w]."""
     n, channels, height, width = images.shape
     images = images.reshape(n, channels * height, width) @ columns.mT  # [N, C * H, w]
     images = images.view(n, channels, height, -1)

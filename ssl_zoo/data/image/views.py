@@ -51,7 +51,7 @@ class Views:
         return [(n, op) for n, op in self.ops.items() if op.views is None or view in op.views]
 
     def ops_until_one_size(self, view: int) -> int:
-        """How many operations bring images of any size to one; ValueError if it begins otherwise."""
+        """How many operations bring images of any size to one; ValueError if the first do not."""
         first = "none of these"
         for number, (label, op) in enumerate(self.ops_of(view), start=1):
             if not isinstance(op, GeometricTransform):
