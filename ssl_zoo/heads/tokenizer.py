@@ -17,10 +17,8 @@ class DiscreteVAE(nn.Module):
     A far smaller network than DALL-E's, so that it can be trained beside its user.
 
     Args:
-        in_chans: channels of the images, C.
-        patch_size: height and width of a patch in pixels.
-        vocabulary: V.
-        width: of its convolutions.
+        in_chans, patch_size: C; height and width of a patch in pixels.
+        vocabulary, width: V; of its convolutions.
         kl_weight: of KL(q || uniform), which keeps all words in use.
     """
 

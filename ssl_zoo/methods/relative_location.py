@@ -61,12 +61,9 @@ class RelativeLocation(Method):
 
 
 def keep_one_channel(patches: Tensor, key: Tensor) -> Tensor:
-    """One channel of each patch, drawn by `key` [N], and noise in the others.
+    """One channel of each of patches [N, P, C, h, w], drawn by `key` [N], and noise in the others.
 
     The noise is normal with a hundredth of the kept channel's deviation.
-
-    Args:
-        patches: [N, P, C, h, w].
     """
     _, count, channels, height, width = patches.shape
     number, channel, row, column = (

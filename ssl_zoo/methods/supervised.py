@@ -12,11 +12,8 @@ from ssl_zoo.heads import Linear
 class Supervised(Method):
     """Cross-entropy on the labels: what the others do without (ResNet, arXiv:1512.03385).
 
-    Args:
-        label_smoothing: share of a target spread evenly over all classes (arXiv:1512.00567).
-
-    Raises:
-        ValueError: an image without a label.
+    `label_smoothing` is a target's share for all classes (arXiv:1512.00567). ValueError for an
+    image without a label.
     """
 
     family = "baseline"

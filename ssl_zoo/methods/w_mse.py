@@ -22,13 +22,9 @@ class WMSE(Method):
     Args:
         head: features -> embeddings z.
         part: rows that are whitened together, at least twice as many as z has dimensions; a batch
-            is cut into as many equal parts of at least this size as it has.
+            is cut into as many equal parts of at least this size as it has (ValueError: none).
         iterations: cuts of each batch, each in an order of its own, which are averaged.
         eps: share of the identity in the covariance.
-
-    Raises:
-        ConfigError: `part` is below twice the head's width.
-        ValueError: in `forward`, a batch of fewer rows than `part`.
     """
 
     family = "non-contrastive"

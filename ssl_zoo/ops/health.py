@@ -23,8 +23,7 @@ MEANING = {
 def embedding_std(z: Tensor) -> Tensor:
     """Spread of embeddings [N, D], []: 1 when uniform on the sphere, 0 when they are all equal.
 
-    The mean over dimensions of the standard deviation of z / |z|, times sqrt(D)
-    (SimSiam, arXiv:2011.10566, figure 2).
+    sqrt(D) x the mean over dimensions of z / |z|'s deviation (arXiv:2011.10566, figure 2).
     """
     z = F.normalize(z.detach().float(), dim=-1)
     return z.std(dim=0, correction=0).mean() * math.sqrt(z.shape[-1])

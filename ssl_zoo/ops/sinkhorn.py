@@ -17,8 +17,7 @@ def sinkhorn_knopp(
     domain, so that no epsilon overflows. Ranks may hold different numbers of rows.
 
     Args:
-        scores: [N, K] similarities of rows and prototypes.
-        epsilon: the larger, the softer.
+        scores, epsilon: [N, K] similarities of rows and prototypes; the larger, the softer.
         iterations: how often prototypes, then rows, are normalized; 0 leaves a softmax.
         weight: [N] how much each row counts in the balance; 0 leaves it out. None: all the same.
     """

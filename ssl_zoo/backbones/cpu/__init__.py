@@ -9,8 +9,6 @@ from torch import nn
 from ssl_zoo.backbones.cpu.convolution import Conv2d
 from ssl_zoo.backbones.cpu.elementwise import BasicBlock, Bottleneck, ReLU
 
-__all__ = ["speed_up"]
-
 # By the class that each derives from.
 _FASTER = {kind.__base__: kind for kind in (ReLU, Conv2d, BasicBlock, Bottleneck)}
 

@@ -77,7 +77,7 @@ class ImageFolder(ImageSet):
         # by page, as its reference counts change.
         self._paths = np.array([os.fsencode(folder / file) for file in files])
         if decode.simplejpeg is None and any(f.lower().endswith((".jpg", ".jpeg")) for f in files):
-            slow = "Pillow decodes the JPEGs; simplejpeg (pip install) gives the same bytes faster"
+            slow = "Pillow decodes the JPEGs; faster, to the same bytes: pip install simplejpeg"
             warnings.warn(f"{name}: {slow}", stacklevel=2)
 
     def paths(self, index: Tensor) -> list[str]:

@@ -59,8 +59,8 @@ class GaussianBlur(Transform):
         if self.kernel_size is None:
             return 2 * min(math.ceil(3 * self.sigma[1]), size - 1) + 1
         if self.kernel_size > 2 * size - 1:
-            most = f"at most {2 * size - 1} for images of {size} pixels"
-            raise ValueError(f"GaussianBlur: found kernel_size {self.kernel_size}, expected {most}")
+            found = f"kernel_size {self.kernel_size} is too wide for images of {size} pixels"
+            raise ValueError(f"GaussianBlur: {found}; at most {2 * size - 1}")
         return self.kernel_size
 
     def matrix(self, sigma: Tensor, size: int) -> Tensor:
