@@ -111,10 +111,7 @@ class Timm(Backbone):
         return vit.norm(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """A map [N, M, h, w] or tokens [N, P + L, F] -> features [N, F].
-
-        A ViT's map is pooled by its attention (`global_pool: map`), else to the patches' mean.
-        """
+        """A map [N, M, h, w] (a ViT's by attention or mean) or tokens [N, P + L, F] -> [N, F]."""
         if x.ndim == 4 and isinstance(self.model, VisionTransformer):
             x = x.flatten(2).mT  # [N, L, F]
             attend = self.model.attn_pool

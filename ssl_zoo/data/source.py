@@ -70,10 +70,7 @@ class InMemory(ImageSet):
         return images.pin_memory() if self._pinned else images
 
     def held_close_to(self, device: torch.device) -> ImageSet:
-        """On a GPU a copy held there, if it takes at most an eighth of the memory that is free.
-
-        Else batches are gathered into pinned memory, from which they travel without a wait.
-        """
+        """On a GPU a copy held there, if it takes at most an eighth of the memory that is free."""
         if device.type != "cuda":
             return self
         if device not in self._held:
@@ -81,7 +78,7 @@ class InMemory(ImageSet):
             if self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 8:
                 held.images = self.images.to(device, non_blocking=True)
             else:
-                held._pinned = True
+                held._pinned = True  # batches are gathered where they travel from without a wait
             self._held[device] = held
         return self._held[device]
 

@@ -159,12 +159,9 @@ class Data:
         return next(self.sampler.steps(step, step + 1))[1]
 
     def clean_share(self, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images [n, C, H, W] after the clean operations, positions [n]) of this rank's share.
-
-        That is a run of the pre-training images, perhaps empty.
-        """
+        """(clean images [n, C, H, W], positions [n]) of this rank's run of the training set."""
         index = torch.arange(self.num_samples).tensor_split(distributed.world())[distributed.rank()]
-        batches = index.split(512) if len(index) else ()
+        batches = index.split(512) if len(index) else ()  # a run may be empty
         for batch in self.splits.load_clean("pretrain", device, batches):
             yield batch.views[0], batch.index
 

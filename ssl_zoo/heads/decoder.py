@@ -48,10 +48,9 @@ class ViTDecoder(nn.Module):
             raise ConfigError("width", "not a multiple", found=str(width), expected=expected)
 
     def forward(self, x: Tensor, seen: Tensor, wanted: Tensor) -> Tensor:
-        """Predictions for the patches `wanted` [N, T] int64, [N, T, out_features].
+        """Predictions for `wanted` patches [N, T], [N, T, out_features].
 
-        From an encoder's tokens x [N, P + K, F]: P without a place, then one for each of `seen`
-        [N, K] int64.
+        From tokens x [N, P + K, F]: P without a place, then one for each of `seen` [N, K] int64.
         """
         x = self.embed(x)  # [N, P + K, D]
         prefix, patches = x.tensor_split([x.shape[1] - seen.shape[1]], dim=1)

@@ -87,11 +87,9 @@ class PIRL(Method):
         }
 
     def encode_jigsaw(self, x: Tensor, key: Tensor) -> Tensor:
-        """grid**2 patches, each alone, side by side in an order drawn for each image: [N, D].
-
-        The backbone's running statistics stay those of whole images, as it is evaluated.
-        """
+        """grid**2 patches, each alone, side by side in an order drawn for each image: [N, D]."""
         patches = cut(x, self.grid, self.patch_size, key)  # [N, P, C, s, s]
+        # Running statistics stay those of whole images, as the backbone is evaluated.
         hold_statistics(self.encoder.backbone, True, "patches")
         v = self.encoder.backbone(patches.flatten(0, 1))  # [N P, F]
         hold_statistics(self.encoder.backbone, False, "patches")

@@ -30,16 +30,12 @@ def faiss_threads() -> Iterator[None]:
 def embed(encoder: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """This rank's outputs [n, D] float32 in evaluation mode and positions [n], on the CPU.
 
-    All ranks use the running statistics of rank 0: with each its own, clusters would follow ranks.
-
-    Args:
-        encoder: images [n, C, H, W] -> [n, D]; D is its `out_features` or `num_features`.
-        images: (images, data-set positions [n]), as `Method.before_epoch` gets them.
+    Of (images [n, C, H, W], data-set positions [n]), as `Method.before_epoch` gets them.
     """
     width = getattr(encoder, "out_features", None) or encoder.num_features
     outputs, positions = [torch.empty(0, width)], [torch.empty(0, dtype=torch.int64)]
     buffers = {}
-    if distributed.world() > 1:
+    if distributed.world() > 1:  # rank 0's running statistics, lest clusters follow the ranks
         first = distributed.broadcast({name: b.cpu() for name, b in encoder.named_buffers()})
         buffers = {name: first[name].to(b.device) for name, b in encoder.named_buffers()}
     with eval_mode(encoder):
@@ -98,14 +94,12 @@ def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def spherical_kmeans(x: Tensor, k: int, iterations: int, *key: Tensor | str) -> Tensor:
-    """Unit centroids [k, D] of unit rows [N, D] that all ranks hold, from rows drawn by `key`.
-
-    A centroid that no row is nearest to stays.
-    """
+    """Unit centroids [k, D] of unit rows [N, D] that all ranks hold, from rows drawn by `key`."""
     centroids = x[rng.permutation(len(x), *key, device=x.device)[:k]]  # [k, D]
     share = distributed.local_rows(x)
     for _ in range(iterations):
         mean = means(share, closest_centroid(share, centroids), k)  # [k, D]
+        # A centroid that no row is nearest to stays.
         centroids = torch.where(mean.any(dim=1, keepdim=True), F.normalize(mean, dim=1), centroids)
     return centroids
 
@@ -142,15 +136,12 @@ def replace_small_clusters(x: Tensor, labels: Tensor, centroids: Tensor, smalles
 
 
 def halve(x: Tensor, iterations: int = 10) -> Tensor:
-    """2-means of rows [n, D] from the first principal component's sign: in the second?, [n] bool.
-
-    Equal rows are dealt out in turn.
-    """
+    """2-means of rows [n, D] from the first principal component's sign: the second's, [n] bool."""
     centered = x - x.mean(dim=0)
     axis = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]  # [D]
     second = centered @ axis > 0  # [n]
     for _ in range(iterations):
-        if second.all() or not second.any():
+        if second.all() or not second.any():  # equal rows are dealt out in turn
             return torch.arange(len(x), device=x.device) % 2 == 1
         pair = torch.stack([x[~second].mean(dim=0), x[second].mean(dim=0)])  # [2, D]
         second = closest_centroid(x, pair).bool()
@@ -158,10 +149,7 @@ def halve(x: Tensor, iterations: int = 10) -> Tensor:
 
 
 def mutual_information(a: Tensor, b: Tensor) -> float:
-    """NMI of two labelings [N], I(a; b) / sqrt(H(a) H(b)) (arXiv:1807.05520, equation 3).
-
-    0 independent, or a single label; 1 the same.
-    """
+    """NMI of two labelings [N], I(a; b) / sqrt(H(a) H(b)), in [0, 1] (arXiv:1807.05520, eq. 3)."""
 
     def entropy(label: Tensor) -> Tensor:
         p = label.unique(return_counts=True)[1] / len(label)
@@ -169,5 +157,5 @@ def mutual_information(a: Tensor, b: Tensor) -> float:
 
     of_a, of_b = entropy(a), entropy(b)
     both = entropy(a * (int(b.max()) + 1) + b)
-    scale = (of_a * of_b).sqrt()
+    scale = (of_a * of_b).sqrt()  # 0 where one of them has a single label
     return float((of_a + of_b - both) / scale) if scale > 0 else 0.0

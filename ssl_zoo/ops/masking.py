@@ -19,10 +19,7 @@ def count_of(share: float, grid: tuple[int, int]) -> int:
 
 
 def random_order(key: Tensor, length: int) -> Tensor:
-    """A random order of `length` patches for each key [N], [N, length] int64.
-
-    The first K of a row are K patches drawn uniformly without replacement.
-    """
+    """A random order of `length` patches for each key [N], [N, length] int64."""
     patches = torch.arange(length, device=key.device)
     return rng.uniform(key[:, None], "order", patches).argsort(dim=1, stable=True)
 
@@ -39,14 +36,11 @@ def take(x: Tensor, patches: Tensor) -> Tensor:
 
 
 def block(key: Tensor, grid: tuple[int, int], size: int, ratio: tuple[float, float]) -> Tensor:
-    """A rectangle of `size` patches, its last row maybe short, for each key: [...] -> [..., size].
-
-    Of a grid, down and across; its height / width is drawn uniformly within `ratio`.
-    """
+    """A rectangle of `size` patches, its last row maybe short, by key: [...] -> [..., size]."""
     h, w = grid
     number = torch.arange(3, device=key.device)
     shape, down, across = rng.uniform(key[..., None], "block", number).unbind(-1)
-    aspect = ratio[0] + (ratio[1] - ratio[0]) * shape
+    aspect = ratio[0] + (ratio[1] - ratio[0]) * shape  # height / width
     width = (size / aspect).sqrt().round().clamp(math.ceil(size / h), w).long()  # [...]
     height = (size + width - 1) // width
     top = (down * (h - height + 1)).long()

@@ -94,10 +94,6 @@ class ImageFolder(ImageSet):
 
 @DATASETS.register_module()
 class ImageNet(ImageFolder):
-    """ILSVRC-2012, unpacked: root/train/n01440764/*.JPEG and root/val/n01440764/*.JPEG.
-
-    The 50,000 validation images, which come in one folder, must be sorted into their classes.
-    The folder of train/ and val/ may also be imagenet/ in the root.
-    """
+    """ILSVRC-2012: (imagenet/)train/n01440764/*.JPEG, and val/ sorted into its classes likewise."""
 
     subfolder = "imagenet"

@@ -140,11 +140,7 @@ def read(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
 
 @DATASETS.register_module()
 class Packed(ImageSet):
-    """What `ssl-zoo data pack` wrote: pixels in a memory-mapped file, nothing to decode.
-
-    Args:
-        path: the folder of train.pack and test.pack; what may be wrong with them `read` says.
-    """
+    """What `ssl-zoo data pack` wrote in `path`: a memory-mapped file, nothing to decode."""
 
     varies = True
 

@@ -52,10 +52,7 @@ class CIFAR100(_CIFAR):
 
 @DATASETS.register_module()
 class STL10(InMemory):
-    """STL-10 (Coates et al. 2011): 96x96, 5,000 + 8,000 in 10 classes and 100,000 unlabeled.
-
-    Pre-training is on the unlabeled ones too (2.9 GB of RAM), unless `unlabeled` is false.
-    """
+    """STL-10 (Coates et al. 2011): 96x96, 5,000 + 8,000 in 10 classes and 100,000 unlabeled."""
 
     def __init__(
         self,
@@ -66,7 +63,7 @@ class STL10(InMemory):
         limit: PositiveInt | None = None,
     ):
         resolved = check_split(split)
-        if split == "pretrain" and unlabeled:
+        if split == "pretrain" and unlabeled:  # 2.9 GB of RAM
             resolved = "train+unlabeled"
         data = _from_torchvision(
             "STL10", root, lambda folder: torchvision.datasets.STL10(folder, split=resolved)

@@ -1,7 +1,6 @@
 """Image files to pixels: simplejpeg for JPEGs, Pillow for everything else.
 
-Both sit on libjpeg-turbo and give the same bytes, one faster than the other. ValueErrors name the
-file that cannot be read or decoded.
+Both give libjpeg-turbo's bytes, one faster. ValueErrors name a file that cannot be decoded.
 """
 
 from collections.abc import Iterator

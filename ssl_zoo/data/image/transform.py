@@ -1,11 +1,8 @@
 """What an augmentation is: a whole batch at once, with each sample's own parameters.
 
-An operation has two halves. `draw` turns keys (one 64-bit number a sample, a hash of seed, epoch,
-index, view and the operation's label) into parameters, always on the CPU, so that choosing rows
-needs no synchronization with a GPU. `apply` is exact: what torchvision's functional of the same
-name does to one image with one parameter, it does to each image of a batch with its own.
-
-Images are float32 in [0, 1], [N, C, H, W], with one channel or three.
+`draw` turns keys (one 64-bit number a sample, a hash of seed, epoch, index, view and the
+operation's label) into parameters, on the CPU, so that choosing rows waits for no GPU. `apply` does
+to each image, float32 in [0, 1], [N, C, H, W] with C = 1 or 3, what torchvision's functional does.
 """
 
 import torch

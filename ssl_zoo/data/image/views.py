@@ -90,7 +90,7 @@ class Views:
         return 2 ** sum((fewest >= k).long() for k in (2, 4, 8))
 
     def boxes(self, view: int, shapes: Tensor, samples: Samples) -> Tensor:
-        """(top, left, bottom, right) of a view in images of (C, H, W) `shapes` [N, 3]: [N, 4].
+        """A view's (top, left, bottom, right) in images of (C, H, W) `shapes` [N, 3]: [N, 4].
 
         In pixels, float32; left > right where the view is mirrored.
         """
