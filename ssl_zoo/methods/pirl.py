@@ -64,7 +64,7 @@ class PIRL(Method):
     @staticmethod
     def validate(*, memory: Part[MEMORY], **_) -> None:
         if not issubclass(memory.target, MemoryBank):
-            problem, found = "PIRL compares images with a memory bank's rows", memory.target.__name__
+            problem, found = "PIRL compares images with a memory bank", memory.target.__name__
             raise ConfigError("memory.type", problem, found=found, expected="MemoryBank")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -27,9 +27,7 @@ class Supervised(Method):
     ):
         super().__init__()
         if n := int((labels < 0).sum()):
-            raise ValueError(
-                f"Supervised needs a label of each; {n} of {len(labels)} have none"
-            )
+            raise ValueError(f"Supervised needs a label of each; {n} of {len(labels)} have none")
         self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=num_classes))
         self.label_smoothing = label_smoothing
 
