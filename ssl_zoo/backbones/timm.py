@@ -122,27 +122,21 @@ class Timm(Backbone):
 
     def require_token_norm(self) -> None:
         """Raises ConfigError where a loss on `tokens` would leave what pools them untrained."""
-        if self.model.attn_pool is not None:
-            problem = "it pools by attention, which a loss on tokens does not reach"
-            expected = "global_pool: avg, and fc_norm: false"
-        elif list(self.model.fc_norm.parameters()):
-            problem = "the last norm comes after pooling, where a loss on tokens does not reach it"
-            expected = "also fc_norm: false"
-        else:
-            return
-        found = f"global_pool: {self.model.global_pool}"
-        raise ConfigError("backbone.options", problem, found=found, expected=expected)
+        by_attention = self.model.attn_pool is not None
+        if by_attention or list(self.model.fc_norm.parameters()):
+            pools = "pools by attention" if by_attention else "has its last norm after pooling"
+            problem = f"it {pools}, which a loss on tokens does not reach"
+            found, expected = self.model.global_pool, "global_pool: avg, and fc_norm: false"
+            raise ConfigError("backbone.options", problem, found=found, expected=expected)
 
     def require_own_size(self, images: Tensor) -> None:
         """For methods whose masks are for `grid_size`: ValueError for images of another grid."""
-        (height, width), (rows, columns) = self.patch_size, self.grid_size
         grid = self.model.patch_embed.dynamic_feat_size(images.shape[2:])
         if grid != self.grid_size:
-            raise ValueError(
-                f"images of {images.shape[2]} x {images.shape[3]} pixels make {grid[0]} x "
-                f"{grid[1]} patches, and masks are for {rows} x {columns}: expected "
-                f"{rows * height} x {columns * width} pixels (backbone.options.img_size)"
-            )
+            found = "images of {} x {} pixels make {} x {} patches".format(*images.shape[2:], *grid)
+            sides = [n * p for n, p in zip(self.grid_size, self.patch_size, strict=True)]
+            expected = "{} x {} pixels (backbone.options.img_size)".format(*sides)
+            raise ValueError(f"{found}, where masks have others: expected {expected}")
 
     @staticmethod
     def provides(*, name: str, **_) -> set[str]:
