@@ -21,11 +21,9 @@ class ImageSet:
         labels: [n] int64, -1 where unknown.
         split: the split's own name; equal for two splits that hold the same images.
         varies: images vary in size.
-        scaled: `shapes` is there, and `fetch` takes `shrink`, [n] of 1, 2, 4 or 8: how much smaller
-            to decode each, see `ImageFolder`.
+        scaled: `shapes` is there, and `fetch` takes `shrink`, [n] of 1, 2, 4 or 8 for each image.
         in_ram: fetching is no work for a process of its own.
-        baselines: by name, makers of modules without training, images [n, C, H, W] to features
-            [n, F], that a network should beat here, beside raw pixels.
+        baselines: makers of untrained modules, images -> features [n, F], for a network to beat.
     """
 
     labels: Tensor

@@ -16,8 +16,7 @@ class DINOHead(nn.Module):
         bottleneck_features: width of the layer before the prototypes.
         depth: linear layers up to the bottleneck.
         batch_norm: a BatchNorm after each hidden layer (DINO's ResNet-50).
-        learn_scale: prototypes learn a length each, and scores are products with them instead of
-            cosines (DINO's ViT-S).
+        learn_scale: scores are products with prototypes that learn their length (DINO's ViT-S).
     """
 
     def __init__(

@@ -28,8 +28,7 @@ class Colorization(Method):
             list has 313, some of them out of reach.
         neighbors: a pixel's target is spread over its closest bins.
         sigma: width of that spread, and of the smoothing of the bins' frequencies.
-        uniform: lambda, the uniform distribution's part in the frequencies that colors are
-            weighted by: with 1 all weigh the same.
+        uniform: lambda, the uniform distribution's part in colors' weights: with 1 all are equal.
         hidden_features: width of the layers between feature map and distribution.
     """
 

@@ -40,10 +40,8 @@ class DeepCluster(Method):
         kmeans_iterations: PositiveInt = 20,
     ):
         super().__init__()
-        for name, value, bound in (
-            ("clusters", clusters, num_samples),
-            ("pca", pca, min(backbone.num_features, num_samples)),
-        ):
+        most = min(backbone.num_features, num_samples)
+        for name, value, bound in (("clusters", clusters, num_samples), ("pca", pca, most)):
             if value > bound:
                 raise ConfigError(name, "too large", found=str(value), expected=f"at most {bound}")
         self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=clusters))

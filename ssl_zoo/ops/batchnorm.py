@@ -25,10 +25,9 @@ class _Split:
 def split_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     """Makes every BatchNorm in `module` normalize `groups` contiguous groups of rows apart.
 
-    Then G groups on one process give the outputs and gradients of G processes under DDP, each
-    with a G-th of the batch, and ShuffleBN (arXiv:1911.05722, section 3.3) has something to
-    shuffle between. Running statistics take one momentum update per group. The module is changed
-    in place; its state_dict stays as it was. ValueError for a SyncBatchNorm.
+    Then G groups on one process give the outputs and gradients of G processes under DDP, as
+    ShuffleBN (arXiv:1911.05722, section 3.3) needs. Running statistics take one update per group.
+    The module is changed in place; its state_dict stays as it was. ValueError for a SyncBatchNorm.
     """
     if groups == 1:
         return module

@@ -17,8 +17,7 @@ def cut(
         size: of a patch in pixels. What a cell has more is the gap between patches: without one
             a network finds neighbors by the lines that cross their border (arXiv:1505.05192).
         key: [N] int64, places each patch at random within its cell; None: in the middle.
-        jitter: pixels that a patch may be off the middle; None: anywhere in its cell. ValueError
-            where it does not fit in.
+        jitter: pixels off the middle, ValueError where they do not fit; None: anywhere in its cell.
     """
     n, _, height, width = images.shape
     if min(height, width) // grid < size + 2 * (jitter or 0):
