@@ -3,5 +3,3 @@
 from ssl_zoo.backbones.base import FITS, Backbone
 from ssl_zoo.backbones.lab import LabPair
 from ssl_zoo.backbones.timm import Timm
-
-__all__ = ["FITS", "Backbone", "LabPair", "Timm"]

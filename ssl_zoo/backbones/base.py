@@ -12,9 +12,7 @@ FITS = {
 
 
 class Backbone(nn.Module):
-    """The network that is kept and evaluated: images [N, C, H, W] -> features [N, F].
-
-    A method may use what the words of `provides` stand for:
+    """The network that is kept and evaluated; what the words of `provides` stand for:
 
         features   forward(images) -> [N, F]; every backbone has it
         map        feature_map(images) -> [N, M, h, w], before it is pooled; pool(map) -> [N, F]

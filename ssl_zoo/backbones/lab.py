@@ -16,8 +16,7 @@ _HALF_RANGE = [50.0, 92.3, 101.2]
 class LabPair(Backbone):
     """Lightness through one network, color through another, for CMC (arXiv:1906.05849).
 
-    Images [N, 3, H, W] are in [0, 1], so its configs leave out `Normalize`. Features [N, 2F]: of L
-    the first half, of ab the second.
+    Images [N, 3, H, W] in [0, 1], so without `Normalize` -> features [N, 2F], of L and then of ab.
 
     Args:
         of: the network, built twice; `in_chans` is set here, to 1 for L and 2 for ab.

@@ -21,22 +21,17 @@ class Timm(Backbone):
 
     Args:
         name: timm's name, `resnet50`, `vit_small_patch16_224`, ...
-        in_chans: channels of the images.
-        small_images: for ResNets, a 3x3 stride-1 stem without max-pool, the usual change for
-            images of 28 to 64 pixels.
+        small_images: for ResNets, a 3x3 stride-1 stem without max-pool, for 28 to 64 pixels.
         bn_groups: normalize this many groups of the batch apart (virtual devices).
-        grad_checkpointing: keep the activations between the network's parts only, and compute the
-            others a second time in the backward pass (arXiv:1604.06174): less memory, about a
-            third more time, the same numbers.
+        grad_checkpointing: keep few activations and compute the others again in the backward pass
+            (arXiv:1604.06174): less memory, about a third more time, the same numbers.
         weights: a local file with a state_dict, .pth or .safetensors.
-        options: further arguments of the model's constructor. Smaller networks come from here:
-            `{layers: [1, 1, 1, 1], channels: [32, 64, 128, 256]}` makes resnet18 a ResNet-10 of
-            half the width.
+        options: of the model's constructor: `{layers: [1, 1, 1, 1], channels: [32, 64, 128, 256]}`
+            makes resnet18 a ResNet-10 of half the width.
 
     Attributes:
         num_prefix_tokens: P, class and register tokens; this and the others of a ViT alone.
-        patch_size: height and width of a patch in pixels.
-        patch_values: numbers in a patch, C * height * width.
+        patch_size, patch_values: height and width in pixels; C * height * width.
         grid_size: patches down and across an image of the size that the ViT is made for.
     """
 
@@ -74,11 +69,7 @@ class Timm(Backbone):
         return self._once(self.model, images)
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, M, h, w], what `pool` makes features of; of a ViT its patches.
-
-        Raises:
-            ConfigError: a model whose features are not on a grid.
-        """
+        """[N, C, H, W] -> [N, M, h, w], of a ViT its patches; ConfigError if there is no grid."""
         x = self._once(self.model.forward_features, images)
         if isinstance(self.model, VisionTransformer):
             size = self.model.patch_embed.dynamic_feat_size(images.shape[2:])
@@ -100,13 +91,10 @@ class Timm(Backbone):
 
         Args:
             images: [N, C, H, W], in L patches.
-            masked: [N, L] bool; these patches' embeddings are replaced by `mask_token` [F], before
+            masked: [N, L] bool; `mask_token` [F] replaces these patches' embeddings, before
                 positions are added (BEiT, SimMIM, iBOT).
-            kept: [N, K] int64, patches to look at; the others are left out (MAE, I-JEPA, MSN):
-                [N, P + K, F], in the order of `kept`.
-
-        Raises:
-            ConfigError: images that the ViT does not take.
+            kept: [N, K] int64, the only patches to look at, in this order (MAE, I-JEPA, MSN):
+                [N, P + K, F].
         """
         self._check(images)
         vit = self.model
@@ -123,11 +111,7 @@ class Timm(Backbone):
         return vit.norm(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """A map [N, M, h, w] or tokens [N, P + L, F] -> features [N, F].
-
-        A ViT's map is pooled by the ViT's attention where it has one (`global_pool: map`), else to
-        the patches' mean, whatever its tokens are pooled by.
-        """
+        """A map [N, M, h, w] (a ViT's by attention or mean) or tokens [N, P + L, F] -> [N, F]."""
         if x.ndim == 4 and isinstance(self.model, VisionTransformer):
             x = x.flatten(2).mT  # [N, L, F]
             attend = self.model.attn_pool
@@ -137,32 +121,22 @@ class Timm(Backbone):
         return self.model.forward_head(x, pre_logits=True)
 
     def require_token_norm(self) -> None:
-        """For methods that train `tokens` alone: what pooling alone uses would never be trained.
-
-        Raises:
-            ConfigError: its last norm comes after pooling, or it pools by attention.
-        """
-        if self.model.attn_pool is not None:
-            problem = "it pools by attention, which a loss on tokens does not reach"
-            expected = "global_pool: avg, and fc_norm: false"
-        elif list(self.model.fc_norm.parameters()):
-            problem = "the last norm comes after pooling, where a loss on tokens does not reach it"
-            expected = "also fc_norm: false"
-        else:
-            return
-        found = f"global_pool: {self.model.global_pool}"
-        raise ConfigError("backbone.options", problem, found=found, expected=expected)
+        """Raises ConfigError where a loss on `tokens` would leave what pools them untrained."""
+        by_attention = self.model.attn_pool is not None
+        if by_attention or list(self.model.fc_norm.parameters()):
+            pools = "pools by attention" if by_attention else "has its last norm after pooling"
+            problem = f"it {pools}, which a loss on tokens does not reach"
+            found, expected = self.model.global_pool, "global_pool: avg, and fc_norm: false"
+            raise ConfigError("backbone.options", problem, found=found, expected=expected)
 
     def require_own_size(self, images: Tensor) -> None:
         """For methods whose masks are for `grid_size`: ValueError for images of another grid."""
-        (height, width), (rows, columns) = self.patch_size, self.grid_size
         grid = self.model.patch_embed.dynamic_feat_size(images.shape[2:])
         if grid != self.grid_size:
-            raise ValueError(
-                f"images of {images.shape[2]} x {images.shape[3]} pixels make {grid[0]} x "
-                f"{grid[1]} patches, and masks are for {rows} x {columns}: expected "
-                f"{rows * height} x {columns * width} pixels (backbone.options.img_size)"
-            )
+            found = "images of {} x {} pixels make {} x {} patches".format(*images.shape[2:], *grid)
+            sides = [n * p for n, p in zip(self.grid_size, self.patch_size, strict=True)]
+            expected = "{} x {} pixels (backbone.options.img_size)".format(*sides)
+            raise ValueError(f"{found}, where masks have others: expected {expected}")
 
     @staticmethod
     def provides(*, name: str, **_) -> set[str]:
@@ -196,12 +170,9 @@ class Timm(Backbone):
             raise ConfigError("backbone.in_chans", problem, found=found, expected=expected)
         embed = getattr(self.model, "patch_embed", None)
         if getattr(embed, "strict_img_size", False) and tuple(size) != embed.img_size:
-            raise ConfigError(
-                "backbone.options.img_size",
-                "images are of {} x {} pixels".format(*size),
-                found="{} x {}".format(*embed.img_size),
-                expected=f"{size}, or other views and clean images",
-            )
+            problem = "images are of {} x {} pixels".format(*size)
+            found, expected = "{} x {}".format(*embed.img_size), f"{size}, or other images"
+            raise ConfigError("backbone.options.img_size", problem, found=found, expected=expected)
 
     def _once(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         self._check(images)
@@ -228,8 +199,5 @@ def _dry_run(arguments: str) -> None:
     try:
         backbone(torch.empty(2, backbone.in_chans, *size, device="meta"))
     except Exception as error:  # timm builds a ResNet of two stages, and expects four in it
-        raise ConfigError(
-            "options",
-            f"timm's {name} does not run with them: {type(error).__name__}: {error}",
-            found=repr(options),
-        ) from error
+        problem = f"timm's {name} does not run with them: {type(error).__name__}: {error}"
+        raise ConfigError("options", problem, found=repr(options)) from error

@@ -41,12 +41,7 @@ def check_model(name: str, options: dict) -> None:
 
 
 def create_model(name: str, in_chans: int, options: dict) -> nn.Module:
-    """timm's model without its classifier.
-
-    Raises:
-        ConfigError: whatever timm's constructor raises; the option without which it raises nothing
-            is named.
-    """
+    """timm's model without its classifier; ConfigError names the option that timm does not take."""
     try:
         return timm.create_model(name, num_classes=0, in_chans=in_chans, **options)
     except Exception as error:  # timm checks few values: a wrong one fails anywhere, as anything
@@ -55,12 +50,10 @@ def create_model(name: str, in_chans: int, options: dict) -> nn.Module:
         needless = (key for key in options if _is_taken(name, in_chans, options, without=key))
         wrong = next(chain(named, needless), "")
         known = inspect.signature(type(without_weights(name)).__init__).parameters if wrong else ()
-        raise ConfigError(
-            f"options.{wrong}" if wrong else "options",
-            f"timm's {name} does not take it: {type(error).__name__}: {error}",
-            found=repr(options[wrong] if wrong else options),
-            nearest=closest(wrong, known) if wrong not in known else "",
-        ) from error
+        nearest = closest(wrong, known) if wrong not in known else ""
+        key, found = (f"options.{wrong}", options[wrong]) if wrong else ("options", options)
+        problem = f"timm's {name} does not take it: {type(error).__name__}: {error}"
+        raise ConfigError(key, problem, found=repr(found), nearest=nearest) from error
 
 
 def _is_taken(name: str, in_chans: int, options: dict, without: str) -> bool:
@@ -108,19 +101,15 @@ def checkpoint_gradients(model: nn.Module, name: str) -> None:
     try:
         model.set_grad_checkpointing()
     except (AttributeError, AssertionError) as error:
-        raise ConfigError(
-            "grad_checkpointing", f"timm has none for {name}", found="true", expected="false"
-        ) from error
+        problem = f"timm has none for {name}"
+        raise ConfigError("grad_checkpointing", problem, expected="false") from error
 
 
 def replace_stem(model: nn.Module, name: str) -> None:
     """A ResNet's by one 3 x 3 convolution without pooling; ConfigError for another model."""
     if not isinstance(model, models.ResNet):
-        raise ConfigError(
-            "small_images",
-            f"{name} has no stem to replace",
-            expected="a timm ResNet (resnet18, resnet50, resnext50_32x4d, ...)",
-        )
+        expected = "a timm ResNet (resnet18, resnet50, resnext50_32x4d, ...)"
+        raise ConfigError("small_images", f"{name} has no stem to replace", expected=expected)
     layers = list(model.conv1) if isinstance(model.conv1, nn.Sequential) else [model.conv1]
     channels = layers[0].in_channels, layers[-1].out_channels
     model.conv1 = nn.Conv2d(*channels, 3, stride=1, padding=1, bias=False)

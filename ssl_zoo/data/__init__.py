@@ -6,16 +6,3 @@ from ssl_zoo.data.image import Transform, Views
 from ssl_zoo.data.sampler import Sampler
 from ssl_zoo.data.source import ImageSet, InMemory
 from ssl_zoo.data.splits import Data, Splits, view_grid
-
-__all__ = [
-    "Data",
-    "ImageFolder",
-    "ImageSet",
-    "InMemory",
-    "Packed",
-    "Sampler",
-    "Splits",
-    "Transform",
-    "Views",
-    "view_grid",
-]

@@ -18,22 +18,19 @@ Log = Callable[[str], object]
 
 
 def get(name: str, root: str | os.PathLike | None = None, log: Log = print) -> Path:
-    """Obtains a data set and returns the folder to give as `root`, saying each thing it tries.
+    """Obtains one of SOURCES, and returns the folder to give as `root`.
 
     Args:
-        name: one of SOURCES.
         root: where to look first and to put the files; None: $SSL_ZOO_DATA or else ./data.
 
     Raises:
         ValueError: no such data set, or a file that is there is damaged.
-        RuntimeError: no source worked; lists them, and how to supply the files by hand.
+        FileNotFoundError: no source worked; lists them, and how to supply the files by hand.
     """
     if name not in SOURCES:
         nearest = closest(name, SOURCES)
-        raise ValueError(
-            f"no data set {name!r} to get; there are {', '.join(SOURCES)}"
-            + (f"; nearest: {nearest}" if nearest else "")
-        )
+        hint = f"; nearest: {nearest}" if nearest else ""
+        raise ValueError(f"no data set {name!r} to get; there are {', '.join(SOURCES)}{hint}")
     return SOURCES[name](roots(root)[0], log)
 
 
@@ -68,11 +65,10 @@ def _fashion_mnist(root: Path, log: Log) -> Path:
                 os.replace(path, target / path.name)
         log(f"  done, checksums agree: {target}")
         return root
+    names = ", ".join(f"{name}.gz" for name in fashion_mnist.SHA256)
     raise FileNotFoundError(
-        "fashion_mnist could not be obtained. Tried:\n"
-        + "\n".join(f"  {line}" for line in tried)
-        + f"\nPut {', '.join(f'{name}.gz' for name in fashion_mnist.SHA256)} in {root} by hand "
-        "(gzipped or not) and try again."
+        "\n  ".join(["fashion_mnist could not be obtained. Tried:", *tried])
+        + f"\nPut {names} in {root} by hand (gzipped or not) and try again."
     )
 
 
@@ -128,10 +124,9 @@ def _from_torchvision(source: type) -> Callable[[Path, Log], Path]:
         try:
             source(root, download=True)
         except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"{source.__name__} could not be downloaded to {root}: {error}\n"
-                "Unpack its official archive there by hand and try again."
-            ) from error
+            failed = f"{source.__name__} could not be downloaded to {root}: {error}"
+            by_hand = "Unpack its official archive there by hand and try again."
+            raise FileNotFoundError(f"{failed}\n{by_hand}") from error
         log(f"  done, checksums agree: {root}")
         return root
 

@@ -52,14 +52,10 @@ class Batches:
 
 
 def automatic_workers(in_ram: bool, device: torch.device) -> int:
-    """How many processes should fetch images: none where they are in RAM.
-
-    On a GPU this process's share of the cores but one, from 1 to 16. Where the CPU also trains,
-    one: a step takes many times as long as decoding its images.
-    """
+    """How many processes fetch images: on a GPU this process's share of the cores but one, 1-16."""
     if in_ram:
         return 0
-    if device.type == "cpu":
+    if device.type == "cpu":  # a step takes many times as long as decoding its images
         return 1
     share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(max(share - 1, 1), 16)

@@ -10,13 +10,11 @@ from ssl_zoo.system import rng
 class Sampler:
     """Shuffled batches, addressed by step, so that a resume is a slice.
 
-    A rank's share of a batch is a contiguous block, so that G processes see what G BatchNorm
-    groups of one process see.
+    A rank's share of a batch is a contiguous block, as a BatchNorm group's of one process is.
 
     Args:
         batch_size: global, over all processes.
-        drop_last: leave out an epoch's last, smaller batch. If it is kept, it is cut to a multiple
-            of `world`.
+        drop_last: leave out an epoch's last, smaller batch; else cut it to a multiple of `world`.
 
     Raises:
         ValueError: the batch is not divisible by `world`, or is larger than the data set.
@@ -40,9 +38,9 @@ class Sampler:
         self.steps_per_epoch = full + (kept > 0)
         self.samples_per_epoch = full * batch_size + kept
         if self.steps_per_epoch == 0:
+            hint = " (drop_last: false keeps the smaller batch)" if drop_last else ""
             raise ValueError(
-                f"batch_size {batch_size} leaves no step in an epoch of {num_samples} samples"
-                + (" (drop_last: false keeps the smaller batch)" if drop_last else "")
+                f"batch_size {batch_size} leaves no step in an epoch of {num_samples} samples{hint}"
             )
 
     def permutation(self, epoch: int) -> Tensor:

@@ -21,10 +21,9 @@ class ImageSet:
         labels: [n] int64, -1 where unknown.
         split: the split's own name; equal for two splits that hold the same images.
         varies: images vary in size.
-        scaled: `shapes` is there, and `fetch` takes `shrink`, see `ImageFolder`.
+        scaled: `shapes` is there, and `fetch` takes `shrink`, [n] of 1, 2, 4 or 8 for each image.
         in_ram: fetching is no work for a process of its own.
-        baselines: by name, makers of modules without training, images [n, C, H, W] to features
-            [n, F], that a network should beat here, beside raw pixels.
+        baselines: makers of untrained modules, images -> features [n, F], for a network to beat.
     """
 
     labels: Tensor
@@ -39,10 +38,7 @@ class ImageSet:
         return len(self.labels)
 
     def fetch(self, index: Tensor) -> Tensor | list[Tensor]:
-        """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W].
-
-        Where `scaled` there is a `shrink`, [n] of 1, 2, 4 or 8: how much smaller to decode each.
-        """
+        """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W]."""
         raise NotImplementedError
 
     def shapes(self, index: Tensor) -> Tensor:
@@ -55,13 +51,7 @@ class ImageSet:
 
 
 class InMemory(ImageSet):
-    """A split held in RAM as bytes.
-
-    Args:
-        images: [n, C, H, W] uint8.
-        labels: [n] integers, -1 where unknown.
-        limit: keep the first `limit` images.
-    """
+    """A split held in RAM as bytes; of all images [n, C, H, W] the first `limit`."""
 
     in_ram = True
 
@@ -78,11 +68,7 @@ class InMemory(ImageSet):
         return images.pin_memory() if self._pinned else images
 
     def held_close_to(self, device: torch.device) -> ImageSet:
-        """On a GPU a copy held there, if it takes at most an eighth of the memory that is free.
-
-        A small network then never waits for the host to gather and send its batch. Else batches
-        are gathered into pinned memory, from which they travel while the host goes on.
-        """
+        """On a GPU a copy held there, if it takes at most an eighth of the memory that is free."""
         if device.type != "cuda":
             return self
         if device not in self._held:
@@ -90,7 +76,7 @@ class InMemory(ImageSet):
             if self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 8:
                 held.images = self.images.to(device, non_blocking=True)
             else:
-                held._pinned = True
+                held._pinned = True  # batches are gathered where they travel from without a wait
             self._held[device] = held
         return self._held[device]
 

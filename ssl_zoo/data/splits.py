@@ -26,13 +26,9 @@ class Splits:
 
     Args:
         default_clean: in place of a `clean` that is not given.
-        dataset: called with the name of a split.
         clean: operations without randomness; the first view is used.
-        workers: processes that fetch (and decode) images; 0: the training process itself; auto: by
-            the data set and the cores, see `automatic_workers`. Each has one thread.
-
-    Attributes:
-        blocks: `dataset` and `clean` as they were given, to make others of.
+        workers: processes that fetch images, one thread each; 0: the training process itself;
+            auto: see `automatic_workers`.
     """
 
     def __init__(
@@ -45,7 +41,7 @@ class Splits:
         workers: OfMachine[Workers] = "auto",
     ):
         self.seed, self.workers = seed, workers
-        self.blocks = {"dataset": dataset, "clean": clean or default_clean}
+        self.blocks = {"dataset": dataset, "clean": clean or default_clean}  # as they were given
         self.clean: Views = self.blocks["clean"]()
         self._loaded: dict[str, ImageSet] = {}
 
@@ -53,12 +49,9 @@ class Splits:
     def validate(*, clean: Part | None, **_) -> None:
         for label, op in clean.kwargs["ops"].items() if clean else ():
             if op.target.random:
-                raise ConfigError(
-                    join("clean.ops", label),
-                    "evaluation takes no random operation",
-                    found=op.target.__name__,
-                    expected="Resize, CenterCrop or Normalize",
-                )
+                found, expected = op.target.__name__, "Resize, CenterCrop or Normalize"
+                key, problem = join("clean.ops", label), "evaluation takes no random operation"
+                raise ConfigError(key, problem, found=found, expected=expected)
 
     def split(self, name: str) -> ImageSet:
         """'pretrain', 'train' or 'test'; ValueError where `clean` leaves images of varying size."""
@@ -93,11 +86,9 @@ class Splits:
         limit: int | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images [n, C, H, W] after the clean operations, labels [n]) of a split, in order.
+        """(images [n, C, H, W] after the clean operations, labels [n]) of `chosen`, in order.
 
-        Args:
-            limit: see `chosen`.
-            share: (r, n) gives the r-th of n runs of whole batches; the first runs get one more.
+        A `share` of (r, n) is the r-th of n runs of whole batches; the first runs get one more.
         """
         batches = self.chosen(split, limit).split(batch_size)
         number, shares = share
@@ -115,26 +106,18 @@ class Splits:
 
 @constrained
 class Data:
-    """A data set, its views and its batches.
-
-    Nothing here uses torch's global random numbers, and every batch is a function of (seed, step),
-    so a resumed run continues with the batches it would have had.
+    """A data set, its views and its batches, each a function of (seed, step).
 
     Args:
         boxes: batches say where their views lie in the images.
         views_needed: how many views are made where `views.count` is null.
-        views: random views for training.
-        batch_size: global, over all processes.
-        drop_last: leave out an epoch's last, smaller batch.
         dataset, clean, workers: of `Splits`.
+        views: random views for training.
+        batch_size, drop_last: of `Sampler`.
 
     Attributes:
         splits: the same data set for evaluations.
         labels: [num_samples] int64, of the pre-training split; -1 where unknown.
-
-    Raises:
-        ValueError: the batch does not fit the data set or the number of processes, or images vary
-            in size and the views do not bring them to one.
     """
 
     validate = staticmethod(Splits.validate)
@@ -176,12 +159,9 @@ class Data:
         return next(self.sampler.steps(step, step + 1))[1]
 
     def clean_share(self, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images [n, C, H, W] after the clean operations, positions [n]) of this rank's share.
-
-        Of the pre-training images, in order; a rank's share is a run of them, perhaps empty.
-        """
+        """(clean images [n, C, H, W], positions [n]) of this rank's run of the training set."""
         index = torch.arange(self.num_samples).tensor_split(distributed.world())[distributed.rank()]
-        batches = index.split(512) if len(index) else ()
+        batches = index.split(512) if len(index) else ()  # a run may be empty
         for batch in self.splits.load_clean("pretrain", device, batches):
             yield batch.views[0], batch.index
 

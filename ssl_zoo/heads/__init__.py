@@ -8,15 +8,5 @@ from ssl_zoo.heads.dino import DINOHead, FrozenStart
 from ssl_zoo.heads.projection import MLP, Linear, Prototypes
 from ssl_zoo.heads.tokenizer import DiscreteVAE
 
-__all__ = [
-    "MLP",
-    "DINOHead",
-    "DiscreteVAE",
-    "FrozenStart",
-    "Linear",
-    "Prototypes",
-    "ViTDecoder",
-]
-
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -14,12 +14,10 @@ class ViTDecoder(nn.Module):
     A mask token stands at each wanted place; positions are fixed sines and cosines.
 
     Args:
-        in_features: width of the encoder's tokens, F.
-        out_features: numbers to predict for a patch.
+        in_features, out_features: width of the encoder's tokens, F; numbers to predict for a patch.
         grid: patches down and across.
         width: of the decoder, D; a multiple of 4 and of `num_heads`.
         depth: transformer blocks.
-        num_heads: of attention.
     """
 
     def __init__(
@@ -35,8 +33,7 @@ class ViTDecoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(in_features, width)
         self.mask_token = nn.Parameter(torch.empty(width))
-        blocks = (Block(width, num_heads, qkv_bias=True) for _ in range(depth))
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential(*(Block(width, num_heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, out_features)
         self.out_features = out_features
@@ -51,12 +48,9 @@ class ViTDecoder(nn.Module):
             raise ConfigError("width", "not a multiple", found=str(width), expected=expected)
 
     def forward(self, x: Tensor, seen: Tensor, wanted: Tensor) -> Tensor:
-        """Predictions for the wanted patches, [N, T, out_features].
+        """Predictions for `wanted` patches [N, T], [N, T, out_features].
 
-        Args:
-            x: [N, P + K, F], an encoder's tokens: P without a place, then one for each of `seen`.
-            seen: [N, K] int64, the places of the others.
-            wanted: [N, T] int64.
+        From tokens x [N, P + K, F]: P without a place, then one for each of `seen` [N, K] int64.
         """
         x = self.embed(x)  # [N, P + K, D]
         prefix, patches = x.tensor_split([x.shape[1] - seen.shape[1]], dim=1)

@@ -13,12 +13,10 @@ class DINOHead(nn.Module):
 
     Args:
         out_features: K.
-        hidden_features: width of the hidden layers.
         bottleneck_features: width of the layer before the prototypes.
         depth: linear layers up to the bottleneck.
         batch_norm: a BatchNorm after each hidden layer (DINO's ResNet-50).
-        learn_scale: prototypes learn a length each, and scores are products with them instead of
-            cosines (DINO's ViT-S).
+        learn_scale: scores are products with prototypes that learn their length (DINO's ViT-S).
     """
 
     def __init__(
@@ -63,21 +61,13 @@ class WeightNormLinear(nn.Module):
 
 
 class FrozenStart:
-    """Takes the prototypes of every DINOHead in `encoder` out of a run's first `steps` updates.
-
-    Raises:
-        ConfigError: steps, but no DINOHead.
-    """
+    """Takes the prototypes of every DINOHead in `encoder` out of a run's first `steps` updates."""
 
     def __init__(self, encoder: nn.Module, steps: int):
         self.heads = [m for m in encoder.modules() if isinstance(m, DINOHead)]
         if steps and not self.heads:
-            raise ConfigError(
-                "frozen_steps",
-                "no head has a last layer to freeze",
-                found=str(steps),
-                expected="0, or a head of type DINOHead",
-            )
+            key, problem = "frozen_steps", "no head has a last layer to freeze"
+            raise ConfigError(key, problem, found=str(steps), expected="0, or a DINOHead")
         self.steps = steps
 
     def __call__(self, steps_done: Tensor) -> None:

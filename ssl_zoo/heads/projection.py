@@ -12,13 +12,10 @@ class MLP(nn.Module):
     """`depth` linear layers with ReLU between them; MoCo v2's head is depth 2 (arXiv:2003.04297).
 
     Args:
-        out_features: D.
-        hidden_features: width of the hidden layers; F if null.
-        depth: number of linear layers.
+        out_features, hidden_features: D; width of the hidden layers, F if null.
         bias: in the last layer; hidden layers have one unless a BatchNorm follows.
         batch_norm: a BatchNorm after each hidden layer (SimCLR, BYOL).
-        last_batch_norm: a BatchNorm without affine parameters after the last layer (SimSiam,
-            MoCo v3).
+        last_batch_norm: one without affine parameters after the last layer (SimSiam, MoCo v3).
         l2: outputs of unit length.
     """
 
@@ -67,12 +64,9 @@ class Linear(MLP):
 
 
 class Prototypes(nn.Module):
-    """K directions c_1 ... c_K of unit length (SwAV, arXiv:2006.09882): z -> z C^T.
+    """K directions C [K, D] of unit length, at first random (SwAV, arXiv:2006.09882): z -> z C^T.
 
     Whatever moves them (an optimizer, k-means) calls `normalize_` after.
-
-    Attributes:
-        weight: C, [K, D]; uniform on the sphere at first.
     """
 
     def __init__(self, in_features: int, out_features: int):

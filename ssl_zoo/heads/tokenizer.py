@@ -12,15 +12,11 @@ from ssl_zoo.system import rng
 
 @HEADS.register_module()
 class DiscreteVAE(nn.Module):
-    """One of V visual words for each patch, learned by Gumbel-softmax (arXiv:2102.12092).
-
-    A far smaller network than DALL-E's, so that it can be trained beside its user.
+    """One of V visual words for each patch, by a small DALL-E's Gumbel-softmax (arXiv:2102.12092).
 
     Args:
-        in_chans: channels of the images, C.
-        patch_size: height and width of a patch in pixels.
-        vocabulary: V.
-        width: of its convolutions.
+        in_chans, patch_size: C; height and width of a patch in pixels.
+        vocabulary, width: V; of its convolutions.
         kl_weight: of KL(q || uniform), which keeps all words in use.
     """
 
@@ -52,8 +48,7 @@ class DiscreteVAE(nn.Module):
     def forward(self, images: Tensor, temperature: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the negative evidence bound, [], and each patch's word, [N, L] int64.
 
-        |decode(softmax((logits + gumbel) / temperature)) - x|^2 + kl_weight KL(q || uniform), with
-        x [N, C, H, W], temperature [], and Gumbel noise by key [N] int64.
+        |decode(softmax((logits + gumbel(key)) / temperature)) - x|^2 + kl_weight KL(q || uniform)
         """
         logits = self.encode(images).float()  # [N, V, h, w]
         number = torch.arange(logits[0].numel(), device=key.device)

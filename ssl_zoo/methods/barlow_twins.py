@@ -17,10 +17,8 @@ class BarlowTwins(Method):
     the whole batch of z^A_i with z^B_j (equation 2).
 
     Args:
-        head: features -> embeddings z.
         lam: lambda, the weight of redundancy against invariance.
-        scale: of the whole loss. Under LARS it moves biases and norms alone: 0.024 gives them the
-            rate 0.0048 of the paper where weights have 0.2.
+        scale: of the loss. Under LARS it moves biases and norms alone, at 0.024 of weights' rate.
     """
 
     family = "non-contrastive"

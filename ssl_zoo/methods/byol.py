@@ -16,8 +16,7 @@ class BYOL(Method):
     with q = predictor(z_online) and z' the target's projection, which gets no gradient.
 
     Args:
-        head: features -> projections z.
-        predictor: z -> q, as wide as z; the online network's alone.
+        head, predictor: features -> projections z; z -> q, as wide, the online network's alone.
         momentum: tau of the target; schedule it to 1 as the paper does.
     """
 

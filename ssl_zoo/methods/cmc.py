@@ -35,8 +35,7 @@ class CMC(Method):
     Args:
         backbone: a `LabPair`, which makes both views.
         head: features of one view -> z, normalized here to unit length; one for each view.
-        bank: a view's memory; one for each.
-        loss: of a look-up; one for each direction.
+        bank, loss: a view's memory, and of its look-ups; one for each.
     """
 
     family = "contrastive"

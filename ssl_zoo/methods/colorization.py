@@ -19,19 +19,16 @@ from ssl_zoo.system import distributed
 class Colorization(Method):
     """Which of Q colors does each pixel of a gray image have? (arXiv:1603.08511).
 
-    Lab's lightness L goes in, in each of the backbone's channels, since evaluation shows it color
-    images; a distribution over bins of the ab plane comes out, at twice the feature map's
-    resolution. Rare colors weigh more, as counted over the training set before the first step.
-
-    Views, and evaluation's images, are RGB in [0, 1], so without `Normalize`.
+    Lab's lightness goes in, in each channel, since evaluation shows color images; a distribution
+    over bins of the ab plane comes out, at twice the feature map's resolution. Rare colors of the
+    training set weigh more. Views and clean images are RGB in [0, 1], so without `Normalize`.
 
     Args:
         bin_size: width of a bin of the ab plane. With 10, sRGB reaches Q = 261 bins; the paper's
             list has 313, some of them out of reach.
         neighbors: a pixel's target is spread over its closest bins.
         sigma: width of that spread, and of the smoothing of the bins' frequencies.
-        uniform: lambda, the part of the uniform distribution in the frequencies whose inverse are
-            the weights. With 1 every color weighs the same.
+        uniform: lambda, the uniform distribution's part in colors' weights: with 1 all are equal.
         hidden_features: width of the layers between feature map and distribution.
     """
 
@@ -65,10 +62,7 @@ class Colorization(Method):
         return {"loss": (self.weight[closest[:, 0]] * loss).mean(), "top1": top1}
 
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft encoding of colors [N, 2, h, w]: numbers of the k closest bins, and their share Z.
-
-        Both [N, k, h, w], the closest first; Z is a Gaussian of the distance, its sum 1.
-        """
+        """Numbers of the k bins closest to colors [N, 2, h, w], and their share Z: [N, k, h, w]."""
         # Not as |x|^2 - 2 x y + |y|^2, which is inexact among distances this close.
         mode = "donot_use_mm_for_euclid_dist"
         distance = torch.cdist(ab.movedim(1, 3).flatten(1, 2), self.bins, compute_mode=mode)
@@ -84,10 +78,7 @@ class Colorization(Method):
         """w = 1 / ((1 - lambda) p + lambda / Q), scaled to sum_q p_q w_q = 1 (equation 4).
 
         Before the first epoch alone. p is counted on each fourth pixel down and across, the
-        paper's resolution of targets, and smoothed with a Gaussian in the ab plane.
-
-        Raises:
-            ValueError: images that are not RGB in [0, 1].
+        paper's resolution, and smoothed in the ab plane. ValueError for other than RGB in [0, 1].
         """
         if self.steps > 0:
             return

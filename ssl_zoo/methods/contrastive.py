@@ -18,16 +18,12 @@ class Contrastive(Method):
 
     Args:
         head: features -> embeddings, normalized here to unit length.
-        memory: where keys come from.
-        loss: of a look-up.
+        memory, loss: where keys come from; of a look-up.
         symmetric: each view is a query once and a key once; the loss is the mean of both, and the
             keys of both are written. With a MoCoQueue this is MoCo v2+ (arXiv:2011.10566, table 4).
 
     Attributes:
         compared: for observers, the last queries' data-set positions and those of their keys.
-
-    Raises:
-        ConfigError: `symmetric` with a memory that looks at one view.
     """
 
     family = "contrastive"

@@ -66,19 +66,16 @@ class CPC(Method):
     where y' goes over all patches of all images of the batch. With four directions the grid is
     also turned by one, two and three quarters: a context network and W_k for each, and one W.
 
-    The backbone is evaluated on whole images, which it never saw in training. So it should not have
-    BatchNorm, whose statistics would be those of patches (and which tells patches of a batch of
-    each other): configs give it LayerNorm, as version 2 does.
+    BatchNorm's statistics would be of patches when whole images are evaluated, and tell patches of
+    a batch of each other: configs give the backbone LayerNorm, as version 2 does.
 
     Args:
         backbone: one patch -> features z.
-        patch_size: in pixels.
-        stride: pixels from a patch to the next.
+        patch_size, stride: of a patch, and from a patch to the next, in pixels.
         rows_down: every k. Nearer than patch_size / stride rows, patches share pixels to copy.
         directions: 1, from the top down, or 4, as version 2.
         out_features: width of y.
-        hidden_features: width of a context network.
-        depth: its residual blocks.
+        hidden_features, depth: width and residual blocks of a context network.
         temperature: t; products are not normalized. The inverse of version 2's `emb_scale`.
     """
 

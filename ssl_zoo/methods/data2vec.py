@@ -16,8 +16,7 @@ class Data2Vec(Method):
     """Regress what a slow teacher sees in the whole image (data2vec, arXiv:2202.03555).
 
     loss = mean over masked patches of smooth_l1(y, 1/K sum over the last K blocks of LN(a_k)),
-    a_k the teacher's output of block k. The authors' code for images normalizes the mean once more
-    and has relative positions.
+    a_k the teacher's output of block k. The authors' code normalizes the mean once more.
 
     Args:
         top_blocks: K.

@@ -40,10 +40,8 @@ class DeepCluster(Method):
         kmeans_iterations: PositiveInt = 20,
     ):
         super().__init__()
-        for name, value, bound in (
-            ("clusters", clusters, num_samples),
-            ("pca", pca, min(backbone.num_features, num_samples)),
-        ):
+        most = min(backbone.num_features, num_samples)
+        for name, value, bound in (("clusters", clusters, num_samples), ("pca", pca, most)):
             if value > bound:
                 raise ConfigError(name, "too large", found=str(value), expected=f"at most {bound}")
         self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=clusters))
@@ -92,9 +90,7 @@ class DeepCluster(Method):
         return {"clusters_in_use": float((self.sizes > 0).sum()), "nmi": float(self.nmi)}
 
     def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
-        """The classifier learns without momentum, as with the authors: it would be the last one's.
-
-        Adam has no such switch: its moments, of weights that are gone, fade within the epoch.
-        """
+        """The classifier learns without momentum, as with the authors: it is new in each epoch."""
+        # Adam has no such switch: its moments, of weights that are gone, fade within the epoch.
         groups = super().param_groups(weight_decay, decay_norm_and_bias)
         return set_apart(groups, self.encoder.head, momentum=0.0)

@@ -83,10 +83,8 @@ class DeepClusterV2(Method):
         }
 
     def _assigned(self, h: int, index: Tensor) -> Tensor:
-        """The cluster of images [N] in clustering h, [N].
-
-        An image's row changes after it was seen, once an epoch: until then it is what k-means saw.
-        """
+        """The cluster of images [N] in clustering h, [N]."""
+        # A row changes after its image was seen, once an epoch: until then it is k-means' own.
         with torch.autocast(index.device.type, enabled=False):
             return closest_centroid(self.bank[h % 2][index], self.centroids[h].weight)
 

@@ -41,11 +41,9 @@ class DenseCL(Method):
     the place of the key's map with the nearest features (equation 4).
 
     Args:
-        head: pooled features -> q.
-        dense_head: features of a place -> r.
+        head, dense_head: pooled features -> q; features of a place -> r.
         size: of each of the two queues. The dense one holds for each image the mean of its keys.
         momentum: of the key encoder.
-        temperature: of both losses.
         weight: lambda.
         shuffle_bn: the backbone sees keys in shuffled order (ShuffleBN).
     """

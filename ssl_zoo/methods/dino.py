@@ -21,8 +21,6 @@ class DINO(Method):
     Args:
         backbone: a ViT takes crops of several sizes with `options: {dynamic_img_size: true}`.
         head: features -> scores of K outputs.
-        teacher_temperature: t_t.
-        student_temperature: t_s.
         momentum: of the teacher; the paper raises it to 1.
         center_momentum: of the running mean that is taken off the teacher's scores.
         frozen_steps: first steps in which a DINOHead's last layer stays as it is; an epoch's.

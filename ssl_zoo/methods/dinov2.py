@@ -22,15 +22,12 @@ class DINOv2(Method):
 
     Args:
         backbone: a ViT; with local views, `options: {dynamic_img_size: true}`.
-        head: class token -> scores.
-        patch_head: patch token -> scores.
+        head, patch_head: class token, patch token -> scores.
         centering: of the teacher's scores, by a running mean or by Sinkhorn-Knopp in each batch.
         teacher_temperature, student_temperature: for class tokens and patches.
-        momentum: of the teacher.
-        center_momentum: of the running means.
+        momentum, center_momentum: of the teacher, and of the running means.
         koleo_weight: of the entropy estimate that keeps the images' features apart.
-        masked_images: chance that a view is masked at all.
-        mask_ratio: bounds of the share of its patches, drawn uniformly.
+        masked_images, mask_ratio: chance that a view is masked; bounds of the share of its patches.
         frozen_steps: first steps in which the heads' last layers stay as they are.
     """
 
@@ -62,11 +59,10 @@ class DINOv2(Method):
         else:
             self.center = Center(self.encoder.out_features)
             self.patch_center = Center(self.encoder.patch_head.out_features)
-        self.teacher_temperature = teacher_temperature
+        self.teacher_temperature, self.koleo_weight = teacher_temperature, koleo_weight
         self.student_temperature = student_temperature
         self.momentum, self.center_momentum = momentum, center_momentum
         self.masked_images, self.mask_ratio = masked_images, mask_ratio
-        self.koleo_weight = koleo_weight
         self.freeze = FrozenStart(self.encoder, frozen_steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

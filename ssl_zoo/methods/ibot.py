@@ -25,10 +25,8 @@ class IBOT(Method):
         patch_head: patch token -> scores; null: `head` serves both (the paper's choice).
         teacher_temperature, patch_temperature: of the teacher, for class tokens and for patches.
         student_temperature: for both.
-        momentum: of the teacher.
-        center_momentum: of the running means of class tokens' and masked patches' scores.
-        masked_images: chance that a view is masked at all.
-        mask_ratio: bounds of the share of its patches, drawn uniformly.
+        momentum, center_momentum: of the teacher, and of the scores' running means.
+        masked_images, mask_ratio: chance that a view is masked; bounds of the share of its patches.
         frozen_steps: first steps in which the heads' last layers stay as they are.
     """
 

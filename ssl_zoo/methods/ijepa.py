@@ -29,10 +29,9 @@ class IJEPA(Method):
     Args:
         predictor: (tokens, seen, wanted) -> representations of the wanted patches.
         num_targets: blocks to predict, M.
-        target_scale: share of the patches in each.
-        target_ratio: bounds of its height / width.
+        target_scale, target_ratio: share of the patches in each; bounds of its height / width.
         context_scale: share of the patches in the context block, before targets are cut out.
-        context_kept: share of the patches that the encoder sees: that many of the context.
+        context_kept: share of the patches that the encoder sees, out of the context.
         momentum: of the target encoder.
     """
 
@@ -76,11 +75,8 @@ class IJEPA(Method):
         s = F.layer_norm(s.float(), s.shape[-1:])  # [N, L, F]
         z = encoder.tokens(images, kept=context)  # [N, P + K, F]
         # Each block is predicted apart from the others: M rows a sample.
-        s_hat = predictor(
-            z.repeat_interleave(self.num_targets, dim=0),
-            context.repeat_interleave(self.num_targets, dim=0),
-            targets.flatten(0, 1),
-        )  # [N * M, T, F]
+        z, context = (x.repeat_interleave(self.num_targets, dim=0) for x in (z, context))
+        s_hat = predictor(z, context, targets.flatten(0, 1))  # [N * M, T, F]
         s_blocks = take(s, targets.flatten(1))  # [N, M * T, F]
         return {
             "loss": F.smooth_l1_loss(s_hat.float().view_as(s_blocks), s_blocks),
@@ -97,8 +93,7 @@ class IJEPA(Method):
         They share none, unless targets cover the whole context: then K times one patch is seen,
         drawn from all. Where they leave it fewer than K patches, some of these are seen twice.
         """
-        number = torch.arange(self.num_targets, device=key.device)
-        keys = rng.hashed(key[:, None], "target", number)  # [N, M]
+        keys = rng.hashed(key[:, None], "target", torch.arange(self.num_targets, device=key.device))
         target_size = count_of(self.target_scale, self.grid)  # T
         targets = block(keys, self.grid, target_size, self.target_ratio)  # [N, M, T]
         context_size = count_of(self.context_scale, self.grid)

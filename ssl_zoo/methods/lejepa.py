@@ -20,7 +20,6 @@ class LeJEPA(Method):
     predictor and no stopped gradient, since a Gaussian cannot collapse.
 
     Args:
-        head: features -> embeddings z.
         lam: lambda, the weight of SIGReg, the method's one trade-off.
         global_views: how many of the views, the first ones, make the mean.
         slices: random directions a step.

@@ -15,8 +15,7 @@ class MMCR(Method):
     """The nuclear norm of the images' mean embeddings, made large (arXiv:2303.03307).
 
     L = -||C||_* + lam mean_b ||Z_b||_*, C the centroids over the views of all images of the batch,
-    Z_b the views of image b. A centroid of unit vectors is long only if they agree. The host waits
-    in each step: it checks the singular values.
+    Z_b the views of image b. The host waits in each step: it checks the singular values.
 
     Args:
         head: features -> embeddings, normalized here to unit length.

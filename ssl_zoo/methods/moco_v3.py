@@ -22,9 +22,6 @@ class MoCoV3(Method):
         temperature: t; 0.2 for ViTs, 1.0 for the ResNet.
         momentum: of the key encoder; in the recipe it rises to 1.
         frozen_patch_embed: a ViT's patch embedding stays as it is, for stability (section 4.2).
-
-    Raises:
-        ConfigError: `frozen_patch_embed` and a backbone that has no patch embedding.
     """
 
     family = "contrastive"
@@ -42,7 +39,10 @@ class MoCoV3(Method):
     ):
         super().__init__()
         if frozen_patch_embed:
-            _freeze_patch_embed(backbone)
+            if not hasattr(getattr(backbone, "model", None), "patch_embed"):
+                key, problem = "frozen_patch_embed", "the backbone has no patch embedding to freeze"
+                raise ConfigError(key, problem, expected=f"false, or {FITS['tokens']}")
+            backbone.model.patch_embed.requires_grad_(False)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.predictor = predictor_for(self.encoder, predictor)
         self.key_encoder = MomentumEncoder(self.encoder)
@@ -64,12 +64,3 @@ class MoCoV3(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.key_encoder.follow(self.encoder, self.momentum)
-
-
-def _freeze_patch_embed(backbone: nn.Module) -> None:
-    try:
-        backbone.get_submodule("model.patch_embed").requires_grad_(False)
-    except AttributeError as error:
-        key, problem = "frozen_patch_embed", "the backbone has no patch embedding to freeze"
-        expected = f"false, or {FITS['tokens']}"
-        raise ConfigError(key, problem, found="true", expected=expected) from error

@@ -23,7 +23,6 @@ class MSN(Method):
 
     Args:
         backbone: a ViT; with small views, `options: {dynamic_img_size: true}`.
-        head: features -> embeddings.
         num_prototypes: K.
         drop: share of the second view's patches that is left out.
         anchor_temperature, target_temperature: the lower of the two sharpens the target.
@@ -98,9 +97,7 @@ class MSN(Method):
 def msn_losses(scores: Tensor, p_t: Tensor) -> tuple[Tensor, Tensor]:
     """1/MN sum_{m,n} -p_t_n . log p_mn, and -H(mean of p over all ranks) (equation 1).
 
-    Args:
-        scores: [M, N, K] of the anchors, p = softmax(scores).
-        p_t: targets' [N, K].
+    Of the anchors' scores [M, N, K], p = softmax(scores), and the targets' p_t [N, K].
     """
     log_p = scores.log_softmax(dim=2)  # [M, N, K]
     matching = -(p_t * log_p).sum(dim=2).mean()

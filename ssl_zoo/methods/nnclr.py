@@ -23,8 +23,7 @@ class NNCLR(Method):
     Args:
         head: the projector, features -> z, normalized here to unit length.
         predictor: z -> p, before z is normalized.
-        queue_size: rows of Q; any size and any batch go together.
-        temperature: t.
+        queue_size, temperature: rows of Q, any beside any batch; t.
     """
 
     family = "contrastive"

@@ -25,18 +25,16 @@ class ODC(Method):
 
     L = sum_n w_n CE(W f(x_n), y_n) / sum_n w_n over all ranks' rows, w_n = |cluster y_n|^-r.
 
-    The samples memory holds a feature m and a label y of every image, the centroids memory the
-    clusters' means. After a step, for its images, m <- normalize((1 - a) m + a f / |f|), and y is
-    the nearest centroid. Every few steps centroids become means again, the members of a small
-    cluster go to the nearest others, and its place is taken by half of the largest. All begins
-    with k-means of the untrained network's features.
+    One memory holds a feature m and a label y of every image, the other the clusters' means. After
+    a step, for its images, m <- normalize((1 - a) m + a f / |f|), and y is the nearest centroid.
+    Every few steps centroids become means again, the members of a small cluster go to the nearest
+    others, and half of the largest takes its place. k-means of untrained features is the start.
 
     Args:
         head: features -> f, whose unit vectors are remembered.
         clusters: K.
         momentum: a, the weight of the new feature, as in the paper (and not of the old one).
-        centroid_interval: steps between updates of the centroids, and (the authors: 1) between
-            searches for small clusters.
+        centroid_interval: steps between updates of the centroids and (the authors: 1) searches.
         min_cluster: a cluster with fewer images is small.
         reweight_power: r; 0 weighs all images alike.
     """
@@ -83,9 +81,7 @@ class ODC(Method):
 
         def on_main() -> tuple[Tensor, Tensor]:
             with distributed.borrowed_threads():
-                return euclidean_kmeans(
-                    self.features.cpu(), len(self.centroids), iterations=20, seed=seed
-                )
+                return euclidean_kmeans(self.features.cpu(), len(self.centroids), 20, seed)
 
         labels, centroids = distributed.attempt(on_main)
         self.labels.copy_(labels)

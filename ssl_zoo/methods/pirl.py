@@ -32,8 +32,7 @@ class PIRL(Method):
         memory: a MemoryBank.
         loss: L_NCE, of a look-up; the authors' code takes InstDisc's.
         weight: lambda.
-        grid: patches along each side of a jigsaw.
-        patch_size: of a jigsaw, in pixels.
+        grid, patch_size: patches along each side of a jigsaw, and their size in pixels.
     """
 
     family = "contrastive"
@@ -65,8 +64,7 @@ class PIRL(Method):
     @staticmethod
     def validate(*, memory: Part[MEMORY], **_) -> None:
         if not issubclass(memory.target, MemoryBank):
-            problem = "PIRL compares images with the rows of a memory bank"
-            found = memory.target.__name__
+            problem, found = "PIRL compares images with a memory bank", memory.target.__name__
             raise ConfigError("memory.type", problem, found=found, expected="MemoryBank")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -89,11 +87,9 @@ class PIRL(Method):
         }
 
     def encode_jigsaw(self, x: Tensor, key: Tensor) -> Tensor:
-        """grid**2 patches, each alone, side by side in an order drawn for each image: [N, D].
-
-        The backbone's running statistics stay those of whole images, as it is evaluated.
-        """
+        """grid**2 patches, each alone, side by side in an order drawn for each image: [N, D]."""
         patches = cut(x, self.grid, self.patch_size, key)  # [N, P, C, s, s]
+        # Running statistics stay those of whole images, as the backbone is evaluated.
         hold_statistics(self.encoder.backbone, True, "patches")
         v = self.encoder.backbone(patches.flatten(0, 1))  # [N P, F]
         hold_statistics(self.encoder.backbone, False, "patches")
@@ -102,11 +98,7 @@ class PIRL(Method):
         return self.join(z.take_along_dim(order[:, :, None], dim=1).flatten(1))
 
     def encode_rotation(self, x: Tensor, key: Tensor) -> Tensor:
-        """Each image turned by a multiple of 90 degrees drawn for it: [N, D].
-
-        Raises:
-            ValueError: the images are not square.
-        """
+        """Each square image turned by a multiple of 90 degrees drawn for it: [N, D]."""
         turns = rng.integers(4, key)  # [N]
         x_t = quarter_turns(x)[torch.arange(len(x), device=x.device), turns]
         return self.join(self.g(self.encoder.backbone(x_t)))

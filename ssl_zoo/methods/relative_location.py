@@ -61,13 +61,7 @@ class RelativeLocation(Method):
 
 
 def keep_one_channel(patches: Tensor, key: Tensor) -> Tensor:
-    """One channel of each patch, drawn by `key` [N], and noise in the others.
-
-    The noise is normal with a hundredth of the kept channel's deviation.
-
-    Args:
-        patches: [N, P, C, h, w].
-    """
+    """One channel, drawn by `key` [N], of each patch [N, P, C, h, w]; in the others noise."""
     _, count, channels, height, width = patches.shape
     number, channel, row, column = (
         torch.arange(size, device=key.device) for size in (count, channels, height, width)
@@ -76,5 +70,6 @@ def keep_one_channel(patches: Tensor, key: Tensor) -> Tensor:
     deviation = patches.std(dim=(3, 4)).gather(2, kept)[..., None, None]  # [N, P, 1, 1, 1]
     place = (number[:, None, None, None], channel[:, None, None], row[:, None], column)
     u = rng.uniform(key[:, None, None, None, None], "noise", *place)  # [N, P, C, h, w]
+    # Normal, with a hundredth of the kept channel's deviation.
     noise = 0.01 * deviation * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
     return torch.where((channel == kept)[..., None, None], patches, noise)

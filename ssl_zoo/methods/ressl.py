@@ -21,8 +21,7 @@ class ReSSL(Method):
     Args:
         head: features -> embeddings, normalized here to unit length.
         memory: a MoCoQueue.
-        student_temperature: t_student.
-        teacher_temperature: t_teacher, the smaller of the two.
+        student_temperature, teacher_temperature: t_student and the smaller t_teacher.
     """
 
     family = "contrastive"
@@ -52,9 +51,9 @@ class ReSSL(Method):
             problem, found = "ReSSL relates images to those of a queue", memory.target.__name__
             raise ConfigError("memory.type", problem, found=found, expected="MoCoQueue")
         if not teacher_temperature < student_temperature:
-            key, problem = "teacher_temperature", "the teacher must be sharper than the student"
-            below = f"below student_temperature, {student_temperature}"
-            raise ConfigError(key, problem, found=repr(teacher_temperature), expected=below)
+            problem = "the teacher must be sharper than the student"
+            found, below = repr(teacher_temperature), f"below {student_temperature}, the student's"
+            raise ConfigError("teacher_temperature", problem, found=found, expected=below)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         strong, weak = batch.views[:2]  # [N, C, H, W]

@@ -15,8 +15,7 @@ class SimSiam(Method):
     L = D(p_1, z_2) / 2 + D(p_2, z_1) / 2,  D(p, z) = -<p, stopgrad(z)> / (|p| |z|) (eqs. 1, 4).
 
     Args:
-        head: features -> projections z.
-        predictor: z -> p, as wide as z.
+        head, predictor: features -> projections z; z -> p, as wide as z.
     """
 
     family = "non-contrastive"

@@ -14,7 +14,7 @@ from ssl_zoo.system import distributed
 class SupCon(Method):
     """Images of one class attract each other: SimCLR with labels (SupCon, arXiv:2004.11362).
 
-    It trains on `batch.label`: a supervised reference for the others.
+    It trains on `batch.label`: a supervised reference for the others. ValueError without a label.
     L = mean over i of -1/|P(i)| sum_{p in P(i)} log(exp(z_i.z_p/t) / sum_{a != i} exp(z_i.z_a/t)),
     the paper's L_out: i, p and a are views of the batch of all ranks and P(i) the others of i's
     class, or, where the image has no label (-1), its other view alone.
@@ -22,9 +22,6 @@ class SupCon(Method):
     Args:
         head: features -> embeddings, normalized here to unit length.
         temperature: t.
-
-    Raises:
-        ValueError: no image has a label.
     """
 
     family = "contrastive"

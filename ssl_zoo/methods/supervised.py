@@ -12,11 +12,7 @@ from ssl_zoo.heads import Linear
 class Supervised(Method):
     """Cross-entropy on the labels: what the others do without (ResNet, arXiv:1512.03385).
 
-    Args:
-        label_smoothing: share of a target spread evenly over all classes (arXiv:1512.00567).
-
-    Raises:
-        ValueError: an image without a label.
+    `label_smoothing` is a target's share for all classes (arXiv:1512.00567).
     """
 
     family = "baseline"
@@ -30,9 +26,8 @@ class Supervised(Method):
         label_smoothing: Scheduled[UnitInterval] = 0.0,
     ):
         super().__init__()
-        if unknown := int((labels < 0).sum()):
-            lacking = f"{unknown} of {len(labels)} have none"
-            raise ValueError(f"Supervised needs a label for each image; {lacking}")
+        if n := int((labels < 0).sum()):
+            raise ValueError(f"Supervised needs a label of each; {n} of {len(labels)} have none")
         self.encoder = Encoder(backbone, Linear(backbone.num_features, out_features=num_classes))
         self.label_smoothing = label_smoothing
 

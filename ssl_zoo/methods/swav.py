@@ -31,7 +31,7 @@ class SwAV(Method):
         sinkhorn_iterations: with 0 nothing is balanced, and SwAV collapses.
         queue_size: earlier embeddings of each full crop, over all ranks, that are assigned along
             with the batch: for batches that are small beside K. 0: none.
-        queue_from_step: the queue is used from this step on, once it is full.
+        queue_from_step: when the queue is used, once it is full.
         frozen_steps: first steps, in which prototypes stay where they are.
     """
 

@@ -15,8 +15,7 @@ class VICReg(Method):
     L = lam s(Z, Z') + mu [v(Z) + v(Z')] / 2 + nu [c(Z) + c(Z')] (equation 6), see `vicreg_terms`.
 
     Args:
-        head: features -> embeddings z.
-        lam, mu, nu: lambda, mu, nu: weights of invariance, variance and covariance.
+        lam, mu, nu: weights of invariance, variance and covariance.
     """
 
     family = "non-contrastive"

@@ -27,12 +27,11 @@ class VICRegL(Method):
     l_location over those nearest in the image, mirrored or not (the authors' code: not mirrored).
 
     Args:
-        head: pooled features -> embeddings z.
-        local_head: the features of each place -> its embedding.
+        head, local_head: pooled features -> embeddings z; features of a place -> its embedding.
         alpha: weight of the whole images against the places.
         gamma: matches by location that are kept, the closest; all, where a map has fewer places.
         feature_gamma: the same by features; null keeps all, as the authors' code does.
-        lam, mu, nu: lambda, mu, nu: weights of invariance, variance and covariance.
+        lam, mu, nu: weights of invariance, variance and covariance.
     """
 
     family = "non-contrastive"
@@ -96,11 +95,7 @@ class VICRegL(Method):
 def match(distance: Tensor, gamma: int | None) -> tuple[Tensor, Tensor]:
     """The gamma places (None: all) of one map that are closest to a place of another, and these.
 
-    Args:
-        distance: [N, L, L'], from the places of one map to those of the other.
-
-    Returns:
-        Numbers of places, [N, gamma] twice, in the order of the first map's.
+    By distance [N, L, L']; numbers of places, [N, gamma] twice, in the order of the first map's.
     """
     least, partner = distance.min(dim=2)  # [N, L]
     count = min(gamma or least.shape[1], least.shape[1])

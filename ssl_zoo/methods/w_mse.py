@@ -22,13 +22,9 @@ class WMSE(Method):
     Args:
         head: features -> embeddings z.
         part: rows that are whitened together, at least twice as many as z has dimensions; a batch
-            is cut into as many equal parts of at least this size as it has.
+            is cut into as many equal parts of at least this size as it has (ValueError: none).
         iterations: cuts of each batch, each in an order of its own, which are averaged.
         eps: share of the identity in the covariance.
-
-    Raises:
-        ConfigError: `part` is below twice the head's width.
-        ValueError: in `forward`, a batch of fewer rows than `part`.
     """
 
     family = "non-contrastive"
@@ -73,8 +69,7 @@ class WMSE(Method):
 def whiten(z: Tensor, eps: float) -> Tensor:
     """w = L^-1 (z - mean) with L L^T = (1 - eps) Cov(z) + eps I, [V, n, D] -> [V, n, D].
 
-    NaN for a view whose covariance is not positive definite (eps is too small, the rows do not span
-    all D dimensions): the trainer stops at a loss that is not finite, and no host waits here.
+    NaN for a view whose covariance is not positive definite: the trainer stops, no host waits here.
     """
     with torch.autocast(z.device.type, enabled=False):
         z = z - z.mean(dim=1, keepdim=True)

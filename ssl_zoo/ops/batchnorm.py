@@ -14,10 +14,8 @@ class _Split:
         if not self.training:
             return super().forward(x)
         if len(x) < self.groups:
-            raise ValueError(
-                f"backbone.bn_groups is {self.groups}, and a process's batch or micro-batch has "
-                f"only {len(x)} images; expected fewer groups, or more images"
-            )
+            found = f"a process's batch or micro-batch has only {len(x)} images"
+            raise ValueError(f"backbone.bn_groups is {self.groups}, and {found}; expected more")
         # As tensor_split divides, but with a backward pass that is one concatenation.
         small, more = len(x) // self.groups, len(x) % self.groups
         sizes = [small + 1] * more + [small] * (self.groups - more)
@@ -27,17 +25,9 @@ class _Split:
 def split_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     """Makes every BatchNorm in `module` normalize `groups` contiguous groups of rows apart.
 
-    Then G groups on one process give the outputs and gradients of G processes under DDP, each
-    with a G-th of the batch, and ShuffleBN (arXiv:1911.05722, section 3.3) has something to
-    shuffle between. Running statistics take one momentum update per group. Names and state_dict
-    stay as they were, timm's BatchNorm-with-activation included.
-
-    Args:
-        module: changed in place, and returned.
-        groups: 1 leaves BatchNorm as it is.
-
-    Raises:
-        ValueError: a SyncBatchNorm, which would undo the split.
+    Then G groups on one process give the outputs and gradients of G processes under DDP, as
+    ShuffleBN (arXiv:1911.05722, section 3.3) needs. Running statistics take one update per group.
+    The module is changed in place; its state_dict stays as it was. ValueError for a SyncBatchNorm.
     """
     if groups == 1:
         return module
@@ -56,11 +46,7 @@ def has_batchnorm(module: nn.Module) -> bool:
 
 
 def hold_statistics(module: nn.Module, held: bool, why: str = "") -> None:
-    """While held, training passes leave the running statistics of every BatchNorm as they are.
-
-    Args:
-        why: whose hold this is; they move again when nobody holds them.
-    """
+    """Training passes leave running statistics as they are while held by somebody (`why`)."""
     for child in module.modules():
         if not isinstance(child, _BatchNorm):
             continue

@@ -1,7 +1,6 @@
 """Scalars that tell whether a representation has collapsed, and the words for it.
 
-A collapse is silent: the loss of BYOL, SwAV or DINO looks its best when every image has the same
-embedding. Methods log these figures from `forward`; `verdict` reads them.
+A collapse is silent: many losses look their best when every image has the same embedding.
 """
 
 import math
@@ -21,11 +20,7 @@ MEANING = {
 
 @torch.no_grad()
 def embedding_std(z: Tensor) -> Tensor:
-    """Spread of embeddings [N, D], []: 1 when uniform on the sphere, 0 when they are all equal.
-
-    The mean over dimensions of the standard deviation of z / |z|, times sqrt(D)
-    (SimSiam, arXiv:2011.10566, figure 2).
-    """
+    """Spread of embeddings [N, D], []: 1 uniform on the sphere, 0 all equal (arXiv:2011.10566)."""
     z = F.normalize(z.detach().float(), dim=-1)
     return z.std(dim=0, correction=0).mean() * math.sqrt(z.shape[-1])
 
@@ -41,8 +36,7 @@ def assignment_entropy(p: Tensor) -> Tensor:
 def assignment_sharpness(p: Tensor) -> Tensor:
     """1 - the mean entropy of each assignment in [N, K], over log K, []: 1 one-hot, 0 uniform.
 
-    DINO's other collapse (arXiv:2104.14294, section 5.3): with centering alone every assignment
-    becomes uniform, which balance cannot tell.
+    DINO's other collapse (arXiv:2104.14294, section 5.3), which balance cannot tell.
     """
     p = p.detach().float()
     return 1 + torch.xlogy(p, p).sum(dim=-1).mean() / math.log(p.shape[-1])

@@ -30,17 +30,12 @@ def faiss_threads() -> Iterator[None]:
 def embed(encoder: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """This rank's outputs [n, D] float32 in evaluation mode and positions [n], on the CPU.
 
-    The running statistics in use are rank 0's: each rank has its own, and clusters of outputs of
-    two networks would follow the rank.
-
-    Args:
-        encoder: images [n, C, H, W] -> [n, D]; D is its `out_features` or `num_features`.
-        images: (images, data-set positions [n]), as `Method.before_epoch` gets them.
+    Of (images [n, C, H, W], data-set positions [n]), as `Method.before_epoch` gets them.
     """
     width = getattr(encoder, "out_features", None) or encoder.num_features
     outputs, positions = [torch.empty(0, width)], [torch.empty(0, dtype=torch.int64)]
     buffers = {}
-    if distributed.world() > 1:
+    if distributed.world() > 1:  # rank 0's running statistics, lest clusters follow the ranks
         first = distributed.broadcast({name: b.cpu() for name, b in encoder.named_buffers()})
         buffers = {name: first[name].to(b.device) for name, b in encoder.named_buffers()}
     with eval_mode(encoder):
@@ -73,16 +68,10 @@ def whiten(x: Tensor, dimensions: int) -> Tensor:
 
 def euclidean_kmeans(x: Tensor, k: int, iterations: int, seed: int) -> tuple[Tensor, Tensor]:
     """Assignments [N] int64 and centroids [k, D] of rows [N, D], by faiss, on the CPU."""
-    # Every point takes part; few points a cluster are no reason to warn. Empty clusters get half
-    # of a large one.
-    clustering = faiss.Kmeans(
-        x.shape[1],
-        k,
-        niter=iterations,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(x),
-    )
+    # Every point takes part, and few a cluster are no reason to warn. An empty one gets half of a
+    # large one.
+    points = {"min_points_per_centroid": 1, "max_points_per_centroid": len(x)}
+    clustering = faiss.Kmeans(x.shape[1], k, niter=iterations, seed=seed, **points)
     with faiss_threads():
         clustering.train(x.numpy())
         assigned = clustering.index.search(x.numpy(), 1)[1][:, 0]
@@ -97,10 +86,7 @@ def closest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
 
 
 def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Mean row of each label, [k, D], of all ranks' x [n, D] and labels [n]; 0 where there is none.
-
-    The same to the bit on all ranks, whatever the order of their sums.
-    """
+    """Each label's mean row, [k, D], of all ranks' x [n, D]; 0 without one; the same everywhere."""
     sums = x.new_zeros(k, x.shape[1]).index_add_(0, labels, x)
     counts = x.new_zeros(k).index_add_(0, labels, x.new_ones(len(x)))
     counts = distributed.mean(counts).clamp(min=1 / distributed.world())
@@ -108,14 +94,12 @@ def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def spherical_kmeans(x: Tensor, k: int, iterations: int, *key: Tensor | str) -> Tensor:
-    """Centroids [k, D] of unit length, of rows [N, D] of unit length that all ranks hold.
-
-    It starts from rows that `key` determines. A centroid that no row is nearest to stays.
-    """
+    """Unit centroids [k, D] of unit rows [N, D] that all ranks hold, from rows drawn by `key`."""
     centroids = x[rng.permutation(len(x), *key, device=x.device)[:k]]  # [k, D]
     share = distributed.local_rows(x)
     for _ in range(iterations):
         mean = means(share, closest_centroid(share, centroids), k)  # [k, D]
+        # A centroid that no row is nearest to stays.
         centroids = torch.where(mean.any(dim=1, keepdim=True), F.normalize(mean, dim=1), centroids)
     return centroids
 
@@ -128,20 +112,16 @@ def cluster_sizes(labels: Tensor, k: int) -> Tensor:
 
 def move_centroids(x: Tensor, labels: Tensor, centroids: Tensor) -> None:
     """Each centroid [k, D] becomes the mean of its rows [S, D]; one without rows stays."""
-    mean = means(
-        distributed.local_rows(x), distributed.local_rows(labels), len(centroids)
-    )  # [k, D]
+    share, of_rows = distributed.local_rows(x), distributed.local_rows(labels)
+    mean = means(share, of_rows, len(centroids))  # [k, D]
     centroids.copy_(torch.where(mean.any(dim=1, keepdim=True), mean, centroids))
 
 
 def replace_small_clusters(x: Tensor, labels: Tensor, centroids: Tensor, smallest: int) -> None:
     """Merges small clusters into the others, and gives each half of the largest (arXiv:2006.10645).
 
-    Draws nothing, so all ranks, which hold the same rows, do the same.
-
-    Args:
-        x: [S, D]; labels [S] and centroids [k, D] are changed in place.
-        smallest: a cluster with fewer rows is small.
+    With fewer than `smallest` rows of x [S, D]; changes labels [S] and centroids [k, D]. Draws
+    nothing, so all ranks, which hold the same rows, do the same.
     """
     is_small = cluster_sizes(labels, len(centroids)) < smallest
     small, others = is_small.nonzero()[:, 0], (~is_small).nonzero()[:, 0]
@@ -156,15 +136,12 @@ def replace_small_clusters(x: Tensor, labels: Tensor, centroids: Tensor, smalles
 
 
 def halve(x: Tensor, iterations: int = 10) -> Tensor:
-    """2-means of rows [n, D]: which of them are in the second cluster, [n] bool.
-
-    Starts from the sign of the first principal component. Equal rows are dealt out in turn.
-    """
+    """2-means of rows [n, D] from the first principal component's sign: the second's, [n] bool."""
     centered = x - x.mean(dim=0)
     axis = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]  # [D]
     second = centered @ axis > 0  # [n]
     for _ in range(iterations):
-        if second.all() or not second.any():
+        if second.all() or not second.any():  # equal rows are dealt out in turn
             return torch.arange(len(x), device=x.device) % 2 == 1
         pair = torch.stack([x[~second].mean(dim=0), x[second].mean(dim=0)])  # [2, D]
         second = closest_centroid(x, pair).bool()
@@ -172,10 +149,7 @@ def halve(x: Tensor, iterations: int = 10) -> Tensor:
 
 
 def mutual_information(a: Tensor, b: Tensor) -> float:
-    """NMI of two labellings [N]: I(a; b) / sqrt(H(a) H(b)), 0 independent, 1 the same.
-
-    0 where one of them has a single label (arXiv:1807.05520, equation 3).
-    """
+    """NMI of two labelings [N], I(a; b) / sqrt(H(a) H(b)), in [0, 1] (arXiv:1807.05520, eq. 3)."""
 
     def entropy(label: Tensor) -> Tensor:
         p = label.unique(return_counts=True)[1] / len(label)
@@ -183,5 +157,5 @@ def mutual_information(a: Tensor, b: Tensor) -> float:
 
     of_a, of_b = entropy(a), entropy(b)
     both = entropy(a * (int(b.max()) + 1) + b)
-    scale = (of_a * of_b).sqrt()
+    scale = (of_a * of_b).sqrt()  # 0 where one of them has a single label
     return float((of_a + of_b - both) / scale) if scale > 0 else 0.0

@@ -19,11 +19,7 @@ def count_of(share: float, grid: tuple[int, int]) -> int:
 
 
 def random_order(key: Tensor, length: int) -> Tensor:
-    """A random order of `length` patches for each key [N], [N, length] int64.
-
-    The first K of a row are K patches drawn uniformly without replacement (MAE,
-    arXiv:2111.06377: to keep), and `mask_of` makes a mask of any part of it.
-    """
+    """A random order of `length` patches for each key [N], [N, length] int64."""
     patches = torch.arange(length, device=key.device)
     return rng.uniform(key[:, None], "order", patches).argsort(dim=1, stable=True)
 
@@ -40,16 +36,11 @@ def take(x: Tensor, patches: Tensor) -> Tensor:
 
 
 def block(key: Tensor, grid: tuple[int, int], size: int, ratio: tuple[float, float]) -> Tensor:
-    """A rectangle of `size` patches, its last row maybe short, for each key: [...] -> [..., size].
-
-    Args:
-        grid: patches down and across.
-        ratio: bounds of height / width, drawn uniformly.
-    """
+    """A rectangle of `size` patches, its last row maybe short, by key: [...] -> [..., size]."""
     h, w = grid
     number = torch.arange(3, device=key.device)
     shape, down, across = rng.uniform(key[..., None], "block", number).unbind(-1)
-    aspect = ratio[0] + (ratio[1] - ratio[0]) * shape
+    aspect = ratio[0] + (ratio[1] - ratio[0]) * shape  # height / width
     width = (size / aspect).sqrt().round().clamp(math.ceil(size / h), w).long()  # [...]
     height = (size + width - 1) // width
     top = (down * (h - height + 1)).long()
@@ -73,8 +64,7 @@ def block_order(
     patches come in random order.
 
     Args:
-        key: [N] int64.
-        grid: patches down and across.
+        key, grid: [N] int64; patches down and across.
         scale: bounds of a rectangle's area, as a share of the grid's.
         ratio: bounds of its height / width, drawn uniformly in the logarithm.
         tries: rectangles.
@@ -110,11 +100,8 @@ def masked_patches(
 ) -> tuple[Tensor, Tensor]:
     """Each sample's patches that may be masked, in blocks, and those that are: twice [N, M].
 
-    M is the most that `ratio` allows, so that shapes do not depend on what is drawn.
-
-    Args:
-        masked_images: chance that any are masked.
-        ratio: bounds of their share.
+    With chance `masked_images` any are, a share within `ratio`. M is the most that this allows, so
+    that shapes do not depend on what is drawn.
     """
     length = grid[0] * grid[1]
     most = max(1, int(ratio[1] * length))

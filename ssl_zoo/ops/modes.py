@@ -21,11 +21,8 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Evaluation mode, no gradients; afterwards modes and torch's RNG are bitwise as they were.
-
-    Not `inference_mode`: it gains nothing measurable, and a tensor that a backbone caches in it is
-    lost to training.
-    """
+    """Evaluation mode, no gradients; afterwards modes and torch's RNG are bitwise as they were."""
+    # Not `inference_mode`: a tensor that a backbone caches in it is lost to training.
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.no_grad(), eval_mode(module):

@@ -17,17 +17,13 @@ def cut(
         size: of a patch in pixels. What a cell has more is the gap between patches: without one
             a network finds neighbors by the lines that cross their border (arXiv:1505.05192).
         key: [N] int64, places each patch at random within its cell; None: in the middle.
-        jitter: pixels that a patch may be off the middle; None: anywhere in its cell.
-
-    Raises:
-        ValueError: a cell is smaller than a patch and its jitter.
+        jitter: pixels off the middle, ValueError where they do not fit; None: anywhere in its cell.
     """
     n, _, height, width = images.shape
     if min(height, width) // grid < size + 2 * (jitter or 0):
-        raise ValueError(
-            f"patches of {size} pixels{f' and {jitter} around' if jitter else ''} do not fit into "
-            f"{grid} x {grid} cells of images of {height} x {width}"
-        )
+        patches = f"patches of {size} pixels{f' and {jitter} around' if jitter else ''}"
+        cells = f"{grid} x {grid} cells of images of {height} x {width}"
+        raise ValueError(f"{patches} do not fit into {cells}")
     number = torch.arange(grid * grid, device=images.device)
     pixels = []
     # Sizes stay numbers: a tensor of them would be a copy that the host waits for.
@@ -52,10 +48,7 @@ def patchify(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def cell_centers(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Where h x w cells of each box (top, left, bottom, right) have their middle (y, x).
-
-    [N, 4] -> [N, h * w, 2], in the same unit.
-    """
+    """Centers (y, x) of h x w cells of boxes (top, left, bottom, right) [N, 4], [N, h * w, 2]."""
     start, end = boxes[:, None].split(2, dim=2)  # [N, 1, 2]
     y, x = ((torch.arange(cells, device=boxes.device) + 0.5) / cells for cells in grid)
     share = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)  # [h * w, 2]
@@ -63,14 +56,9 @@ def cell_centers(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def quarter_turns(images: Tensor) -> Tensor:
-    """Each image turned left by 0, 1, 2 and 3 quarters, [N, C, S, S] -> [N, 4, C, S, S].
-
-    Raises:
-        ValueError: the images are not square.
-    """
-    if images.shape[2] != images.shape[3]:
-        raise ValueError(
-            f"images are turned by quarters: expected square views, found {images.shape[2]} x "
-            f"{images.shape[3]} pixels (data.views)"
-        )
+    """Square images turned left by 0, 1, 2 and 3 quarters, [N, C, S, S] -> [N, 4, C, S, S]."""
+    height, width = images.shape[2:]
+    if height != width:
+        found = f"expected square views, found {height} x {width} pixels (data.views)"
+        raise ValueError(f"images are turned by quarters: {found}")
     return torch.stack([images.rot90(turns, dims=(2, 3)) for turns in range(4)], dim=1)

@@ -12,17 +12,15 @@ def sinkhorn_knopp(
 ) -> Tensor:
     """Soft assignments of this rank's rows to K prototypes, [N, K] float32, each row summing to 1.
 
-    Q = diag(u) exp(scores / epsilon) diag(v), where u and v let all rows, of all ranks together,
-    share the prototypes equally (Cuturi 2013; SwAV, arXiv:2006.09882, section 3.1). In the log
-    domain, so that no epsilon overflows. Ranks may hold different numbers of rows.
+    Q = diag(u) exp(scores / epsilon) diag(v), where u and v let all ranks' rows, any number of
+    each, share the prototypes equally (Cuturi 2013; SwAV, arXiv:2006.09882, section 3.1).
 
     Args:
-        scores: [N, K] similarities of rows and prototypes.
-        epsilon: the larger, the softer.
+        scores, epsilon: [N, K] similarities of rows and prototypes; the larger, the softer.
         iterations: how often prototypes, then rows, are normalized; 0 leaves a softmax.
         weight: [N] how much each row counts in the balance; 0 leaves it out. None: all the same.
     """
-    log_q = scores.float() / epsilon  # [N, K]
+    log_q = scores.float() / epsilon  # [N, K]; in the log domain no epsilon overflows
     log_w = 0.0 if weight is None else weight.float().log()[:, None]  # [N, 1]
     for _ in range(iterations):
         of_rank = (log_q + log_w).logsumexp(dim=0, keepdim=True)  # [1, K]

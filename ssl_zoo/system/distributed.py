@@ -34,11 +34,7 @@ def is_main() -> bool:
 def start(device: str = "auto") -> torch.device:
     """Joins torchrun's process group if there is one; returns this process's device.
 
-    Args:
-        device: 'auto' (CUDA when there is one), 'cpu', 'cuda' or 'cuda:N'.
-
-    Raises:
-        ValueError: no such device here.
+    Of 'auto' (CUDA when there is one), 'cpu', 'cuda' or 'cuda:N'; ValueError if it is not there.
     """
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
@@ -82,10 +78,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """All ranks' rows, as many of each, in rank order: [N, ...] -> [world x N, ...].
-
-    Differentiable.
-    """
+    """All ranks' rows, as many of each, [N, ...] -> [world x N, ...]; differentiable."""
     return _Gather.apply(x) if world() > 1 else x
 
 
@@ -113,11 +106,7 @@ def collect(value: Any) -> list[Any]:
 
 
 def to_main(x: Tensor) -> Tensor | None:
-    """All ranks' rows in rank order, [n, ...] -> [sum of n, ...], on rank 0; None elsewhere.
-
-    For large results on the CPU: each row travels once. Ranks may hold different numbers of rows,
-    rank 0 at least one.
-    """
+    """All ranks' rows [n, ...], of any n but rank 0's n > 0, on rank 0's CPU; None elsewhere."""
     if world() == 1:
         return x
     counts = collect(len(x))
@@ -162,10 +151,7 @@ def attempt(function: Callable[[], Any]) -> Any:
 
 @contextmanager
 def borrowed_threads() -> Iterator[int]:
-    """While the other ranks wait for rank 0, torch on rank 0 also gets theirs, of this machine.
-
-    torchrun gives every process one thread. Cores that this process may not use are left alone.
-    """
+    """While other ranks wait for rank 0, torch also gets their threads, on cores it may use."""
     before = torch.get_num_threads()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1
     torch.set_num_threads(max(before, min(before * processes, cores())))

@@ -10,10 +10,7 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside, to be written; it takes `path`'s place if nothing was raised.
-
-    A reader finds the old file or the whole new one.
-    """
+    """Gives a path beside, to be written; it takes `path`'s place whole if nothing was raised."""
     staged = path.with_name(path.name + ".tmp")
     yield staged
     os.replace(staged, path)

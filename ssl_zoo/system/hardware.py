@@ -36,12 +36,8 @@ def _cpu_flags() -> set[str]:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc's malloc to keep what is freed for the next step; False where there is no glibc.
-
-    Else every large activation is mapped anew, its pages faulted in one by one, in every step: a
-    quarter of a ResNet-18 step at 32 x 32. The process then holds on to its peak.
-    """
-    libc = _glibc()
+    """Tells glibc's malloc to keep what is freed for the next step; False without glibc."""
+    libc = _glibc()  # mapping large activations anew takes a quarter of a ResNet-18 step at 32 x 32
     # malloc.h: M_TRIM_THRESHOLD -1, never; M_MMAP_MAX -4, no block is mapped on its own.
     if libc is None or not (libc.mallopt(-1, -1) and libc.mallopt(-4, 0)):
         return False
@@ -58,11 +54,8 @@ def give_back_freed_memory() -> None:
 
 
 def _use_huge_pages(libc: ctypes.CDLL) -> None:
-    """Asks for large pages where the heap will grow, whose addresses are looked up faster.
-
-    5 to 10% of a step. What is never written takes no memory; where the system counts promised
-    memory (overcommit_memory 2) nothing is asked for.
-    """
+    """Asks for large pages where the heap will grow: 5 to 10% of a step."""
+    # What is never written takes no memory, unless the system counts what it promised.
     counts = Path("/proc/sys/vm/overcommit_memory")
     if not counts.exists() or counts.read_text().strip() == "2":
         return

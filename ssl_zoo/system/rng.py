@@ -1,8 +1,7 @@
 """Random numbers as a pure function of what they are for, and the state of the global generators.
 
-A counter-based generator: each number is a hash of a few integers (seed, epoch, index, view,
-operation), so it does not depend on what was drawn before, on which worker drew it, or on how
-many processes there are. Integer arithmetic only, so CPU and GPU agree to the bit.
+Each is a hash of a few integers (seed, epoch, index, view, operation), whatever was drawn before
+and by whom. Integer arithmetic only, so CPU and GPU agree to the bit.
 """
 
 import random

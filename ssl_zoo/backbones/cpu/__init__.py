@@ -9,17 +9,12 @@ from torch import nn
 from ssl_zoo.backbones.cpu.convolution import Conv2d
 from ssl_zoo.backbones.cpu.elementwise import BasicBlock, Bottleneck, ReLU
 
-__all__ = ["speed_up"]
-
 # By the class that each derives from.
 _FASTER = {kind.__base__: kind for kind in (ReLU, Conv2d, BasicBlock, Bottleneck)}
 
 
 def speed_up(module: nn.Module) -> nn.Module:
-    """Exchanges the classes of layers in `module`, which is to run on a CPU; returns it.
-
-    Names, weights and random numbers stay as they are, and fp32's numbers up to rounding.
-    """
+    """Exchanges the classes of layers in `module`, which is to run on a CPU; returns it."""
     for child in module.modules():
         child.__class__ = _FASTER.get(type(child), type(child))
     return module

@@ -28,10 +28,11 @@ class Conv2d(nn.Conv2d):
         if not self._is_plain() or torch.compiler.is_compiling():
             return super().forward(x)
         rows, columns, window = _window(x.shape[2:], self.kernel_size, self.stride, self.padding)
-        bf16 = (
-            torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        by_patches = (
+            torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and (prod(window.out) <= SMALL_MAP or _all_passes(self.weight, window))
         )
-        by_patches = bf16 and (prod(window.out) <= SMALL_MAP or _all_passes(self.weight, window))
         whole = window.kernel == self.kernel_size and not by_patches
         if whole or min(window.out) < 1:  # torch says what is wrong with an image too small
             return super().forward(x)
@@ -46,19 +47,12 @@ class Conv2d(nn.Conv2d):
 
 
 class Window(NamedTuple):
-    """What the outputs of a convolution see of an image.
+    """What the outputs of a convolution see of an image."""
 
-    Attributes:
-        kernel: (h, w).
-        stride: (down, across).
-        pads: zeros to the left, to the right, above and below; negative for pixels left out.
-        out: (H', W').
-    """
-
-    kernel: Pair
+    kernel: Pair  # h, w
     stride: Pair
-    pads: tuple[int, int, int, int]
-    out: Pair
+    pads: tuple[int, int, int, int]  # zeros left, right, above, below; negative: pixels left out
+    out: Pair  # H', W'
 
     @property
     def padding(self) -> Pair | None:
@@ -108,10 +102,7 @@ class Window(NamedTuple):
 
 @cache
 def _window(image: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[slice, slice, Window]:
-    """Of nn.Conv2d's arguments, for images of (H, W): the kernel's rows, columns and their window.
-
-    Only those that ever meet a pixel: of 3 x 3 on a map of 1 x 1 it is one of each.
-    """
+    """The kernel's rows and columns that meet a pixel of images of (H, W), and their window."""
     sides = list(zip(image, kernel, stride, padding, strict=True))
     out = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in sides)
     used = tuple(

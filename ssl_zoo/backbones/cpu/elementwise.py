@@ -21,17 +21,14 @@ class ReLU(nn.ReLU):
 
 
 class _Rectify(torch.autograd.Function):
-    """max(x, 0) by comparing bits, without converting bf16 to float32 and back.
-
-    As int16 the negative numbers and -inf are at most -128; the NaNs of that sign, which must
-    remain, are above.
-    """
+    """max(x, 0) by comparing bits, without converting bf16 to float32 and back."""
 
     @staticmethod
     def forward(ctx, x: Tensor, inplace: bool) -> Tensor:
         if inplace:
             ctx.mark_dirty(x)
         y = x if inplace else torch.empty_like(x)
+        # As int16 negative numbers and -inf are at most -128; NaNs of that sign, to remain, above.
         torch.threshold(x.view(torch.int16), -128, 0, out=y.view(torch.int16))
         ctx.save_for_backward(y)
         return y

@@ -33,11 +33,9 @@ class Digits(InMemory):
 class Photographs(InMemory):
     """Overlapping patches of the two color photographs that scikit-learn bundles; no download.
 
-    Real colors to see a method of color learn from, offline. Not a benchmark: two pictures
-    (a palace, a flower) of 427 x 640, cut into 8,910 + 2,500 patches at size 32, and a class is
-    which picture, and which of its horizontal bands, a patch's center lies in. Vertical strips as
-    wide as two patches are for training and for testing in turn: the splits share no pixel, but
-    they do share the scene.
+    Real colors, no benchmark: two pictures of 427 x 640 make 8,910 + 2,500 patches at size 32, and
+    a class is which of them, and which of its horizontal bands, a patch's center lies in. Vertical
+    strips two patches wide are for training and testing in turn: the splits share no pixel.
 
     Args:
         size: height and width of a patch in pixels.
@@ -76,12 +74,7 @@ class Photographs(InMemory):
 
 @DATASETS.register_module()
 class Synthetic(InMemory):
-    """Noisy colored blocks, a pattern for each class; for tests and trials, made on the spot.
-
-    Args:
-        num_samples: images of each split.
-        size: height and width in pixels.
-    """
+    """Noisy colored blocks of `size` pixels, a pattern a class; `num_samples` of each split."""
 
     def __init__(
         self,

@@ -28,8 +28,7 @@ class FashionMNIST(InMemory):
     """Fashion-MNIST: 60,000 + 10,000 gray images of 28x28 in 10 classes (arXiv:1708.07747).
 
     Args:
-        root: folder of the four idx files, gzipped or not, or one above it.
-            None: $SSL_ZOO_DATA, ./data, then where Debian's package puts them.
+        root: see `find`. None: $SSL_ZOO_DATA, ./data, then where Debian's package puts them.
     """
 
     def __init__(
@@ -40,18 +39,14 @@ class FashionMNIST(InMemory):
         files = find(folders)
         if files is None:
             raise FileNotFoundError(
-                "the four idx files of FashionMNIST were not found in "
-                + ", ".join(map(str, folders))
-                + "; get them with `ssl-zoo data get fashion_mnist`, "
-                "or name their folder in data.dataset.root"
+                f"FashionMNIST was not found in {', '.join(map(str, folders))}; get it with "
+                "`ssl-zoo data get fashion_mnist`, or name its folder in data.dataset.root"
             )
         kind = "train" if split == "train" else "t10k"
         images, labels = (read(files[f"{kind}-{part}"]) for part in PARTS)
         if len(images) != len(labels) or images.dim() != 3 or labels.dim() != 1:
-            raise ValueError(
-                f"{files[f'{kind}-{PARTS[0]}']}: expected [n, height, width] images and as "
-                f"many labels, found {list(images.shape)} and {list(labels.shape)}"
-            )
+            found, file = f"{list(images.shape)} and {list(labels.shape)}", f"{kind}-{PARTS[0]}"
+            raise ValueError(f"{files[file]}: expected images and as many labels, found {found}")
         super().__init__(images[:, None], labels, 10, split, limit)
 
 
@@ -77,17 +72,11 @@ def contents(path: Path) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError) as error:
-        raise ValueError(
-            f"{path}: not a whole gzip file ({error}); delete it and get it again"
-        ) from error
+        raise ValueError(f"{path}: not a whole gzip file ({error}); get it again") from error
 
 
 def read(path: Path) -> Tensor:
-    """An idx file of bytes as a uint8 tensor.
-
-    Raises:
-        ValueError: not such a file, or its length is not what its header says.
-    """
+    """An idx file of bytes as a uint8 tensor; ValueError if it is none, or not a whole one."""
     data = contents(path)
     # Two zero bytes, the type (8: unsigned byte), the number of dimensions, each as 4 bytes.
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
@@ -95,10 +84,8 @@ def read(path: Path) -> Tensor:
     offset = 4 + 4 * data[3]
     shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, offset, 4)]
     if len(data) - offset != math.prod(shape):
-        raise ValueError(
-            f"{path}: the header says {shape}, that is {math.prod(shape)} bytes, "
-            f"found {len(data) - offset}; delete it and get it again"
-        )
+        found = f"found {len(data) - offset} bytes; get it again"
+        raise ValueError(f"{path}: the header says {shape}, {found}")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=offset).view(shape)
 
 
@@ -107,7 +94,5 @@ def verify(files: dict[str, Path]) -> None:
     for name, expected in SHA256.items():
         actual = hashlib.sha256(contents(files[name])).hexdigest()
         if actual != expected:
-            raise ValueError(
-                f"{files[name]}: found sha256 {actual} of the contents, expected {expected}; "
-                "delete it and get it again"
-            )
+            found = f"found sha256 {actual} of the contents, expected {expected}"
+            raise ValueError(f"{files[name]}: {found}; delete it and get it again")

@@ -28,17 +28,14 @@ def _files(folder: Path) -> list[str]:
 class ImageFolder(ImageSet):
     """Images in root/train and root/val (or root/test), one folder a class.
 
-    A class is a folder's name; classes are numbered in the alphabetical order of root/train.
-    Images directly in root/train have no label (-1): pre-training needs none.
+    Classes are numbered in the alphabetical order of root/train. Images directly in root/train have
+    no label (-1): pre-training needs none.
 
     Args:
         root: the folder of train/ and val/. None: $SSL_ZOO_DATA, then ./data.
         scaled: decode an image at 1/2, 1/4 or 1/8 where all its views still have a decoded pixel
-            for each of theirs (`Views.shrink_factors`). Pays for photographs of several times the
-            views' size; a box's edges then move by at most one decoded pixel.
-
-    Attributes:
-        classes: names, by number.
+            for each of theirs (`Views.shrink_factors`): for photographs of several times the
+            views' size. Edges of boxes move by at most one decoded pixel.
 
     Raises:
         FileNotFoundError: no such layout, or no images in it.
@@ -56,11 +53,10 @@ class ImageFolder(ImageSet):
         kinds = ("train",) if self.split == "train" else ("val", "test")
         folders = [place / kind for place in places for kind in kinds if (place / kind).is_dir()]
         if not folders:
+            wanted, tried = " or ".join(f"{kind}/" for kind in kinds), dict.fromkeys(places)
             raise FileNotFoundError(
-                f"{name}: no {' or '.join(f'{kind}/' for kind in kinds)} in "
-                + ", ".join(map(str, dict.fromkeys(places)))
-                + "; expected root/train/CLASS/IMAGE and root/val/CLASS/IMAGE, "
-                "with the root in data.dataset.root"
+                f"{name}: no {wanted} in {', '.join(map(str, tried))}; expected root/train/CLASS/"
+                "IMAGE and root/val/CLASS/IMAGE, with the root in data.dataset.root"
             )
         folder = folders[0]
         train = folder.parent / "train"
@@ -72,10 +68,8 @@ class ImageFolder(ImageSet):
         names = [file.split(os.sep)[0] if os.sep in file else None for file in files]
         unknown = sorted(set(names) - set(classes) - {None})
         if unknown:
-            raise ValueError(
-                f"{name}: {folder} has {len(unknown)} classes that {train} lacks, "
-                f"the first is {unknown[0]!r}"
-            )
+            lacking = f"{len(unknown)} classes that {train} lacks, the first is {unknown[0]!r}"
+            raise ValueError(f"{name}: {folder} has {lacking}")
         number = {name: i for i, name in enumerate(classes)}
         self.labels = torch.tensor([number.get(name, -1) for name in names])
         self.classes, self.num_classes, self.folder = classes, len(classes), folder
@@ -83,11 +77,8 @@ class ImageFolder(ImageSet):
         # by page, as its reference counts change.
         self._paths = np.array([os.fsencode(folder / file) for file in files])
         if decode.simplejpeg is None and any(f.lower().endswith((".jpg", ".jpeg")) for f in files):
-            warnings.warn(
-                f"{name}: Pillow decodes the JPEGs; pip install simplejpeg, and the same bytes "
-                "come faster",
-                stacklevel=2,
-            )
+            slow = "Pillow decodes the JPEGs; faster, to the same bytes: pip install simplejpeg"
+            warnings.warn(f"{name}: {slow}", stacklevel=2)
 
     def paths(self, index: Tensor) -> list[str]:
         """The files of `index` [n]."""
@@ -103,10 +94,6 @@ class ImageFolder(ImageSet):
 
 @DATASETS.register_module()
 class ImageNet(ImageFolder):
-    """ILSVRC-2012, unpacked: root/train/n01440764/*.JPEG and root/val/n01440764/*.JPEG.
-
-    The 50,000 validation images, which come in one folder, must be sorted into their classes.
-    The folder of train/ and val/ may also be imagenet/ in the root.
-    """
+    """ILSVRC-2012: (imagenet/)train/n01440764/*.JPEG, and val/ sorted into its classes likewise."""
 
     subfolder = "imagenet"

@@ -4,8 +4,7 @@
     pixels   image after image, uint8 [H, W, 3]
     index    an .npz of sizes [n, 2], labels [n] and a JSON of what was packed
 
-Images keep their shape and are not cut to one square, which would take a quarter of a 4:3
-photograph from every view.
+Images keep their shape: a square would take a quarter of a 4:3 photograph from every view.
 """
 
 import hashlib
@@ -55,8 +54,7 @@ def pack(
 ) -> None:
     """Writes a split to `path`, whole or not at all; a pack of the same file names is kept.
 
-    Args:
-        size: pixels of the shorter side; images that are smaller stay as they are.
+    The shorter side gets `size` pixels, if it has more; nothing is cut off.
 
     Raises:
         FileExistsError: `path` is there and holds something else.
@@ -71,10 +69,7 @@ def pack(
     about = {"split": dataset.split, "size": size, "classes": classes, "digest": digest}
     if path.exists():
         if read(path)[0] != about:
-            raise FileExistsError(
-                f"{path} holds a pack of other images, or of another size: remove it, or name "
-                "another folder"
-            )
+            raise FileExistsError(f"{path} holds a pack of other images, or of another size")
         log(f"{path}: there already")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,14 +110,11 @@ def pack(
 def read(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
     """(what was packed, sizes [n, 2], labels [n]).
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a pack, of another version, or damaged; names the file.
+    Raises FileNotFoundError, or ValueError for no pack, another version, or a damaged one.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; `ssl-zoo data pack CONFIG --out {path.parent}` writes it"
-        )
+        command = f"ssl-zoo data pack CONFIG --out {path.parent}"
+        raise FileNotFoundError(f"{path}: no such file; `{command}` writes it")
     with open(path, "rb") as file:
         header = file.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
@@ -148,11 +140,7 @@ def read(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
 
 @DATASETS.register_module()
 class Packed(ImageSet):
-    """What `ssl-zoo data pack` wrote: pixels in a memory-mapped file, nothing to decode.
-
-    Args:
-        path: the folder of train.pack and test.pack; what may be wrong with them `read` says.
-    """
+    """What `ssl-zoo data pack` wrote in `path`: a memory-mapped file, nothing to decode."""
 
     varies = True
 

@@ -18,11 +18,8 @@ def _from_torchvision(name: str, root: str | None, build: Callable[[Path], objec
             return build(folder)
         except RuntimeError as error:
             tried.append(f"  {folder}: {error}")
-    tried.append(f"get it with `ssl-zoo data get {name.lower()}`")
-    raise FileNotFoundError(
-        "\n".join([f"{name} was not found in", *tried])
-        + ", or name its folder in data.dataset.root"
-    )
+    get = f"get it with `ssl-zoo data get {name.lower()}`, or name its folder in data.dataset.root"
+    raise FileNotFoundError("\n".join([f"{name} was not found in", *tried, get]))
 
 
 class _CIFAR(InMemory):
@@ -55,11 +52,7 @@ class CIFAR100(_CIFAR):
 
 @DATASETS.register_module()
 class STL10(InMemory):
-    """STL-10 (Coates et al. 2011): 96x96, 5,000 + 8,000 in 10 classes and 100,000 unlabeled.
-
-    Args:
-        unlabeled: pre-train on the unlabeled images too (2.9 GB of RAM).
-    """
+    """STL-10 (Coates et al. 2011): 96x96, 5,000 + 8,000 in 10 classes and 100,000 unlabeled."""
 
     def __init__(
         self,
@@ -70,7 +63,7 @@ class STL10(InMemory):
         limit: PositiveInt | None = None,
     ):
         resolved = check_split(split)
-        if split == "pretrain" and unlabeled:
+        if split == "pretrain" and unlabeled:  # 2.9 GB of RAM
             resolved = "train+unlabeled"
         data = _from_torchvision(
             "STL10", root, lambda folder: torchvision.datasets.STL10(folder, split=resolved)

@@ -8,5 +8,3 @@ from ssl_zoo.data.image.views import Samples, Views
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
-
-__all__ = ["GeometricTransform", "Samples", "Transform", "Views"]

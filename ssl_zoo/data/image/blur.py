@@ -32,8 +32,8 @@ class GaussianBlur(Transform):
 
     Args:
         sigma: bounds of the width in pixels.
-        kernel_size: taps, an odd number. None: enough for three sigma of the widest, as far as
-            the image allows, close to the untruncated filter of MoCo v2's and DINO's code.
+        kernel_size: taps, an odd number. None: three sigma of the widest, if the image allows,
+            close to the untruncated filter of MoCo v2's and DINO's code.
     """
 
     def __init__(
@@ -46,10 +46,8 @@ class GaussianBlur(Transform):
     ):
         super().__init__(p, views)
         if kernel_size is not None and kernel_size % 2 == 0:
-            found = str(kernel_size)
-            raise ConfigError(
-                "kernel_size", "a filter without a middle", found=found, expected="an odd number"
-            )
+            problem, found = "a filter without a middle", str(kernel_size)
+            raise ConfigError("kernel_size", problem, found=found, expected="an odd number")
         self.sigma, self.kernel_size = sigma, kernel_size
 
     def draw(self, key: Tensor, shape: Shape) -> Params:
@@ -61,10 +59,8 @@ class GaussianBlur(Transform):
         if self.kernel_size is None:
             return 2 * min(math.ceil(3 * self.sigma[1]), size - 1) + 1
         if self.kernel_size > 2 * size - 1:
-            raise ValueError(
-                f"GaussianBlur: kernel_size {self.kernel_size} reaches beyond the reflection of "
-                f"images of {size} pixels; at most {2 * size - 1}"
-            )
+            found = f"kernel_size {self.kernel_size} is too wide for images of {size} pixels"
+            raise ValueError(f"GaussianBlur: {found}; at most {2 * size - 1}")
         return self.kernel_size
 
     def matrix(self, sigma: Tensor, size: int) -> Tensor:

@@ -59,9 +59,7 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
 class ColorJitter(Transform):
     """Brightness, contrast, saturation and hue by random factors, in a random order of each sample.
 
-    Args:
-        brightness, contrast, saturation: b draws a factor from [max(0, 1 - b), 1 + b].
-        hue: h draws a turn from [-h, h], in full turns; at most 0.5.
+    b draws a factor from [max(0, 1 - b), 1 + b]; hue h a turn from [-h, h], in full turns.
     """
 
     def __init__(
@@ -140,11 +138,7 @@ class Solarize(Transform):
 
 @TRANSFORMS.register_module()
 class Normalize(Transform):
-    """(image - mean) / std.
-
-    Args:
-        mean, std: one number a channel, for images in [0, 1].
-    """
+    """(image - mean) / std, one number each a channel, for images in [0, 1]."""
 
     random = False
 

@@ -1,7 +1,6 @@
 """Image files to pixels: simplejpeg for JPEGs, Pillow for everything else.
 
-Both sit on libjpeg-turbo and give the same bytes, one faster than the other. ValueErrors name the
-file that cannot be read or decoded.
+Both give libjpeg-turbo's bytes, one faster. ValueErrors name a file that cannot be decoded.
 """
 
 from collections.abc import Iterator
@@ -26,11 +25,8 @@ MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb 
 def pixels(path: str, shrink: int = 1) -> Tensor:
     """An image file as RGB, uint8 [3, H, W]; its memory is that of [H, W, 3], which crops fastest.
 
-    Orientation tags (EXIF) are not applied.
-
-    Args:
-        shrink: 1, 2, 4 or 8: [3, ceil(H / shrink), ceil(W / shrink)] instead, averages over blocks
-            that a JPEG gives for less work than the whole.
+    With shrink 2, 4 or 8 [3, ceil(H / shrink), ceil(W / shrink)] instead, averages over blocks
+    that a JPEG gives for less work. Orientation tags (EXIF) are not applied.
     """
     with _naming(path):
         data = Path(path).read_bytes()

@@ -32,13 +32,9 @@ def height_and_width(size: int | tuple[int, int]) -> list[int]:
 def resize_matrix(
     start: Tensor, length: Tensor, total: int, out: int, interpolation: str = "bilinear"
 ) -> Tensor:
-    """Antialiased interpolation of the pixels [start, start + length) of `total`, as matrices.
+    """Antialiased interpolation of pixels [start, start + length) [N] float32, as matrices.
 
-    Args:
-        start, length: [N] float32, in pixels.
-
-    Returns:
-        [N, out, total]; a row holds the weights of one output pixel and sums to 1.
+    [N, out, total]; a row holds the weights of one output pixel and sums to 1.
     """
     scale = (length / out)[:, None]  # [N, 1], source pixels an output pixel
     sharpness = 1 / scale.clamp(min=1)  # the filter widens only when shrinking
@@ -60,12 +56,8 @@ def resize_matrix(
 class RandomResizedCrop(GeometricTransform):
     """A random part of the image, resized with antialiasing (Szegedy et al., arXiv:1409.4842).
 
-    As torchvision's: ten tries to fit a box of random area and aspect ratio, then the largest
-    central one.
-
-    Args:
-        scale: bounds of the box's area as a share of the image's.
-        ratio: bounds of width / height, drawn uniformly in the logarithm.
+    As torchvision's: ten tries to fit a box, its area's share from `scale` and the logarithm of
+    width / height from `ratio`, both uniform; then the largest central one.
     """
 
     one_size = True
@@ -136,11 +128,7 @@ class RandomResizedCrop(GeometricTransform):
 
 @TRANSFORMS.register_module()
 class Resize(GeometricTransform):
-    """The whole image at another size, antialiased.
-
-    Args:
-        size: [height, width] in pixels, or one number for the shorter side at the same aspect.
-    """
+    """The whole image antialiased to [height, width], or its shorter side to one number."""
 
     random = False
 

@@ -1,11 +1,8 @@
 """What an augmentation is: a whole batch at once, with each sample's own parameters.
 
-An operation has two halves. `draw` turns keys (one 64-bit number a sample, a hash of seed, epoch,
-index, view and the operation's label) into parameters, always on the CPU, so that choosing rows
-needs no synchronization with a GPU. `apply` is exact: what torchvision's functional of the same
-name does to one image with one parameter, it does to each image of a batch with its own.
-
-Images are float32 in [0, 1], [N, C, H, W], with one channel or three.
+`draw` turns keys (one 64-bit number a sample, a hash of seed, epoch, index, view and the
+operation's label) into parameters, on the CPU, so that choosing rows waits for no GPU. `apply` does
+to each image, float32 in [0, 1], [N, C, H, W] with C = 1 or 3, what torchvision's functional does.
 """
 
 import torch
@@ -20,12 +17,7 @@ ViewNumbers = list[NonNegativeInt] | None
 
 
 class Transform:
-    """Base of the operations.
-
-    Args:
-        p: chance that a sample is changed at all.
-        views: numbers of the views that it belongs to (BYOL's asymmetric views); None: all.
-    """
+    """An operation on each sample with chance `p`, in the views of these numbers (None: all)."""
 
     check_by_building = True
     random = True  # draws random numbers, so it has no place in evaluation
@@ -48,9 +40,9 @@ class Transform:
         return rng.uniform(key, "p") < self.p
 
     def source_box(self, shapes: Tensor, params: Params) -> Tensor:
-        """What is seen of images of (C, H, W) `shapes` [N, 3] if all are changed.
+        """(top, left, bottom, right) [N, 4] of what is seen of (C, H, W) `shapes` [N, 3].
 
-        (top, left, bottom, right) [N, 4] in their pixels; left > right where they are mirrored.
+        In their pixels, if all are changed; left > right where they are mirrored.
         """
         return whole_images(shapes)
 
@@ -100,12 +92,7 @@ def whole_images(shapes: Tensor) -> Tensor:
 
 
 def filter_rows_and_columns(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Products with matrices of each sample's own, [N, C, H, W] -> [N, C, h, w].
-
-    Args:
-        rows: [N, h, H].
-        columns: [N, w, W].
-    """
+    """Products with rows [N, h, H] and columns [N, w, W], [N, C, H, W] -> [N, C, h, w]."""
     n, channels, height, width = images.shape
     images = images.reshape(n, channels * height, width) @ columns.mT  # [N, C * H, w]
     images = images.view(n, channels, height, -1)

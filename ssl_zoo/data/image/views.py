@@ -23,15 +23,14 @@ class Samples(NamedTuple):
 
 @constrained
 class Views:
-    """Several random views of each image, every number a function of what it is for.
+    """Several random views of each image.
 
     The view of a sample depends on (seed, epoch, index, view, label of the operation) alone, so it
     is the same in whatever batch, worker or process it is made.
 
     Args:
-        views_needed: how many the method needs.
-        ops: operations by a label of the user's choice, applied in order. The label seeds an
-            operation's random numbers, so adding one leaves the others' as they are.
+        ops: operations by a label of the user's choice, applied in order; the label seeds its
+            random numbers, so adding one leaves the others' as they are.
         count: number of views; None: as many as the method needs.
     """
 
@@ -52,11 +51,7 @@ class Views:
         return [(n, op) for n, op in self.ops.items() if op.views is None or view in op.views]
 
     def ops_until_one_size(self, view: int) -> int:
-        """How many operations it takes to bring images of varying size to one size.
-
-        Raises:
-            ValueError: the view's operations do not begin so.
-        """
+        """How many operations bring images of any size to one; ValueError if the first do not."""
         first = "none of these"
         for number, (label, op) in enumerate(self.ops_of(view), start=1):
             if not isinstance(op, GeometricTransform):
@@ -82,13 +77,10 @@ class Views:
             yield op, rng.hashed(key, label) if op.random else key
 
     def shrink_factors(self, shapes: Tensor, samples: Samples) -> Tensor:
-        """How much smaller each image may be decoded for all its views, [N] int64 of 1, 2, 4, 8.
+        """How much smaller images of (C, H, W) `shapes` [N, 3] may be decoded, [N] of 1, 2, 4, 8.
 
         1/k is allowed if the first operation of every view, making h x w pixels of a box of H x W,
         has k h <= H and k w <= W: no view enlarges what was decoded smaller.
-
-        Args:
-            shapes: [N, 3] of (C, H, W).
         """
         fewest = torch.full((len(shapes),), torch.inf)  # [N], pixels for one of a view's
         for view in range(self.count):
@@ -98,9 +90,9 @@ class Views:
         return 2 ** sum((fewest >= k).long() for k in (2, 4, 8))
 
     def boxes(self, view: int, shapes: Tensor, samples: Samples) -> Tensor:
-        """Where a view lies in images of (C, H, W) `shapes` [N, 3]: [N, 4] float32, in pixels.
+        """A view's (top, left, bottom, right) in images of (C, H, W) `shapes` [N, 3]: [N, 4].
 
-        (top, left, bottom, right), left > right where the view is mirrored.
+        In pixels, float32; left > right where the view is mirrored.
         """
         box = whole_images(shapes)
         for op, key in self._keyed([view], samples):
@@ -124,14 +116,8 @@ class Views:
     ) -> Tensor:
         """A view's first operations on images of varying size, one by one, in a loader's worker.
 
-        Args:
-            images: N of uint8 [C, H, W].
-            shapes: [N, 3], the images' (C, H, W) before they were decoded at 1/shrink [N]; so a
-                box is where it would be in the whole image.
-
-        Returns:
-            uint8 [N, C, h, w], for `make`: a quarter of the floats' traffic between processes and
-            to the device.
+        N of uint8 [C, H, W] -> uint8 [N, C, h, w]: a quarter of the floats' traffic. If they were
+        decoded at 1/shrink [N], `shapes` [N, 3] is their (C, H, W) before, where boxes are drawn.
         """
         keyed = self._keyed([view], samples)
         for _, (op, key) in zip(range(self.ops_until_one_size(view)), keyed, strict=False):
@@ -146,11 +132,9 @@ class Views:
         return torch.stack(images)
 
     def make(self, images: list[Tensor], varied: bool, samples: Samples) -> list[Tensor]:
-        """All views, each float32 [N, C, h, w], on the images' device.
+        """All views, each float32 [N, C, h, w], of uint8 [N, C, H, W].
 
-        Args:
-            images: uint8 [N, C, H, W]: where images varied in size, what `bring_to_one_size` made
-                for each view; otherwise one tensor for all views.
+        Where images varied in size, `images` has `bring_to_one_size`'s for each view, else one.
         """
         if varied:
             return [
@@ -168,14 +152,11 @@ class Views:
     def _apply(
         self, views: list[int], images: Tensor, samples: Samples, done: int = 0
     ) -> list[Tensor]:
-        """Views with the same operations, but for the first `done`: each float32 [N, C, h, w].
-
-        As one batch: small images cost calls and not arithmetic.
-        """
+        """Views with the same operations, without the first `done`: each float32 [N, C, h, w]."""
         # Views keep full precision even where a training loop asks for them under autocast.
         with torch.autocast(images.device.type, enabled=False):
             made = images.float().div_(255)
-            if len(views) > 1:
+            if len(views) > 1:  # as one batch: small images cost calls and not arithmetic
                 made = made.repeat(len(views), 1, 1, 1)  # [V x N, C, H, W]
             for i, (op, key) in enumerate(self._keyed(views, samples)):
                 if i >= done:
