@@ -48,7 +48,7 @@ class MetricsLogger(Hook):
             trainer.clock()
             took = trainer.seconds - self.mark[1]
             trainer.say(f"{trainer.name}: the first step, compilation included, took {took:.0f} s")
-        if trainer.step % trainer.log_every == 0 or trainer.step in (1, trainer.total_steps):
+        if trainer.step % trainer.settings.log_every == 0 or trainer.step in (1, trainer.total_steps):
             self._line(trainer)
 
     def _line(self, trainer) -> None:
