@@ -45,6 +45,7 @@ class Trainer:
     ):
         self.method, self.data, self.optimizer, self.hooks = method, data, optimizer, hooks
         self.device, self.folder, self.settings = device, folder, settings
+        self.name = folder.name
         self._compute_in(*choose(device, settings.precision))
         self.stop = stop or StopSignal()
         self.parallel = Parallel(method, optimizer, device)
@@ -59,10 +60,6 @@ class Trainer:
         self.losses: list[tuple[int, Tensor]] = []  # (step, loss []), not yet looked at
         self.started = time.perf_counter()
         self.console = Console()
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
     @property
     def epoch(self) -> float:
@@ -130,8 +127,9 @@ class Trainer:
         step = steps[finite.index(False)]
         images = self.data.indices(step)
         good = [p for p in self.folder.checkpoints() if p <= self.folder.checkpoint(step)]
+        epoch = step / self.data.steps_per_epoch
         raise NonFiniteLoss(
-            f"the loss is not finite at step {step} (epoch {step / self.data.steps_per_epoch:.2f}); "
+            f"the loss is not finite at step {step} (epoch {epoch:.2f}); "
             f"the first of its {len(images)} images: {images[:8].tolist()}; "
             f"last good checkpoint: {good[-1] if good else 'none yet'}"
         )
@@ -191,9 +189,7 @@ class Trainer:
 
     @contextmanager
     def paused(self, memory: bool = True) -> Iterator[None]:
-        """Time spent inside does not count as training, nor does memory, unless that is too slow:
-        to tell it apart, what is free must go back to the system first.
-        """
+        """Time spent inside does not count, nor does memory if asked: that takes longer to tell."""
         self.clock()
         with self.peak_memory.excluded() if memory else nullcontext():
             yield
