@@ -27,7 +27,7 @@ class Encoder(nn.Module):
 
 
 def predictor_for(encoder: Encoder, predictor: Part[HEADS]) -> nn.Module:
-    """What predicts embeddings from embeddings, [N, D] -> [N, D], its BatchNorms split as a head's."""
+    """Predicts embeddings from embeddings, [N, D] -> [N, D]; BatchNorms are split as a head's."""
     built = predictor(in_features=encoder.out_features)
     if getattr(built, "out_features", encoder.out_features) != encoder.out_features:
         problem = f"{built.out_features} outputs, of a head {encoder.out_features} wide"

@@ -105,11 +105,13 @@ def merge_outputs(outputs: list[tuple[float, dict[str, Tensor]]]) -> dict[str, T
     Scalars are averaged by share, rows concatenated in order.
     """
     if len(outputs) == 1:
-        return {name: value.detach() for name, value in outputs[0][1].items()}
+        of_all = outputs[0][1].items()
+        return {name: value.detach() if value.requires_grad else value for name, value in of_all}
     merged = {}
     for name, first in outputs[0][1].items():
-        values = [out[name].detach() for _, out in outputs]
-        shares = [share for share, _ in outputs]
-        scalar = sum(share * v for share, v in zip(shares, values)) 
-        merged[name] = torch.cat(values) if first.dim() else scalar
+        values = [(share, out[name].detach()) for share, out in outputs]
+        if first.dim():
+            merged[name] = torch.cat([value for _, value in values])
+        else:
+            merged[name] = sum(share * value for share, value in values)
     return merged

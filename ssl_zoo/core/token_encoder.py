@@ -31,9 +31,9 @@ class TokenEncoder(Encoder):
     def features(
         self, images: Tensor, patches: Tensor, masked: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Features [N, F] of classes and [N, M, F] of `patches`, numbers [N, M], some hidden.
+        """Class features [N, F] and [N, M, F] of `patches`, [N, M] int64, numbers of the L patches.
 
-        Images are [N, C, H, W], in L patches; `masked`, [N, M] bool, says which patches are hidden.
+        `masked`, [N, M] bool, says which of them are hidden.
         """
         if masked is not None:
             h, w = self.grid(images)

@@ -6,6 +6,8 @@ from torch import Tensor
 def swapped_prediction(codes: list[Tensor], log_p: list[Tensor]) -> Tensor:
     """L = 1/S sum_s 1/(V-1) sum_{v != s} -sum_k q_s^k log p_v^k, the mean over images, [].
 
+    Codes are `sinkhorn_knopp(z_s @ C.T)`, and log p_v = log_softmax(z_v @ C.T / T).
+
     Args:
         codes: q of the S views that are assigned, the first of the V, S x [N, K], no gradient.
         log_p: of all V views, V x [N, K].
