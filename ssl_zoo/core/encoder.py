@@ -30,8 +30,9 @@ def predictor_for(encoder: Encoder, predictor: Part[HEADS]) -> nn.Module:
     """Predicts embeddings from embeddings, [N, D] -> [N, D]; BatchNorms are split as a head's."""
     built = predictor(in_features=encoder.out_features)
     if getattr(built, "out_features", encoder.out_features) != encoder.out_features:
-        problem = f"{built.out_features} outputs, of a head {encoder.out_features} wide"
-        raise ConfigError("method.predictor.out_features", problem, expected="as many")
+        key, problem = "method.predictor.out_features", "a predictor is as wide as the head"
+        expected = f"{encoder.out_features}, method.head.out_features"
+        raise ConfigError(key, problem, found=str(built.out_features), expected=expected)
     return split_batchnorm(built, encoder.backbone.bn_groups)
 
 

@@ -127,10 +127,10 @@ class Trainer:
         step = steps[finite.index(False)]
         images = self.data.indices(step)
         good = [p for p in self.folder.checkpoints() if p <= self.folder.checkpoint(step)]
-        epoch = step / self.data.steps_per_epoch
+        shown, epoch = ", ".join(map(str, images[:8].tolist())), step / self.data.steps_per_epoch
         raise NonFiniteLoss(
             f"the loss is not finite at step {step} (epoch {epoch:.2f}); "
-            f"the first of its {len(images)} images: {images[:8].tolist()}; "
+            f"its {len(images)} images: [{shown}{', ...' if len(images) > 8 else ''}]; "
             f"last good checkpoint: {good[-1] if good else 'none yet'}"
         )
 
