@@ -13,35 +13,23 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "writes table.md, table.csv, figure.png and report.html. Finished runs are kept, "
         "interrupted ones go on, a failing one does not stop the rest.",
     )
-    parser.add_argument(
-        "grid", type=Path, metavar="GRID", help="a grid file, configs/ablation/*.yaml"
-    )
+    parser.add_argument("grid", type=Path, metavar="GRID", help="configs/ablation/*.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every arm")
     parser.add_argument("--base", type=Path, help="another base config than the grid's")
     parser.add_argument("--out", type=Path, help="study folder [runs/ablation/<grid's name>]")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms only")
-    parser.add_argument(
-        "--jobs",
-        default="auto",
-        type=lambda text: text if text == "auto" else int(text),
-        metavar="N",
-        help="runs side by side; auto: as a short measurement says, or one a GPU [auto]",
-    )
-    parser.add_argument(
-        "--report-only", action="store_true", help="report on what is there; run nothing"
-    )
+    side_by_side = "runs side by side; auto: as a short measurement says, or one a GPU [auto]"
+    parser.add_argument("--jobs", default="auto", type=_jobs, metavar="N", help=side_by_side)
+    parser.add_argument("--report-only", action="store_true", help="of what is there; run nothing")
     parser.set_defaults(command=ablate)
+
+
+def _jobs(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def ablate(arguments: argparse.Namespace) -> int:
     from ssl_zoo.study.launch import run_study
 
-    return run_study(
-        arguments.grid,
-        out=arguments.out,
-        overrides=arguments.overrides,
-        only=arguments.only,
-        report_only=arguments.report_only,
-        base=arguments.base,
-        jobs=arguments.jobs,
-    )
+    names = ("out", "overrides", "only", "report_only", "base", "jobs")
+    return run_study(arguments.grid, **{name: getattr(arguments, name) for name in names})

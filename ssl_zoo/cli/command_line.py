@@ -25,9 +25,7 @@ class Parser(argparse.ArgumentParser):
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG and its overrides."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="dotted keys, YAML values"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys are dotted")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,15 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
-    """The arguments of one command; `command` is the function that runs it.
-
-    Raises:
-        SystemExit: unknown arguments, or help was asked for.
-    """
-    parser = Parser(
-        prog="ssl-zoo",
-        description="Self-supervised learning from registered parts that YAML assembles.",
-    )
+    """The arguments of one command; `command` is the function that runs it."""
+    about = "Self-supervised learning from registered parts that YAML assembles."
+    parser = Parser(prog="ssl-zoo", description=about)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = Parser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where an error came from")

@@ -9,15 +9,11 @@ from ssl_zoo.cli.command_line import add_config
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
     parser = commands.add_parser(name, help=summary, description=summary + ".")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    get = actions.add_parser(
-        "get", parents=[common], help="obtain a data set, saying where it is looked for"
-    )
+    get = actions.add_parser("get", parents=[common], help="a data set; says where it looks for it")
     get.add_argument("name", metavar="NAME", help="fashion_mnist, cifar10, cifar100 or stl10")
     get.add_argument("--root", type=Path, help="folder [$SSL_ZOO_DATA, or ./data]")
     get.set_defaults(command=get_data)
-    show = actions.add_parser(
-        "show", parents=[common], help="write a PNG: images and the views a config makes of them"
-    )
+    show = actions.add_parser("show", parents=[common], help="a PNG of images and a config's views")
     add_config(show)
     show.add_argument("--out", type=Path, default=Path("views.png"), help="file [views.png]")
     show.add_argument("--samples", type=int, default=8, help="rows [8]")
@@ -28,8 +24,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         help="decode a folder set once, into files that are memory-mapped",
         description="Writes train.pack and test.pack: the images of the config's data.dataset, "
         "decoded, the shorter side at most --size pixels. Train on them with "
-        "data.dataset='{type: Packed, path: FOLDER}'. An interrupted pack leaves nothing behind; "
-        "a finished one is kept.",
+        "data.dataset='{type: Packed, path: FOLDER}'. A finished pack is kept.",
     )
     add_config(pack)
     pack.add_argument("--out", type=Path, required=True, metavar="FOLDER")
@@ -52,8 +47,7 @@ def show_views(arguments: argparse.Namespace) -> int:
     if arguments.samples < 1:
         raise ValueError(f"--samples {arguments.samples}: expected at least 1")
     sections = _sections(arguments)
-    needed = views_needed(sections["method"])
-    data = sections["data"](seed=sections["seed"], views_needed=needed)
+    data = sections["data"](seed=sections["seed"], views_needed=views_needed(sections["method"]))
     view_grid(data, arguments.out, arguments.samples)
     print(arguments.out)
     return 0
@@ -66,10 +60,7 @@ def pack_folder(arguments: argparse.Namespace) -> int:
 
     dataset = _sections(arguments)["data"].kwargs["dataset"]
     if not (isinstance(dataset.target, type) and issubclass(dataset.target, ImageFolder)):
-        raise ValueError(
-            f"data.dataset is {dataset.type}: only folders of images can be packed "
-            "(ImageFolder, ImageNet)"
-        )
+        raise ValueError(f"data.dataset is {dataset.type}: only folders of images can be packed")
     for split in arguments.splits:
         path = arguments.out / f"{split}.pack"
         packed.pack(dataset(split=split), path, arguments.size, workers=cores())

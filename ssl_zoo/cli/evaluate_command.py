@@ -23,10 +23,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument("name", metavar="NAME", help="or all")
     parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="or a config")
     parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="keys of the evaluation's block; for all: NAME.key=value",
+        "overrides", nargs="*", metavar="key=value", help="of its block; for all: NAME.key=value"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument("--out", type=Path, metavar="FILE", help="results as JSON; rows beside it")
@@ -62,6 +59,4 @@ def _print(name: str, result: dict, outcome, source: dict) -> None:
     metrics = "  ".join(f"{n} {v:.2f}{result['unit']}" for n, v in result["metrics"].items())
     print(f"{name}: {metrics}  ({source['path']}, step {source['step']})")
     said = ", ".join(f"{n} {v}" for n, v in result["protocol"].items())
-    print(f"protocol {result['hash']}: {said}")
-    for line in outcome.remarks:
-        print(line)
+    print(f"protocol {result['hash']}: {said}", *outcome.remarks, sep="\n")

@@ -14,10 +14,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 
 def list_parts(arguments: argparse.Namespace) -> int:
-    from ssl_zoo import (
-        config,
-        experiment,  # noqa: F401  (registers everything)
-    )
+    from ssl_zoo import config, experiment  # noqa: F401  (registers everything)
 
     for kind in [arguments.kind] if arguments.kind else KINDS:
         registry = getattr(config, kind.upper())

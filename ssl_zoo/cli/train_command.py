@@ -2,6 +2,7 @@
 
 import argparse
 import traceback
+from functools import partial
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import add_config
@@ -25,16 +26,11 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     )
     add_config(parser)
     parser.add_argument("--out", type=Path, help="run folder [runs/<config's name>/seed<seed>]")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint, if any"
-    )
+    parser.add_argument("--resume", action="store_true", help="from the newest checkpoint, if any")
     parser.add_argument("--check", action="store_true", help="only check the config; reads no data")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument(
-        "--no-baselines",
-        action="store_true",
-        help="do not measure what the evaluations compare with (raw pixels, untrained weights)",
-    )
+    skipped = "do not measure what evaluations compare with (raw pixels, untrained weights)"
+    parser.add_argument("--no-baselines", action="store_true", help=skipped)
     parser.set_defaults(command=train)
 
 
@@ -54,9 +50,8 @@ def train(arguments: argparse.Namespace) -> int:
     # One rank looks and writes; all ranks act on what it saw.
     distributed.attempt(folder.lock.acquire)
     try:
-        remark = distributed.attempt(
-            lambda: open_folder(folder, resolved, arguments.resume, device)
-        )
+        ready = partial(open_folder, folder, resolved, arguments.resume, device)
+        remark = distributed.attempt(ready)
         if remark is not None:
             _fit(cfg, device, folder, not arguments.no_baselines, remark)
     finally:

@@ -14,7 +14,7 @@ from ssl_zoo.config.constraints import (
     UnitInterval,
     constrained,
 )
-from ssl_zoo.config.errors import ConfigError, closest, join
+from ssl_zoo.config.errors import ConfigError, closest, join, not_among
 from ssl_zoo.config.part import Part, bind, signature
 from ssl_zoo.config.registry import (
     BACKBONES,

@@ -2,8 +2,7 @@
 
     def __init__(self, *, size: PositiveInt = 65536, momentum: Scheduled[UnitInterval] = 0.999)
 
-`convert` checks them in a config before anything is built, and `constrained`, which a registry puts
-around every constructor, checks them in Python.
+`convert` checks them in YAML; `constrained`, around every registered constructor, in Python.
 """
 
 import functools
@@ -15,13 +14,15 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 from ssl_zoo.config.errors import ConfigError
 
+INFINITY = float("inf")
+
 
 @dataclass(frozen=True)
 class Range:
     """Numbers from `low` to `high`; a bound that is `open` is not itself allowed."""
 
-    low: float = float("-inf")
-    high: float = float("inf")
+    low: float
+    high: float = INFINITY
     open_low: bool = False
     open_high: bool = False
 
@@ -30,7 +31,7 @@ class Range:
         return above and (value < self.high if self.open_high else value <= self.high)
 
     def __str__(self) -> str:
-        if self.high == float("inf"):
+        if self.high == INFINITY:
             text = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
             return text + (" and finite" if self.open_high else "")
         if self.open_low or self.open_high:
@@ -39,13 +40,12 @@ class Range:
         return f"from {self.low:g} to {self.high:g}"
 
     def problem(self, value: float) -> str:
-        below = value < self.low or (self.open_low and value == self.low)
-        if self.high != float("inf"):
+        if self.high != INFINITY:
             return "out of range"
+        below = value < self.low or (self.open_low and value == self.low)
         return "too small" if below else "not finite"
 
 
-INFINITY = float("inf")
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
 AtLeastTwo = Annotated[int, Range(2)]
@@ -89,14 +89,15 @@ def check_value(hint: Any, value: Any, key: str) -> None:
     """Raises ConfigError where a number lies outside the ranges of its annotation."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
         for limits in hint.__metadata__:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            problem = ""
             if isinstance(limits, Range) and number and value not in limits:
-                raise ConfigError(
-                    key, limits.problem(value), found=repr(value), expected=str(limits)
-                )
-            if limits == ASCENDING and value[0] > value[1]:
-                raise ConfigError(key, "not [low, high]", found=str(value), expected=ASCENDING)
+                problem = limits.problem(value)
+            elif limits == ASCENDING and value[0] > value[1]:
+                problem = "not [low, high]"
+            if problem:
+                raise ConfigError(key, problem, found=repr(value), expected=str(limits))
         check_value(args[0], value, key)
     elif origin in (Union, types.UnionType):
         for option in args:
@@ -118,11 +119,7 @@ def of_yaml(target: Callable) -> dict[str, inspect.Parameter]:
 
 
 def check_arguments(target: Callable, arguments: Mapping[str, Any]) -> None:
-    """Annotations first, then the target's own `validate`, which is given every argument.
-
-    Raises:
-        ConfigError: by the argument's name.
-    """
+    """Annotations first, then the target's own `validate`, which is given every argument."""
     hints = type_hints(target)
     for name, value in arguments.items():
         check_value(hints.get(name, Any), value, name)

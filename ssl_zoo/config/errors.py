@@ -5,14 +5,9 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """What a user got wrong, where, and what was expected.
+    """A problem, in one sentence, with the dotted `key`, `method.memory.size`.
 
-    Args:
-        key: dotted path of the offending key, `method.memory.size`.
-        problem: one sentence.
-        found, expected: what was there, what should have been.
-        nearest: the closest valid name, if there is one.
-        where: `file:line`, filled in by `Config` when it knows.
+    `nearest` is the closest valid name; `where`, `file:line`, is filled in by `Config`.
     """
 
     def __init__(self, key: str, problem: str, *, found="", expected="", nearest="", where=""):
@@ -24,6 +19,15 @@ class ConfigError(ValueError):
         first = ": ".join(part for part in (self.where, self.key, self.problem) if part)
         details = [("found", self.found), ("expected", self.expected), ("nearest", self.nearest)]
         return "\n".join([first, *(f"  {name + ':':<10}{text}" for name, text in details if text)])
+
+
+def not_among(key: str, problem: str, name: object, choices: Iterable) -> ConfigError:
+    """The error about a name that is none of the choices."""
+    names = list(map(str, choices))
+    expected = f"one of {', '.join(names)}" if names else "none at all"
+    return ConfigError(
+        key, problem, found=repr(name), expected=expected, nearest=closest(str(name), names)
+    )
 
 
 def closest(name: str, candidates: Iterable) -> str:

@@ -1,6 +1,4 @@
-"""The strict step from a YAML block to a constructor call.
-
-A YAML block is a constructor call, under one rule about signatures:
+"""A YAML block is a constructor call, under one rule about signatures:
 
     def __init__(self, encoder, num_samples, *, size: PositiveInt = 65536)
 
@@ -25,7 +23,7 @@ from ssl_zoo.config.constraints import (
     of_yaml,
     type_hints,
 )
-from ssl_zoo.config.errors import ConfigError, closest, describe, join
+from ssl_zoo.config.errors import ConfigError, describe, join, not_among
 from ssl_zoo.config.registry import Registry
 
 # A key that begins so is whole already: a method objects to its backbone, or to its data.
@@ -50,10 +48,7 @@ class Block(NamedTuple):
 
 
 class Part:
-    """A constructor with its YAML arguments, not yet called.
-
-    The owner of a part calls it with what only the owner knows, and each constructor takes what
-    it names before its `*`:
+    """A constructor with its YAML arguments, not yet called; its owner calls it with the rest:
 
         head = Part(MLP, out_features=128)
         head(in_features=512)          # -> MLP(in_features=512, out_features=128)
@@ -101,15 +96,10 @@ class Part:
 
     def arguments(self) -> dict[str, Any]:
         """All YAML arguments, defaults included."""
-        yaml = of_yaml(self.target).items()
-        return {name: self.kwargs.get(name, parameter.default) for name, parameter in yaml}
+        return {n: self.kwargs.get(n, p.default) for n, p in of_yaml(self.target).items()}
 
     def spelled_out(self, machine: bool = True) -> dict[str, Any]:
-        """The block as plain YAML with every default written down.
-
-        Args:
-            machine: with the keys that say where and how, and not what, is computed.
-        """
+        """The block as plain YAML with every default; `machine`: with keys marked `OfMachine`."""
         left_out = () if machine else marked(self.target, MACHINE)
         block = {"type": self.type} if self.type else {}
         for name, value in self.arguments().items():
@@ -137,17 +127,13 @@ def signature(target: Callable) -> tuple[list[str], dict[str, inspect.Parameter]
 
 
 def bind(kind: Registry | Callable, block: Any, key: str = "", beside: Callable | None = None):
-    """Checks a YAML block against a constructor and returns the call as a `Part`.
+    """The call that a YAML block makes, as a `Part`; ConfigError where it does not check.
 
     Args:
         kind: a Registry (the block names its `type`), or the constructor itself.
         block: plain YAML: dicts, lists, numbers, strings, None.
         key: dotted path of the block, for error messages.
         beside: a second constructor, which takes its own keys off the block.
-
-    Raises:
-        ConfigError: unknown or missing key, unknown type, value of the wrong type or out of range,
-            or what the target's own `validate(**arguments)` objects to.
     """
     if not isinstance(block, Mapping):
         raise ConfigError(key, "not a block", found=describe(block), expected="a mapping of keys")
@@ -191,15 +177,11 @@ def _call(target: Callable, arguments: Mapping, key: str, others: Mapping) -> Pa
     for name, value in arguments.items():
         if name not in parameters:
             handed = f" ('{name}' is handed over by the code)" if name in offered else ""
-            valid = [*parameters, *others]
-            renamed = RENAMED.get(f"{target_name}.{name}") or RENAMED.get(name)
-            raise ConfigError(
-                join(key, name),
-                f"unknown key of {target_name}{handed}",
-                found=repr(name) + (f", now {renamed}" if renamed else ""),
-                expected=f"one of {', '.join(valid)}" if valid else "no keys at all",
-                nearest=closest(name, valid),
-            )
+            problem = f"unknown key of {target_name}{handed}"
+            error = not_among(join(key, name), problem, name, [*parameters, *others])
+            if renamed := RENAMED.get(f"{target_name}.{name}") or RENAMED.get(name):
+                error.found += f", now {renamed}"
+            raise error
         kwargs[name] = convert(hints.get(name, Any), value, join(key, name))
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in kwargs:
@@ -216,11 +198,7 @@ def _call(target: Callable, arguments: Mapping, key: str, others: Mapping) -> Pa
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:
-    """A YAML value as the type a parameter asks for: list to tuple, int to float, block to Part.
-
-    Raises:
-        ConfigError: the value is of another type, or out of range.
-    """
+    """A YAML value as what a parameter asks for: list to tuple, int to float, block to Part."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any or hint is object:
         return value
@@ -247,13 +225,7 @@ def convert(hint: Any, value: Any, key: str) -> Any:
     elif origin is Literal:
         if value in args:
             return value
-        raise ConfigError(
-            key,
-            "not one of the choices",
-            found=describe(value),
-            expected=f"one of {', '.join(map(str, args))}",
-            nearest=closest(value, args),
-        )
+        raise not_among(key, "not one of the choices", value, args)
     elif origin is dict and isinstance(value, Mapping):
         # A null entry takes an inherited one away.
         return {n: convert(args[1], v, join(key, n)) for n, v in value.items() if v is not None}
@@ -278,7 +250,7 @@ def spell(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated and args[0] is Part:
         kind = args[1].kind
-        return f"a {kind.name} block" if isinstance(kind, Registry) else f"a {kind.__name__} block"
+        return f"a {kind.name if isinstance(kind, Registry) else kind.__name__} block"
     if origin is Annotated:
         limits = [str(mark) for mark in args[1:] if isinstance(mark, Range)]
         return ", ".join([spell(args[0]), *limits])

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from mmengine.registry import Registry as _MMEngineRegistry
 
 from ssl_zoo.config.constraints import constrained
-from ssl_zoo.config.errors import ConfigError, closest
+from ssl_zoo.config.errors import not_among
 
 
 class Registry(_MMEngineRegistry):
-    """mmengine's Registry, restricted to registered names.
+    """mmengine's Registry, of registered names alone; constructors check their arguments.
 
-    mmengine resolves any dotted path (`type: os.system`) and imports modules that a config names;
-    here a name is either in the registry or an error. Registered constructors check their
-    arguments, see `constraints`.
+    mmengine resolves any dotted path (`type: os.system`) and imports modules that a config names.
     """
 
     def register_module(self, name=None, force: bool = False, module=None):
@@ -29,13 +27,8 @@ class Registry(_MMEngineRegistry):
 
     def get(self, name: str) -> Callable:
         if not isinstance(name, str) or name not in self.module_dict:
-            raise ConfigError(
-                "type",
-                f"no {self.name} of this name",
-                found=repr(name),
-                expected=f"one of {', '.join(sorted(self.module_dict))}",
-                nearest=closest(name, self.module_dict),
-            )
+            problem = f"no {self.name} of this name"
+            raise not_among("type", problem, name, sorted(self.module_dict))
         return self.module_dict[name]
 
     def summary(self) -> list[tuple[str, str, str]]:

@@ -1,8 +1,4 @@
-"""YAML in, `_base_` inheritance, overrides, YAML out.
-
-Plain data only: a config runs no code. Every key remembers the file and line it came from, so
-that an error can point there. What a key means is `registry.bind`'s business.
-"""
+"""YAML in, `_base_` inheritance, overrides, YAML out: plain data only, a config runs no code."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,14 +69,12 @@ class Config:
 def load(path: str | Path, overrides: Iterable[str | tuple[str, Any]] = ()) -> Config:
     """Reads a YAML file, its bases, then the overrides.
 
-    Args:
-        path: the file. Its `_base_` (a path or a list of paths, relative to the file) is read
-            first; mappings are merged, and anything else is replaced. A block whose `type`
-            changes starts afresh, so that a swapped part inherits no key of the old one.
-        overrides: `"method.memory.size=4096"` or `("method.memory", {"type": "EndToEnd"})`.
+    `_base_` (a path or a list of paths, relative to the file) is read first; mappings are merged,
+    and anything else is replaced. A block whose `type` changes starts afresh, so that a swapped
+    part inherits no key of the old one.
 
-    Raises:
-        ConfigError: missing file, cyclic base, bad YAML, duplicate or non-string key.
+    Args:
+        overrides: `"method.memory.size=4096"` or `("method.memory", {"type": "EndToEnd"})`.
     """
     config = _load(Path(path), ())
     override(config, overrides)
@@ -93,8 +87,7 @@ def override(config: Config, overrides: Iterable[str | tuple[str, Any]], prefix:
         if isinstance(setting, str):
             dotted, equals, text = setting.partition("=")
             if not equals:
-                wanted = {"found": repr(setting), "expected": "key=value"}
-                raise ConfigError(setting, "not an override", **wanted)
+                raise ConfigError(setting, "not an override", expected="key=value")
             where = f"override {setting!r}"
             value = _read(text, where, {}, dotted)
         else:
@@ -104,18 +97,12 @@ def override(config: Config, overrides: Iterable[str | tuple[str, Any]], prefix:
 
 
 def loads(text: str, name: str) -> Config:
-    """Reads YAML text without bases; `name` stands for the file in errors.
-
-    Raises:
-        ConfigError: bad YAML, duplicate or non-string key.
-    """
+    """Reads YAML text without bases; `name` stands for the file in errors."""
     origins: dict[str, str] = {}
     data = _read(text, name, origins)
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        details = {"found": type(data).__name__, "expected": "a mapping of keys"}
-        raise ConfigError("", "not a config", **details, where=name)
-    return Config(data, origins)
+    if not isinstance(data, dict | None):
+        raise ConfigError("", "not a config", expected="a mapping of keys", where=name)
+    return Config(data or {}, origins)
 
 
 def _read(text: str, file: str, origins: dict[str, str], key: str = "") -> Any:
@@ -125,8 +112,7 @@ def _read(text: str, file: str, origins: dict[str, str], key: str = "") -> Any:
     except yaml.YAMLError as error:
         mark = None if file.startswith("override") else getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else file
-        problem = f"not YAML: {' '.join(str(error).split())}"
-        raise ConfigError(key, problem, where=where) from error
+        raise ConfigError(key, f"not YAML: {' '.join(str(error).split())}", where=where) from error
     except RecursionError as error:
         raise ConfigError(key, "nested too deep", where=file) from error
 
@@ -153,28 +139,20 @@ def differences(old: Mapping, new: Mapping, key: str = "") -> list[str]:
 
 
 def _load(path: Path, opened: tuple[Path, ...]) -> Config:
-    path = path.resolve() if opened else path
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         close = closest(path.name, siblings)
-        raise ConfigError(
-            "_base_" if opened else "",
-            "no such file",
-            found=str(path),
-            expected="a YAML file",
-            nearest=str(path.parent / close) if close else "",
-            where=str(opened[-1]) if opened else "",
-        )
+        nearest = str(path.parent / close) if close else ""
+        key, where = ("_base_", str(opened[-1])) if opened else ("", "")
+        raise ConfigError(key, "no such file", found=str(path), nearest=nearest, where=where)
     if path.resolve() in opened:
         chain = " -> ".join(p.name for p in (*opened, path))
         raise ConfigError("_base_", "cyclic bases", found=chain, where=str(opened[-1]))
     opened = (*opened, path.resolve())
-
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        details = {"found": str(error), "expected": "YAML in UTF-8", "where": str(path)}
-        raise ConfigError("", "not text", **details) from error
+        raise ConfigError("", f"not text in UTF-8: {error}", where=str(path)) from error
     read = loads(text, str(path))
     bases = read.data.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -182,7 +160,7 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
         where = read.origins["_base_"]
         raise ConfigError("_base_", "not a path or a list of paths", found=repr(bases), where=where)
     merged = Config({})
-    for config in (*(_load(path.parent / base, opened) for base in bases), read):
+    for config in (*(_load((path.parent / base).resolve(), opened) for base in bases), read):
         merged = Config(_merge(merged.data, config.data), merged.origins | config.origins)
     return merged
 
@@ -217,10 +195,7 @@ class _Reader:
             name = self.loader.construct_object(name_node)
             below = join(key, name)
             if not isinstance(name, str):
-                wanted = "a name; put quotes around it"
-                raise ConfigError(
-                    below, "not a string", found=f"key {name!r}", expected=wanted, where=where
-                )
+                raise ConfigError(below, "not a string; put quotes around it", where=where)
             if name in values:
                 raise ConfigError(below, "duplicate key", found=f"{name!r} twice", where=where)
             self.origins[below] = where
@@ -234,10 +209,7 @@ def _merge(base: Any, new: Any) -> Any:
         return deepcopy(new)
     if "type" in new and "type" in base and new["type"] != base["type"]:
         return deepcopy(dict(new))
-    merged = dict(base)
-    for name, value in new.items():
-        merged[name] = _merge(base.get(name), value)
-    return merged
+    return {**base, **{name: _merge(base.get(name), value) for name, value in new.items()}}
 
 
 def _override(config: Config, dotted: str, value: Any, where: str) -> None:
@@ -253,8 +225,7 @@ def _override(config: Config, dotted: str, value: Any, where: str) -> None:
         if block.get(name) is None:
             block[name] = {}
         elif not isinstance(block[name], dict):
-            problem = f"'{path}' is a value and holds no keys"
-            raise ConfigError(dotted, problem, found=repr(block[name]), where=where)
+            raise ConfigError(dotted, f"'{path}' is a value and holds no keys", where=where)
         block = block[name]
     config.origins[path] = where
     if name == "type" and block.get("type") not in (None, value):

@@ -27,11 +27,7 @@ class Encoder(nn.Module):
 
 
 def predictor_for(encoder: Encoder, predictor: Part[HEADS]) -> nn.Module:
-    """What predicts embeddings from embeddings, [N, D] -> [N, D], its BatchNorms split as a head's.
-
-    Raises:
-        ConfigError: its outputs are not as wide as the embeddings.
-    """
+    """Predicts embeddings from embeddings, [N, D] -> [N, D]; BatchNorms are split as a head's."""
     built = predictor(in_features=encoder.out_features)
     if getattr(built, "out_features", encoder.out_features) != encoder.out_features:
         key, problem = "method.predictor.out_features", "a predictor is as wide as the head"
@@ -63,12 +59,10 @@ def encode_views(encoder: Encoder, views: list[Tensor]) -> list[Tensor]:
 
 
 class MomentumEncoder(nn.Module):
-    """A copy of an encoder that follows it slowly, and never by gradient.
+    """A copy of an encoder that follows it slowly: a key encoder, a target network, a teacher.
 
-    Key encoder, target network and teacher are this. It starts equal to the encoder, head
-    included. BatchNorm runs on batch statistics; its running statistics are its own. Neither drop
-    path nor dropout drops anything. What needs more than its outputs (tokens, a map) calls
-    `encoder` under `no_grad`.
+    BatchNorm runs on batch statistics; its running statistics are its own. Neither drop path nor
+    dropout drops anything. Who needs more than outputs calls `encoder` under `no_grad`.
     """
 
     def __init__(self, encoder: nn.Module):

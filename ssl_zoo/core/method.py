@@ -15,9 +15,8 @@ Family = Literal[
 
 
 class Method(nn.Module):
-    """A pretext task: the trainer's whole knowledge of a method.
+    """A pretext task. `forward` computes, `after_step` mutates; `encoder.backbone` is evaluated.
 
-    `forward` computes, `after_step` mutates. `encoder.backbone` is what is kept and evaluated.
     A constructor takes `backbone` (images -> features), what it names of `num_samples` (size of the
     training set), `labels` ([num_samples] int64, -1 where unknown) and `num_classes`, and after a
     `*` the keys of its YAML block.
@@ -60,15 +59,13 @@ class Method(nn.Module):
         """Called once a step between the gradients and the optimizer: to freeze a layer, say."""
 
     def before_epoch(self, images: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Called before an epoch's first step; for methods that look at the whole training set.
-
-        `images` reads this rank's share without augmentation: (images [n, C, H, W], positions [n]).
+        """Called before an epoch's first step, with this rank's share of the training set,
+        without augmentation: (images [n, C, H, W], positions [n]).
         """
 
     def random_key(self, purpose: str, index: Tensor) -> Tensor:
-        """A key for each sample at this step, [N] int64, to be given to `rng.uniform` and others.
-
-        It depends on the sample and not on its place in a batch or on a rank.
+        """A key for `rng.uniform` and others, [N] int64, of each sample at this step, wherever in
+        a batch and on whichever rank it is.
         """
         return rng.hashed(self.seed, self.steps, purpose, index)
 

@@ -15,11 +15,7 @@ class Observer:
         """Every step, after the method's own; must be cheap."""
 
     def scalars(self, method: Method, labels: Tensor | None) -> dict[str, float]:
-        """Asked when a line is logged, on rank 0.
-
-        Args:
-            labels: [num_samples] int64, labels of the training set if it has any.
-        """
+        """Asked when a line is logged, on rank 0; labels [num_samples] of the training set."""
         return {}
 
     def warning(self, scalars: dict[str, float]) -> str:

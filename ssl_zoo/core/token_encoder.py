@@ -10,14 +10,9 @@ from ssl_zoo.ops.masking import take
 
 
 class TokenEncoder(Encoder):
-    """A ViT with a head for its class token and one for its patches, which may be masked.
+    """A ViT with a head for its class token and one for its patches, or one for both.
 
     Called with images alone it is an encoder like others: the class token's scores [N, K].
-
-    Args:
-        backbone: a ViT.
-        head: class token -> scores.
-        patch_head: patch token -> scores; None: `head` serves both.
     """
 
     def __init__(self, backbone: nn.Module, head: Part[HEADS], patch_head: Part[HEADS] | None):
@@ -36,12 +31,9 @@ class TokenEncoder(Encoder):
     def features(
         self, images: Tensor, patches: Tensor, masked: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Class features [N, F] and those of M patches [N, M, F].
+        """Class features [N, F] and [N, M, F] of `patches`, [N, M] int64, numbers of the L patches.
 
-        Args:
-            images: [N, C, H, W], in L patches.
-            patches: [N, M] int64, numbers of the patches asked for.
-            masked: [N, M] bool, which of them are hidden.
+        `masked`, [N, M] bool, says which of them are hidden.
         """
         if masked is not None:
             h, w = self.grid(images)

@@ -26,17 +26,14 @@ def write(state: dict[str, Any], path: Path) -> None:
 def read(path: Path) -> dict[str, Any]:
     """Loads a checkpoint onto the CPU; tensors and plain values only, no code runs.
 
-    Raises:
-        ValueError: not a checkpoint of ours, of another format, or not whole.
+    Raises ValueError for a file that is not whole, not ours, or of another format.
     """
     with path.open("rb") as file:  # that it is missing or forbidden is said as it is
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # each of torch's readers has its own
-            raise ValueError(
-                f"{path}: not a checkpoint, or not a whole one; expected a file step_*.pt of a "
-                "run. Without it --resume goes on from the one before."
-            ) from error
+            hint = "without it --resume goes on from the one before"
+            raise ValueError(f"{path}: not a checkpoint, or not a whole one; {hint}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path}: not an ssl_zoo checkpoint of format {FORMAT}; found {found!r}")

@@ -37,9 +37,8 @@ def SGD(
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Makes the momentum buffers that are not there, zeros.
 
-    Else torch's fused SGD (2.15) makes them at the first step, and leaves them unwritten if fp16's
-    scaler finds an overflow there, as it often does. It fails if only some are there, as after
-    loading the state of a run on a CPU in which a layer is still frozen.
+    Else torch's fused SGD (2.15) leaves them unwritten if fp16's scaler finds an overflow at the
+    first step, and fails if only some are there (a CPU's run in which a layer is still frozen).
     """
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         if optimizer.state[p].get("momentum_buffer") is None:

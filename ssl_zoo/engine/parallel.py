@@ -22,11 +22,7 @@ _SYNC_BUFFERS = next(
 
 
 class Parallel:
-    """Calls the method, under DDP where there are several processes.
-
-    Its state is what training has made: weights, memories, the optimizer's moments, and for each
-    rank what differs between ranks, random states and BatchNorm statistics.
-    """
+    """Calls the method, under DDP where there are several processes."""
 
     def __init__(self, method: Method, optimizer: torch.optim.Optimizer, device: torch.device):
         self.method, self.optimizer, self.device = method, optimizer, device
@@ -42,7 +38,7 @@ class Parallel:
         return nullcontext() if last or self.model is self.method else self.model.no_sync()
 
     def state_dict(self) -> dict[str, Any]:
-        """Gathered from all ranks, which all call it."""
+        """What training has made, gathered from all ranks, which all call it."""
         batchnorm = {
             f"{name}.{buffer}": value.cpu()
             for name, child in self.method.named_modules()
@@ -57,13 +53,9 @@ class Parallel:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Where a state was taken; returns what a person should know about it, or ''.
+        """Goes where a state was taken; returns what a person should know about it, or ''.
 
-        On another number of processes rank 0's random state and BatchNorm statistics go to all;
-        bitwise is only promised on the same number.
-
-        Raises:
-            ValueError: weights of another config.
+        On another number of processes rank 0's random state and BatchNorm statistics go to all.
         """
         load_weights(self.method, state["method"])
         load_optimizer(self.optimizer, state["optimizer"])
@@ -85,11 +77,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """All of a module's weights.
-
-    Raises:
-        ValueError: a weight is missing, one too many, or of another shape.
-    """
+    """All of a module's weights; ValueError if one is missing, too many, or of another shape."""
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:

@@ -18,30 +18,21 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def choose(device: torch.device, precision: Precision) -> tuple[str, str]:
-    """The precision to train in, and why: 'auto' is bf16 where the hardware multiplies in it.
-
-    Elsewhere bf16 would be emulated and slow.
-
-    Raises:
-        ConfigError: the device lacks it.
-    """
+    """The precision to train in, and why: 'auto' is bf16 where the hardware multiplies in it."""
     if precision == "auto":
         unit = bf16_unit(device)
         return ("bf16", f"auto: {unit}") if unit else ("fp32", "auto: no bf16 units here")
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision", "fp16 is for GPUs; bf16 runs here")
     if precision == "bf16" and device.type == "cuda" and not bf16_unit(device):
-        name = torch.cuda.get_device_name(device)
-        problem = f"bf16 is beyond this GPU ({name})"
-        raise ConfigError("train.precision", problem, expected="fp16 or fp32")
+        raise ConfigError("train.precision", "bf16 is beyond this GPU", expected="fp16 or fp32")
     return precision, "as configured"
 
 
 def plain_attention(module: nn.Module) -> None:
     """Makes timm's attention two products and a softmax, instead of torch's fused one.
 
-    For bf16 on a CPU: there the fused one's backward pass takes from twice (197 tokens) to 15
-    times (13 tokens) as long in torch 2.15.
+    In bf16 on a CPU the fused one's backward pass takes 2 to 15 times as long (torch 2.15).
     """
     for child in module.modules():
         if hasattr(child, "fused_attn"):

@@ -8,11 +8,7 @@ from ssl_zoo.config import SCHEDULES, NonNegativeFloat, PositiveFloat
 
 @dataclass(kw_only=True)
 class Schedule:
-    """A value over training, from the value that the config gives the parameter.
-
-    Args:
-        warmup_epochs: a linear rise from 0 first.
-    """
+    """A number over training, from the config's; for `warmup_epochs` it first rises from 0."""
 
     warmup_epochs: NonNegativeFloat = 0.0
 

@@ -18,16 +18,14 @@ class TrainSettings:
     """The numbers of a training run.
 
     Args:
-        epochs: length of the run; a fraction counts.
+        epochs: a fraction counts.
         precision: fp32, or autocast to bf16, or to fp16 with loss scaling (GPU only). auto: bf16
-            where the hardware multiplies in it (GPUs since Ampere, CPUs with AMX or
-            AVX512-BF16), else fp32.
-        threads: of torch on a CPU, for each process. Sums in another order are other sums, so
-            they are of the run, and a resume takes as many. auto: as torch finds it.
+            where the hardware multiplies in it (GPUs since Ampere, CPUs with AMX or AVX512-BF16).
+        threads: of torch on a CPU, for each process; sums in another order are other sums, so a
+            resume takes as many. auto: as torch finds it.
         accumulate: micro-batches a step. Memories and momentum encoders see one step.
         clip_grad: largest gradient norm.
-        lr_reference_batch: the batch size that the config's lr is meant for; the lr in use is
-            lr x global batch / reference (arXiv:1706.02677). Null: lr as it is.
+        lr_reference_batch: the batch size that lr is meant for, see `scale_lr`; null: any.
         sync_bn: BatchNorm over all processes (GPU only).
         compile: torch.compile for every pass of a whole `Encoder`; the first step then takes
             minutes. What a method computes from the backbone's map or tokens stays as it is.
@@ -46,21 +44,15 @@ class TrainSettings:
 
 
 def prepare(method: Method, settings: TrainSettings, device: torch.device) -> Method:
-    """The method, changed as the settings ask: BatchNorm over processes, compilation.
-
-    Raises:
-        ConfigError: sync_bn on a CPU, or nothing to compile.
-    """
+    """The method, changed as the settings ask: BatchNorm over processes, compilation."""
     if settings.sync_bn and distributed.world() > 1:
         if device.type != "cuda":
-            problem = "is for GPUs: torch's SyncBatchNorm does not run on a CPU"
-            raise ConfigError("train.sync_bn", problem, found="true", expected="false")
+            raise ConfigError("train.sync_bn", "torch's SyncBatchNorm does not run on a CPU")
         method = convert_sync_batchnorm(method)
     if settings.compile:
         encoders = [module for module in method.modules() if isinstance(module, Encoder)]
         if not encoders:
-            problem = f"{type(method).__name__} has no Encoder to compile"
-            raise ConfigError("train.compile", problem, found="true", expected="false")
+            raise ConfigError("train.compile", f"{type(method).__name__} has no Encoder to compile")
         for encoder in encoders:
             encoder.compile(fullgraph=True)
     return method

@@ -16,8 +16,8 @@ class NonFiniteLoss(RuntimeError):
 class StopSignal:
     """Listens, inside `with`, for SIGINT and SIGTERM (Ctrl-C, a scheduler's preemption).
 
-    The first only sets `asked`; a second ends the process at once. What trains inside a run shares
-    the run's signal: entering it again changes nothing.
+    The first only sets `asked`; a second ends the process at once. Entered again, by what trains
+    inside a run, it changes nothing.
     """
 
     def __init__(self) -> None:

@@ -24,20 +24,12 @@ from ssl_zoo.system.hardware import PeakMemory, keep_freed_memory
 class Trainer:
     """Trains a method on a data set, and tells its hooks.
 
-    Another trainer may run inside a hook: it shares the `stop` signal and has a folder of its own.
-
     Args:
         method: on the device, channels last.
         data: gives the batches of any range of steps.
-        optimizer: over the method's parameters.
         hooks: by name, called in this order; what a hook keeps is saved under its name.
-        device: of the views and the method.
-        folder: the run's files.
         settings: those that change the method, see `prepare`, are the caller's to apply.
-        stop: listens for signals while training; None: one of its own.
-
-    Raises:
-        ValueError: a precision that the device lacks.
+        stop: that of the run in one of whose hooks this trains; None: one of its own.
     """
 
     def __init__(
@@ -53,12 +45,12 @@ class Trainer:
     ):
         self.method, self.data, self.optimizer, self.hooks = method, data, optimizer, hooks
         self.device, self.folder, self.settings = device, folder, settings
+        self.name = folder.name
         self._compute_in(*choose(device, settings.precision))
         self.stop = stop or StopSignal()
         self.parallel = Parallel(method, optimizer, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.total_steps = self.steps_in(settings.epochs)
-        self.log_every = settings.log_every
         self.step = 0
         self.seconds = 0.0  # of training, over all sittings
         self.status: dict[str, str] = {}  # what hooks show on the screen, by name
@@ -68,10 +60,6 @@ class Trainer:
         self.losses: list[tuple[int, Tensor]] = []  # (step, loss []), not yet looked at
         self.started = time.perf_counter()
         self.console = Console()
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
     @property
     def epoch(self) -> float:
@@ -128,11 +116,7 @@ class Trainer:
         return max(1, round(epochs * self.data.steps_per_epoch))
 
     def check_finite(self) -> None:
-        """Stops the run if some step's loss was not finite; hooks ask before they write.
-
-        Raises:
-            NonFiniteLoss: with the first such step, its images and the last checkpoint before it.
-        """
+        """Raises NonFiniteLoss if some step's loss was not finite; hooks ask before they write."""
         if not self.losses:
             return
         steps, losses = zip(*self.losses, strict=True)
@@ -164,11 +148,7 @@ class Trainer:
         return {"config": self.config_text, "trainer": loop, **self.parallel.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes where the state was taken.
-
-        Raises:
-            ValueError: it is of another config.
-        """
+        """Goes where the state was taken; ValueError if it is of another config."""
         if remark := self.parallel.load_state_dict(state):
             self.say(remark)
         loop = state["trainer"]
@@ -185,11 +165,7 @@ class Trainer:
             hook.load_state_dict(loop["hooks"].get(name, {}))
 
     def resume(self) -> bool:
-        """Goes on from the folder's newest checkpoint; False if there is none.
-
-        Raises:
-            ValueError: it is broken, or of another config; with its path.
-        """
+        """Goes on from the folder's newest checkpoint; False if there is none."""
         if saved := self.folder.checkpoints():
             state = checkpoint.read(saved[-1])
             try:
@@ -213,20 +189,14 @@ class Trainer:
 
     @contextmanager
     def paused(self, memory: bool = True) -> Iterator[None]:
-        """Time spent inside does not count as training, nor memory unless told otherwise.
-
-        To tell memory apart, what is free must go back to the system first: not at every line.
-        """
+        """Time spent inside does not count, nor does memory if asked: that takes longer to tell."""
         self.clock()
         with self.peak_memory.excluded() if memory else nullcontext():
             yield
         self.clock(count=False)
 
     def clock(self, count: bool = True) -> None:
-        """Adds the time since the last call to `seconds`, work still queued on a GPU included.
-
-        Waits for the GPU, so it is called when something is logged and not at every step.
-        """
+        """Adds the time since the last call to `seconds`; waits for the GPU: not at every step."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()

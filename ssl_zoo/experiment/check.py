@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ssl_zoo.backbones import FITS
-from ssl_zoo.config import ConfigError, Part, closest
+from ssl_zoo.config import ConfigError, Part, not_among
 from ssl_zoo.config.constraints import SCHEDULED, check_value, marked, type_hints
 from ssl_zoo.evaluation.monitor import best_of
 
@@ -34,24 +34,14 @@ def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
         parts = {k: v for k, v in part.arguments().items() if isinstance(v, Part)}
         if step not in parts or (depth == 0 and step not in ("optimizer", "method")):
             choices = ["optimizer", "method"] if depth == 0 else list(parts)
-            raise ConfigError(
-                key,
-                "names no part of this config",
-                found=step,
-                expected=f"one of {', '.join(choices) or 'none'}",
-                nearest=closest(step, choices),
-            )
+            raise not_among(key, "names no part of this config", step, choices)
         part = parts[step]
     declared = marked(part.target, SCHEDULED) if path else []
     numbers = [name for name in declared if part.arguments()[name] is not None]
     if number not in numbers:
-        raise ConfigError(
-            key,
-            "not a number that can be scheduled",
-            found=number,
-            expected=f"one of {part.target.__name__}'s: {', '.join(numbers) or 'it has none'}",
-            nearest=closest(number, numbers),
-        )
+        error = not_among(key, "not a number that can be scheduled", number, numbers)
+        error.expected = f"one of {part.target.__name__}'s: {', '.join(numbers) or 'it has none'}"
+        raise error
     final = schedule.arguments().get("final")
     if final is not None:
         check_value(type_hints(part.target)[number], final, f"{key}.final")
@@ -60,10 +50,8 @@ def _check_schedule(whole: Part, name: str, schedule: Part) -> None:
 def _check_views(method: Part, data: Part) -> None:
     made, needed = data.kwargs["views"].arguments()["count"], views_needed(method)
     if made is not None and made < needed:
-        problem, wanted = (
-            f"too few views for {method.target.__name__}",
-            f"null, or at least {needed}",
-        )
+        problem = f"too few views for {method.target.__name__}"
+        wanted = f"null, or at least {needed}"
         raise ConfigError("data.views.count", problem, found=str(made), expected=wanted)
 
 
@@ -88,9 +76,7 @@ def _check_sync_bn(sections: dict[str, Any]) -> None:
     blocks = {"method": method, "method.memory": method.get("memory") or {}}
     shuffles = [f"{key}.shuffle_bn" for key, block in blocks.items() if block.get("shuffle_bn")]
     if sections["backbone"].spelled_out().get("bn_groups", 1) > 1:
-        both = {"found": "sync_bn: true beside bn_groups above 1", "expected": "one of the two"}
-        raise ConfigError("train.sync_bn", "joins what bn_groups splits", **both)
+        raise ConfigError("train.sync_bn", "joins what bn_groups splits", expected="one of the two")
     if shuffles:
-        wanted = f"one of the two; {shuffles[0]}=false turns the other off"
-        both = {"found": "sync_bn: true beside shuffle_bn: true", "expected": wanted}
-        raise ConfigError("train.sync_bn", "undoes ShuffleBN", **both)
+        expected = f"false, or {shuffles[0]}=false"
+        raise ConfigError("train.sync_bn", "undoes ShuffleBN", expected=expected)

@@ -16,23 +16,18 @@ def open_folder(
 ) -> str | None:
     """Makes a run folder ready; what a person should know of the resume, None if it is finished.
 
-    Raises:
-        FileExistsError: the folder holds another run, or this one and `resume` was not asked for.
+    Raises FileExistsError if it holds another run, or this one and `resume` was not asked for.
     """
     written, remark = folder.config(), ""
     if written is not None and (folder.finished or folder.checkpoints()):
         folder.check_format()
         changed = changes(written, resolved)
         if changed and not (remark := longer(written, resolved)):
-            raise FileExistsError(
-                f"{folder.path} holds a run of another config:\n  "
-                + "\n  ".join(changed)
-                + "\nGive another --out."
-            )
+            lines = "\n  ".join([f"{folder.path} holds a run of another config:", *changed])
+            raise FileExistsError(f"{lines}\nGive another --out.")
         if not resume:
-            raise FileExistsError(
-                f"{folder.path} holds a run already: --resume goes on, --out names another folder."
-            )
+            hint = "--resume goes on, --out names another folder."
+            raise FileExistsError(f"{folder.path} holds a run already: {hint}")
         if folder.finished and not changed:
             print(f"finished already: {folder.path}")
             return None
@@ -43,11 +38,7 @@ def open_folder(
 
 
 def changes(old: dict, new: dict) -> list[str]:
-    """Dotted keys of the run, not of the machine, in which two resolved configs differ.
-
-    Raises:
-        ConfigError: the old one is of another version.
-    """
+    """Dotted keys of the run, not of the machine, in which two resolved configs differ."""
     before, after = (parse(Config(data)).spelled_out(machine=False) for data in (old, new))
     return differences(before, after)
 

@@ -33,15 +33,9 @@ from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import seed_all
 
 # What looks on unless a config's `observers` says otherwise.
-_OBSERVERS = {
-    name: bind(OBSERVERS, {"type": kind})
-    for name, kind in {
-        "telemetry": "Telemetry",
-        "collapse": "Collapse",
-        "keys": "KeyDrift",
-        "labels": "SameLabel",
-    }.items()
-}
+_TYPES = {"telemetry": "Telemetry", "collapse": "Collapse"}
+_TYPES |= {"keys": "KeyDrift", "labels": "SameLabel"}
+_OBSERVERS = {name: bind(OBSERVERS, {"type": kind}) for name, kind in _TYPES.items()}
 
 
 def whole_run(
@@ -65,8 +59,7 @@ def whole_run(
 
     Args:
         baselines: whether evaluations measure theirs before the first step.
-        best: 'NAME.metric' that decides which checkpoint is kept as best.pt; null: the first
-            evaluation's main metric.
+        best: 'NAME.metric' that decides what is best.pt; null: the first evaluation's main metric.
         observers: what looks on; a block of one's own takes the place of all.
     """
     settings: TrainSettings = train()
@@ -112,11 +105,7 @@ def seeded(seed: int, backbone: Part, device: torch.device) -> nn.Module:
 
 
 def parse(config: Config) -> Part:
-    """Checks a whole config against the constructors it calls; reads no data, builds nothing.
-
-    Raises:
-        ConfigError: naming file, line, key, what was found and what was expected.
-    """
+    """Checks a whole config against the constructors it calls; reads no data, builds nothing."""
     with config.located():
         whole = bind(whole_run, config.data)
         check_whole(whole)
@@ -126,11 +115,7 @@ def parse(config: Config) -> Part:
 def build_trainer(
     config: Config, device: torch.device, folder: RunFolder | Path, baselines: bool = True
 ) -> Trainer:
-    """Builds a run that starts at its first step; `Trainer.resume` goes on from a checkpoint.
-
-    Raises:
-        ConfigError: as `parse`, and what constructors object to once they have their data.
-    """
+    """Builds a run that starts at its first step; `Trainer.resume` goes on from a checkpoint."""
     whole = parse(config)
     folder = RunFolder(folder) if isinstance(folder, Path) else folder
     with config.located():

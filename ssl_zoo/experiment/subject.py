@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ssl_zoo import config as configs
-from ssl_zoo.config import EVALUATIONS, Config, ConfigError, Part, bind, closest
+from ssl_zoo.config import EVALUATIONS, Config, Part, bind, not_among
 from ssl_zoo.data import Splits
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
@@ -26,10 +26,9 @@ PREFIX = "encoder.backbone."
 
 @dataclass
 class Subject:
-    """A backbone with the config that it was trained by.
+    """A backbone (for it and `network` see `Context`) with the config that it was trained by.
 
     Attributes:
-        backbone, network: see `Context`.
         folder: the run's; else one that is only made when something is written.
         path: of the checkpoint, which was saved after `step`, or of the config.
         state: of what learned beside the method, by the evaluation's name.
@@ -46,12 +45,8 @@ class Subject:
     def parts(self, name: str, overrides: list[str]) -> dict[str, Part]:
         """The block of an evaluation by its name in the config, or else by its type.
 
-        Args:
-            name: or all: those of the config, or else kNN and linear probes.
-            overrides: 'key=value' of the block; for all, 'NAME.key=value'.
-
-        Raises:
-            ConfigError: neither, or a wrong block.
+        `all` are those of the config, or else kNN and linear probes; overrides of a block are
+        'key=value', of all 'NAME.key=value'.
         """
         types = {kind.lower(): {"type": kind} for kind in EVALUATIONS.module_dict}
         known = {n: part.spelled_out() for n, part in self.sections["evaluations"].items()}
@@ -61,29 +56,17 @@ class Subject:
             blocks, prefix = {name: block}, f"evaluations.{name}"
         else:
             names = ["all", *known, *(n for n in types if n not in known)]
-            raise ConfigError(
-                "",
-                "no evaluation of this name",
-                found=repr(name),
-                expected=f"one of {', '.join(names)}",
-                nearest=closest(name, names),
-            )
+            raise not_among("", "no evaluation of this name", name, names)
         written = Config({"evaluations": blocks})
         configs.override(written, overrides, prefix)
         with written.located():
-            return {
-                n: bind(EVALUATIONS, block, f"evaluations.{n}", Monitored)
-                for n, block in written.data["evaluations"].items()
-            }
+            blocks = written.data["evaluations"].items()
+            return {n: bind(EVALUATIONS, b, f"evaluations.{n}", Monitored) for n, b in blocks}
 
     def evaluate(
         self, parts: Mapping[str, Part], device: torch.device
     ) -> Iterator[tuple[str, dict[str, Any], Outcome]]:
-        """(name, result, outcome) of each; all are checked before the first is paid for.
-
-        Raises:
-            ValueError: the data or the backbone do not go with an evaluation.
-        """
+        """(name, result, outcome) of each; all are checked before the first is paid for."""
         splits = splits_of(parts, run_splits(self.sections))
         evaluations = {name: part() for name, part in parts.items()}
         for name, evaluation in evaluations.items():
@@ -111,9 +94,7 @@ def run_splits(sections: Mapping[str, Any]) -> Splits:
 def load_subject(path: Path, device: torch.device) -> Subject:
     """A run folder (its newest checkpoint), a checkpoint, or a config (untrained weights).
 
-    Raises:
-        FileNotFoundError: nothing there to load.
-        ValueError: a broken checkpoint, or one of another version.
+    Raises FileNotFoundError, or ValueError for a checkpoint that is broken or of another version.
     """
     folder = RunFolder(Path(tempfile.gettempdir(), f"ssl_zoo-{os.getpid()}"))
     if path.suffix in (".yaml", ".yml"):
@@ -123,9 +104,7 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     if path.is_dir():
         saved = RunFolder(path).checkpoints()
         if not saved:
-            raise FileNotFoundError(
-                f"{path}: no checkpoints; expected a run folder with checkpoints/step_*.pt"
-            )
+            raise FileNotFoundError(f"{path}: expected a run folder with checkpoints/step_*.pt")
         path = saved[-1]
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")

@@ -1,7 +1,4 @@
-"""Losses over a look-up, and those that papers name; each works by hand.
-
-Every module here is imported, so a new file is a registered loss.
-"""
+"""Losses over a look-up, and those that papers name; a new file here is a registered loss."""
 
 from importlib import import_module
 from pkgutil import iter_modules

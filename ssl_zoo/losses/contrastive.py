@@ -16,12 +16,9 @@ from ssl_zoo.system import distributed
 class DCL(nn.Module):
     """L = -w q.k+/t + log sum_i exp(q.k_i/t): no positive below the line (arXiv:2110.06848, eq. 6).
 
-    Decoupled from its positive, a query's gradient does not fade where the positive is near, so
-    small batches do. DCLW's weight is larger for positives that are far, and 1 in the mean:
-    w = 2 - exp(q.k+/s) / mean of exp(q.k+/s) over the batch.
+    DCLW's weight is larger for positives that are far: w = 2 - exp(q.k+/s) / mean of exp(q.k+/s).
 
     Args:
-        temperature: t.
         sigma: s of DCLW, 0.5 in the paper; null for DCL, w = 1.
     """
 
@@ -50,11 +47,8 @@ class NCE(nn.Module):
 
     P(i|q) = exp(q.k_i / t) / Z, noise Pn = 1 / n, m negatives:
     L = -log h(k+) - sum_i log(1 - h(k_i)),  h(k) = P / (P + m Pn).
-    Z is estimated from the first batch, n times the mean of exp(q.k / t), and then kept.
-
-    Args:
-        num_samples: n, the size of the training set.
-        temperature: t.
+    Z is estimated from the first batch, n times the mean of exp(q.k / t), and then kept; n is the
+    size of the training set.
     """
 
     def __init__(self, num_samples: int, *, temperature: PositiveFloat = 0.07):
@@ -88,11 +82,7 @@ class NCE(nn.Module):
 
 @LOSSES.register_module()
 class Margin(nn.Module):
-    """Triplet loss, mean of max(0, margin - q.k+ + q.k_i) over all pairs (arXiv:1503.03832).
-
-    Args:
-        margin: in cosine similarity, in (0, 2].
-    """
+    """Triplet loss, mean of max(0, margin - q.k+ + q.k_i) over all pairs (arXiv:1503.03832)."""
 
     def __init__(self, *, margin: Scheduled[PositiveFloat] = 0.4):
         super().__init__()
@@ -108,13 +98,8 @@ class Margin(nn.Module):
 def in_batch(q: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """-log exp(q_i.k_i/t) / sum_j exp(q_i.k_j/t), the mean over i; keys from all ranks.
 
-    MoCo v3's (arXiv:2104.02057) and NNCLR's (arXiv:2104.14548), whose dictionary is the batch.
-
-    Args:
-        q, k: [N, D] of this rank, unit length.
-
-    Returns:
-        Loss [], and how often a query's own key is the nearest, [] in %.
+    MoCo v3's (arXiv:2104.02057) and NNCLR's (arXiv:2104.14548); q, k [N, D] of this rank, unit
+    length. Returns also how often a query's own key is the nearest, [] in %.
     """
     mine = distributed.rank() * len(q) + torch.arange(len(q), device=q.device)  # [N]
     with torch.autocast(q.device.type, enabled=False):

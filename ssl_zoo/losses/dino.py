@@ -16,11 +16,8 @@ from ssl_zoo.system import distributed
 class Center(nn.Module):
     """The running mean of a teacher's scores, over all ranks (arXiv:2104.14294, equation 4).
 
-    c <- m c + (1 - m) mean_i g_t(x_i). Taken off the scores, it keeps one output from winning for
-    every image; the low temperature keeps all outputs from being alike.
-
-    Args:
-        out_features: K.
+    c <- m c + (1 - m) mean_i g_t(x_i), [K]. Taken off the scores, it keeps one output from winning
+    for every image; the low temperature keeps all outputs from being alike.
     """
 
     def __init__(self, out_features: int):
@@ -38,10 +35,7 @@ class Center(nn.Module):
 
 
 class SinkhornCenter(nn.Module):
-    """Used as `Center` is; prototypes are balanced within each batch instead, three times over.
-
-    DINOv2's (arXiv:2304.07193, section 4).
-    """
+    """Used as `Center` is; balances prototypes within a batch (arXiv:2304.07193, section 4)."""
 
     def forward(self, scores: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
         """[..., K]; rows that are not `counted`, [...] bool, have no say in the balance."""
@@ -59,7 +53,6 @@ def dino_loss(p_t: Tensor, g_s: list[Tensor], temperature: float) -> Tensor:
     Args:
         p_t: teacher's probabilities [T, N, K] of the T views it saw.
         g_s: student's scores [N, K] of all views, those that the teacher saw first.
-        temperature: t_s.
     """
     pairs = [(p, g) for t, p in enumerate(p_t) for s, g in enumerate(g_s) if s != t]
     return torch.stack([F.cross_entropy(g / temperature, p) for p, g in pairs]).mean()
@@ -71,10 +64,8 @@ def ibot_loss(p_t: Tensor, g_s: Tensor, masked: Tensor, temperature: float) -> T
     An image without masked patches counts as 0, as in the authors' code.
 
     Args:
-        p_t: teacher's probabilities of each patch, [N, M, K].
-        g_s: student's scores, [N, M, K].
+        p_t, g_s: teacher's probabilities and student's scores of each patch, [N, M, K].
         masked: [N, M] bool, the patches that the student did not see.
-        temperature: t_s.
     """
     loss = -(p_t * (g_s / temperature).log_softmax(dim=-1)).sum(dim=-1)  # [N, M]
     return ((loss * masked).sum(dim=1) / masked.sum(dim=1).clamp(min=1)).mean()
@@ -83,10 +74,7 @@ def ibot_loss(p_t: Tensor, g_s: Tensor, masked: Tensor, temperature: float) -> T
 def koleo_loss(x: Tensor) -> Tensor:
     """L = -mean_i log min_{j != i} |x_i - x_j|, x on the unit sphere (arXiv:1806.03198, eq. 2).
 
-    An estimate of the features' entropy; neighbors are of all ranks, the authors' of one.
-
-    Args:
-        x: [N, F] float32, of any length.
+    x is [N, F] float32, of any length; neighbors are of all ranks, the authors' of one.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = distributed.gather(F.normalize(x, dim=1))  # [world x N, F]

@@ -30,11 +30,7 @@ def info_nce_loss(lookup: Lookup, temperature: float) -> Scored:
 
 @LOSSES.register_module()
 class InfoNCE(nn.Module):
-    """`info_nce_loss` (arXiv:1807.03748).
-
-    Args:
-        temperature: t; 0.07 in MoCo v1 and InstDisc, 0.2 in v2.
-    """
+    """`info_nce_loss` (arXiv:1807.03748); temperature 0.07 in MoCo v1 and InstDisc, 0.2 in v2."""
 
     def __init__(self, *, temperature: Scheduled[PositiveFloat] = 0.07):
         super().__init__()

@@ -11,10 +11,7 @@ def sigreg(z: Tensor, directions: Tensor) -> Tensor:
 
     phi(t) = mean of e^(i t <a, z>) over all n rows of all ranks: Epps and Pulley's test that
     <a, z> is N(0, 1), by the trapezoid rule at 17 points of [-5, 5] (arXiv:2511.08544).
-
-    Args:
-        z: [N, D], this rank's rows.
-        directions: [D, M], unit columns, the same on every rank.
+    z is [N, D]; directions are [D, M], unit columns, the same on every rank.
     """
     t = torch.linspace(-5, 5, 17, device=z.device)  # [T]
     gauss = (-t.square() / 2).exp()  # both N(0, 1)'s characteristic function and the weight

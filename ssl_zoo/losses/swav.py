@@ -6,8 +6,7 @@ from torch import Tensor
 def swapped_prediction(codes: list[Tensor], log_p: list[Tensor]) -> Tensor:
     """L = 1/S sum_s 1/(V-1) sum_{v != s} -sum_k q_s^k log p_v^k, the mean over images, [].
 
-    With embeddings z and prototypes C of unit length, the codes are `sinkhorn_knopp(z_s @ C.T)` of
-    ops.sinkhorn, and log p_v = log_softmax(z_v @ C.T / T).
+    Codes are `sinkhorn_knopp(z_s @ C.T)`, and log p_v = log_softmax(z_v @ C.T / T).
 
     Args:
         codes: q of the S views that are assigned, the first of the V, S x [N, K], no gradient.

@@ -11,10 +11,7 @@ def vicreg_terms(z: Tensor, z_other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Invariance s(Z, Z'), variance [v(Z) + v(Z')] / 2, covariance c(Z) + c(Z'), [] each.
 
     s = mean of (z - z')^2 over this rank's rows, v and c over those of all ranks. The scales are
-    those of the authors' code, not of the paper's equations 1 to 5.
-
-    Args:
-        z, z_other: [N, ..., D], embeddings that should agree.
+    those of the authors' code, not of the paper's equations 1 to 5. Embeddings are [N, ..., D].
     """
     s = F.mse_loss(z, z_other)
     z, z_other = distributed.gather(z), distributed.gather(z_other)  # [world x N, ..., D]

@@ -17,9 +17,6 @@ FORMAT = 2
 class RunFolder:
     """config.yaml (resolved, re-runnable), environment.json, metrics.jsonl, log.txt,
     checkpoints/, evaluations/, error.txt after a failure, and result.json when finished.
-
-    Args:
-        path: made when something is first written.
     """
 
     def __init__(self, path: str | Path):
@@ -75,11 +72,9 @@ class RunFolder:
     def check_format(self) -> None:
         """Raises ValueError for a folder that another version wrote."""
         environment = self.environment()
-        if environment and environment.get("format") != FORMAT:
-            raise ValueError(
-                f"{self.path} holds a run of format {environment.get('format', 1)}, which this "
-                f"version does not read (it writes format {FORMAT}); give another --out"
-            )
+        if environment and (written := environment.get("format", 1)) != FORMAT:
+            problem = f"holds a run of format {written}, which this version does not read"
+            raise ValueError(f"{self.path} {problem}; give another --out")
 
     # What is written.
 

@@ -14,11 +14,8 @@ _held: dict[Path, TextIO] = {}  # by this process, which the system would let in
 class Lock:
     """Held from `acquire` to `release`, or to the end of the process, however it ends.
 
-    The lock is the system's (POSIX, over NFS too), so a dead process holds none, and what it has
-    left in the file is overwritten. Processes that the holder forks do not hold it.
-
-    Args:
-        path: the file; it says who holds the lock. Never removed: that would be a race.
+    It is the system's (POSIX, over NFS too); forked processes do not hold it. The file says who
+    does, and is never removed: that would be a race.
     """
 
     def __init__(self, path: Path):
@@ -33,10 +30,9 @@ class Lock:
                 break
             time.sleep(0.05)  # it may be taken for a moment, by who asks for the holder
         else:
-            raise FileExistsError(
-                f"{self.path.parent} is being written to by {self.holder() or 'another process'}; "
-                "stop that one, or give another --out"
-            )
+            who = self.holder() or "another process"
+            hint = "stop that one, or give another --out"
+            raise FileExistsError(f"{self.path.parent} is being written to by {who}; {hint}")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}")
         file.flush()

@@ -17,18 +17,13 @@ class Checkpoints(Hook):
     """Saves every few epochs, before an evaluation, at the end, and when asked to stop.
 
     A signal finishes the step (on several processes within 20 steps), saves, and ends the sitting
-    with `Interrupted`. A new file is complete on disk before an older one is removed.
-
-    Args:
-        every_epochs: fractions allowed.
-        keep: the newest so many stay, and the best one as best.pt besides.
+    with `Interrupted`. The newest `keep` files stay, and the best one as best.pt besides.
     """
 
     def __init__(
         self, *, every_epochs: OfMachine[PositiveFloat] = 1.0, keep: OfMachine[PositiveInt] = 2
     ):
-        self.every_epochs, self.keep = every_epochs, keep
-        self.saved_at = -1
+        self.every_epochs, self.keep, self.saved_at = every_epochs, keep, -1
 
     def before_train(self, trainer) -> None:
         self.every = trainer.steps_in(self.every_epochs)

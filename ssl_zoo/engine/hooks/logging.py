@@ -15,11 +15,8 @@ from ssl_zoo.system import distributed
 class MetricsLogger(Hook):
     """After the first step and every `log_every` steps, a line: means since the line before.
 
-    Means are taken on the device, once a line, and only then does the host wait for it.
-
-    Args:
-        observers: by name; what they say goes into the line, what they warn of is said once.
-        labels: [num_samples] int64 of the training set; None: it has none.
+    Means are taken on the device, once a line, and only then does the host wait for it. What
+    observers say goes into the line, what they warn of is said once.
     """
 
     def __init__(
@@ -48,7 +45,8 @@ class MetricsLogger(Hook):
             trainer.clock()
             took = trainer.seconds - self.mark[1]
             trainer.say(f"{trainer.name}: the first step, compilation included, took {took:.0f} s")
-        if trainer.step % trainer.log_every == 0 or trainer.step in (1, trainer.total_steps):
+        last, every = trainer.total_steps, trainer.settings.log_every
+        if trainer.step % every == 0 or trainer.step in (1, last):
             self._line(trainer)
 
     def _line(self, trainer) -> None:
@@ -65,19 +63,14 @@ class MetricsLogger(Hook):
                     observed |= observer.scalars(trainer.method, self.labels)
             scheduled = self.schedules.current(trainer)
             trainer.record("train", **means, lr=lr, **scheduled, images_per_s=rate, **observed)
-        self._warn(trainer, means)
-        trainer.status["loss"] = f"loss {means['loss']:.3f}"
-        trainer.status["lr"] = f"lr {lr:.2g}"
-        trainer.status["speed"] = f"{rate:.0f} images/s"
-        self.seen.clear()
-        self.mark = (trainer.step, trainer.seconds)
-
-    def _warn(self, trainer, means: dict[str, float]) -> None:
         for name, observer in self.observers.items():
-            warning = observer.warning(means)
-            if warning and name not in self.warned:
+            if (warning := observer.warning(means)) and name not in self.warned:
                 self.warned.add(name)
                 trainer.say(f"{trainer.name}: step {trainer.step}: {warning}")
+        shown = {"loss": f"loss {means['loss']:.3f}", "lr": f"lr {lr:.2g}"}
+        trainer.status |= {**shown, "speed": f"{rate:.0f} images/s"}
+        self.seen.clear()
+        self.mark = (trainer.step, trainer.seconds)
 
 
 class ResultWriter(Hook):
@@ -88,10 +81,8 @@ class ResultWriter(Hook):
             return
         lines = [line for line in trainer.folder.metrics() if line["kind"] == "train"]
         if not lines:
-            trainer.say(
-                f"{trainer.name}: metrics.jsonl has no line of training (was it removed?); "
-                "result.json has no loss, accuracy or speed"
-            )
+            problem = "metrics.jsonl has no line of training"
+            trainer.say(f"{trainer.name}: {problem}; result.json has no loss, accuracy or speed")
         last = lines[-1] if lines else {}
         rates = [line["images_per_s"] for line in lines]
         trainer.folder.write_result(

@@ -9,19 +9,14 @@ from ssl_zoo.system import distributed
 
 
 class ProgressBar(Hook):
-    """A live bar on a terminal, a line every ten seconds elsewhere; rank 0 only.
-
-    Args:
-        live: whether a bar is wanted; two at once do not go together.
-    """
+    """A bar on a terminal if `live` (two do not go together), else a line every ten seconds."""
 
     LINE_EVERY_S = 10.0
     DRAWN_EVERY_S = 0.5  # drawing takes milliseconds from the training thread
 
     def __init__(self, live: bool = True) -> None:
-        self.live = live
+        self.live, self.printed = live, 0.0
         self.bar: Progress | None = None
-        self.printed = 0.0
 
     def before_train(self, trainer) -> None:
         if not distributed.is_main():
@@ -46,21 +41,13 @@ class ProgressBar(Hook):
 
     def after_step(self, trainer, batch, out) -> None:
         every = self.LINE_EVERY_S if self.bar is None else self.DRAWN_EVERY_S
-        if time.monotonic() - self.printed < every or not distributed.is_main():
-            return
-        self.printed = time.monotonic()
-        self._show(trainer)
+        if time.monotonic() - self.printed >= every:
+            self.printed = time.monotonic()
+            self.after_train(trainer)
 
     def after_train(self, trainer) -> None:
-        if distributed.is_main():
-            self._show(trainer)
-
-    def close(self, trainer) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-
-    def _show(self, trainer) -> None:
+        if not distributed.is_main():
+            return
         text = "  ".join(trainer.status.values())
         if self.bar is not None:
             self.bar.update(self.task, completed=trainer.step, text=text)
@@ -68,3 +55,8 @@ class ProgressBar(Hook):
         left = trainer.seconds / max(trainer.step, 1) * (trainer.total_steps - trainer.step)
         step = f"{trainer.name}  step {trainer.step}/{trainer.total_steps}"
         trainer.console.print(f"{step}  {text}  left {left:.0f} s", soft_wrap=True, highlight=False)
+
+    def close(self, trainer) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

@@ -7,11 +7,7 @@ from ssl_zoo.engine.schedules import Linear, Schedule
 
 
 class Schedules(Hook):
-    """Sets each scheduled value before each step. Nothing to save: the step determines all.
-
-    Args:
-        schedules: by dotted name: `optimizer.lr`, `method.memory.momentum`, ...
-    """
+    """Sets numbers, by dotted name (`method.memory.momentum`), before each step; has no state."""
 
     def __init__(self, schedules: dict[str, Schedule | Linear]):
         self.schedules = schedules
