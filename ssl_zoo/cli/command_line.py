@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG and its overrides."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys are dotted")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, YAML")
 
 
 def main(argv: list[str] | None = None) -> int:

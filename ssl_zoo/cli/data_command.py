@@ -9,7 +9,7 @@ from ssl_zoo.cli.command_line import add_config
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
     parser = commands.add_parser(name, help=summary, description=summary + ".")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    get = actions.add_parser("get", parents=[common], help="a data set; says where it looks for it")
+    get = actions.add_parser("get", parents=[common], help="obtain a data set")
     get.add_argument("name", metavar="NAME", help="fashion_mnist, cifar10, cifar100 or stl10")
     get.add_argument("--root", type=Path, help="folder [$SSL_ZOO_DATA, or ./data]")
     get.set_defaults(command=get_data)

@@ -23,7 +23,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument("name", metavar="NAME", help="or all")
     parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="or a config")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of its block; for all: NAME.key=value"
+        "overrides", nargs="*", metavar="key=value", help="its keys; for all: NAME.key=value"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument("--out", type=Path, metavar="FILE", help="results as JSON; rows beside it")

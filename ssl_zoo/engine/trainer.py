@@ -45,7 +45,7 @@ class Trainer:
     ):
         self.method, self.data, self.optimizer, self.hooks = method, data, optimizer, hooks
         self.device, self.folder, self.settings = device, folder, settings
-        self.name = folder.name
+        self.name, self.log_every = folder.name, settings.log_every
         self._compute_in(*choose(device, settings.precision))
         self.stop = stop or StopSignal()
         self.parallel = Parallel(method, optimizer, device)
@@ -189,7 +189,7 @@ class Trainer:
 
     @contextmanager
     def paused(self, memory: bool = True) -> Iterator[None]:
-        """Time spent inside does not count, nor does memory if asked: that takes longer to tell."""
+        """Time spent inside is not training's; nor is `memory`, which takes longer to tell."""
         self.clock()
         with self.peak_memory.excluded() if memory else nullcontext():
             yield

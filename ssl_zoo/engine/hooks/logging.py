@@ -45,8 +45,7 @@ class MetricsLogger(Hook):
             trainer.clock()
             took = trainer.seconds - self.mark[1]
             trainer.say(f"{trainer.name}: the first step, compilation included, took {took:.0f} s")
-        last, every = trainer.total_steps, trainer.settings.log_every
-        if trainer.step % every == 0 or trainer.step in (1, last):
+        if trainer.step % trainer.log_every == 0 or trainer.step in (1, trainer.total_steps):
             self._line(trainer)
 
     def _line(self, trainer) -> None:
