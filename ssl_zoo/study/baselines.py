@@ -5,7 +5,7 @@ a study that goes on measures only what it lacks.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,14 @@ class Baselines:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps(self.known, indent=1))
 
-    def measure(self, runs: Iterable[Run], say: Callable[[str], None]) -> None:
-        """Measures what the runs have to beat and is not known.
-
-        Raises:
-            ValueError: an evaluation does not go with the data.
-        """
-        for run in runs:
-            for evaluation, results in self.of(run).items():
-                lacking = [name for name, result in results.items() if result is None]
-                if lacking:
-                    say(f"baselines of {run}: {evaluation}")
-                    measured = experiment.measure_baselines(run.config, evaluation, lacking)
-                    self.keep(run, evaluation, measured)
+    def measure(self, run: Run, say: Callable[[str], None]) -> None:
+        """Measures what a run has to beat and is not known; ValueError if the data do not fit."""
+        for evaluation, results in self.of(run).items():
+            lacking = [name for name, result in results.items() if result is None]
+            if lacking:
+                say(f"baselines of {run}: {evaluation}")
+                measured = experiment.measure_baselines(run.config, evaluation, lacking)
+                self.keep(run, evaluation, measured)
 
 
 def _key(run: Run, evaluation: str, baseline: str) -> dict[str, Any]:
