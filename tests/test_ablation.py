@@ -66,8 +66,8 @@ written, *longer, _, folder, resume = sys.argv[1:]
 folder, here = pathlib.Path(folder), pathlib.Path(__file__).parent
 assert resume == "--resume" and pathlib.Path(written) == folder / "config.yaml"
 if longer:
-    epochs = longer[0].replace("train.epochs=", "  epochs: ")
-    text = re.sub("  epochs: [0-9.]+", epochs, pathlib.Path(written).read_text())
+    epochs = longer[0].replace("train.epochs=", "train: {epochs: ")
+    text = re.sub("train: {epochs: [0-9.]+", epochs, pathlib.Path(written).read_text())
     (folder / "config.yaml").write_text(text)
 with open(here / "calls", "a") as file:
     file.write(str(folder.relative_to(here / "out")) + chr(10))
