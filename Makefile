@@ -6,15 +6,15 @@ BIN := $(VENV)/bin
 .PHONY: demo test bench lint format clean
 
 demo: $(VENV)/installed
-	$(BIN)/python tools/data.py get fashion_mnist
-	$(BIN)/python tools/ablate.py configs/ablation/mechanisms_demo.yaml
+	$(BIN)/ssl-zoo data get fashion_mnist
+	$(BIN)/ssl-zoo ablate configs/ablation/mechanisms_demo.yaml
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -q
 
 # A short form of what docs/performance.md has in full; six minutes, best on an idle machine.
 bench: $(VENV)/installed-test
-	$(BIN)/python tools/data.py get fashion_mnist
+	$(BIN)/ssl-zoo data get fashion_mnist
 	$(BIN)/python benchmarks/peers.py --short
 	$(BIN)/python benchmarks/floor.py --short
 	$(BIN)/python benchmarks/scaling.py --short

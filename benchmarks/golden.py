@@ -135,32 +135,28 @@ def record(out: Path, checkout: Path, only: list[str]) -> None:
 
 
 def compare(before: Path, after: Path) -> int:
-    """Prints a row a case; 1 if any number differs or is missing."""
+    """Prints a row a case; 1 if any number differs, or is in one file alone."""
     old, new = (json.loads(path.read_text()) for path in (before, after))
-    if old["machine"] != new["machine"]:
-        print(f"of different machines: {old['machine']}, {new['machine']}")
-    print("| case | numbers | equal | largest difference | only before | only after |")
-    print("|---|---|---|---|---|---|")
     failed = old["machine"] != new["machine"]
-    for case, others in new["cases"].items():
-        numbers = old["cases"][case]
-        both = [name for name in numbers if name in others]
-        count = sum(len(numbers[name]) for name in both)
-        pairs = [(a, b) for n in both for a, b in zip(numbers[n], others[n], strict=False)]
+    if failed:
+        print(f"of different machines: {old['machine']}, {new['machine']}")
+    print("| case | numbers | equal | largest difference | only in one |")
+    print("|---|---|---|---|---|")
+    for case in dict.fromkeys([*old["cases"], *new["cases"]]):
+        one, other = (cases["cases"].get(case, {}) for cases in (old, new))
+        alone = sorted(one.keys() ^ other.keys())
+        both = [name for name in one if name in other]
+        alone += [name for name in both if len(one[name]) != len(other[name])]
+        pairs = [pair for name in both for pair in zip(one[name], other[name], strict=False)]
         equal = sum(a == b or (a != a and b != b) for a, b in pairs)
         gaps = [abs(_last(a) - _last(b)) for a, b in pairs]
-        missing = sorted(numbers.keys() - others.keys())
-        added = sorted(others.keys() - numbers.keys())
-        failed |= equal < count or bool(missing)
-        row = [case, str(count), str(equal), f"{max(gaps, default=0):.2g}"]
-        print("| " + " | ".join([*row, ", ".join(missing), ", ".join(added)]) + " |")
+        failed |= equal < len(pairs) or bool(alone)
+        row = [case, str(len(pairs)), str(equal), f"{max(gaps, default=0):.2g}", ", ".join(alone)]
+        print(f"| {' | '.join(row)} |")
         for name in both:
-            if numbers[name] != others[name]:
-                first = next(
-                    ((a, b) for a, b in zip(numbers[name], others[name], strict=False) if a != b),
-                    (len(numbers[name]), len(others[name])),
-                )
-                print(f"    {name}: {first[0]} -> {first[1]}")
+            different = [(a, b) for a, b in zip(one[name], other[name], strict=False) if a != b]
+            if different:
+                print(f"    {name}: {different[0][0]} -> {different[0][1]}")
     return int(failed)
 
 

@@ -95,8 +95,12 @@ def test_no_module_imports_itself_in_a_circle_not_even_for_types():
 
 
 def module_imports(path: Path) -> set[Path]:
-    """Files of the package that a file imports, at its top or for types; packages by a name in
-    them count as the module that has it, else as the package's own file."""
+    """Files of the package that a file imports, at its top or for types.
+
+    A name out of a package counts as the module of that name, else as the package's own file. What
+    functions import when they are called, and what packages import by listing their folder, is
+    not seen: such modules import nothing of their package by its own name.
+    """
     found = set()
     for node in ast.parse(path.read_text()).body:
         inside = node.body if isinstance(node, ast.If) else [node]

@@ -272,7 +272,7 @@ def test_plain_attention_is_the_fused_one(dtype, tolerance):
     options = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
     fused = Timm(name="vit_tiny_patch16_224", options=options)
     plain = copy.deepcopy(fused)
-    precision.plain_attention(plain)
+    precision.plain_attention(plain, True)
     assert any(getattr(m, "fused_attn", False) for m in fused.modules())
     assert not any(getattr(m, "fused_attn", False) for m in plain.modules())
     images, results = torch.randn(3, 3, 16, 16), []

@@ -21,7 +21,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "  ssl-zoo train CONFIG method.memory.size=4096 seed=1 --out runs/k4096\n"
         "  ssl-zoo train CONFIG method.memory='{type: MemoryBank}'\n"
         "  ssl-zoo train CONFIG train.epochs=20 --resume      # go on, longer than was planned\n"
-        "  torchrun --nproc-per-node=2 tools/train.py CONFIG\n",
+        "  torchrun --nproc-per-node=2 --no-python ssl-zoo train CONFIG\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)

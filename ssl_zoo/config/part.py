@@ -172,7 +172,7 @@ def _below(key: str) -> Iterator[None]:
 def _call(target: Callable, arguments: Mapping, key: str, others: Mapping) -> Part:
     offered, parameters = signature(target)
     hints = type_hints(target)
-    target_name = getattr(target, "__name__", str(target))
+    target_name = getattr(target, "named", getattr(target, "__name__", str(target)))
     kwargs = {}
     for name, value in arguments.items():
         if name not in parameters:
@@ -250,7 +250,8 @@ def spell(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated and args[0] is Part:
         kind = args[1].kind
-        return f"a {kind.name if isinstance(kind, Registry) else kind.__name__} block"
+        name = kind.name if isinstance(kind, Registry) else kind.__name__
+        return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name} block"
     if origin is Annotated:
         limits = [str(mark) for mark in args[1:] if isinstance(mark, Range)]
         return ", ".join([spell(args[0]), *limits])

@@ -35,6 +35,6 @@ def read(path: Path) -> dict[str, Any]:
             hint = "without it --resume goes on from the one before"
             raise ValueError(f"{path}: not a checkpoint, or not a whole one; {hint}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{path}: not an ssl_zoo checkpoint of format {FORMAT}; found {found!r}")
+        form = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path}: not an ssl_zoo checkpoint of format {FORMAT}; found {form!r}")
     return state

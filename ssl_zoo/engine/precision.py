@@ -25,15 +25,18 @@ def choose(device: torch.device, precision: Precision) -> tuple[str, str]:
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision", "fp16 is for GPUs; bf16 runs here")
     if precision == "bf16" and device.type == "cuda" and not bf16_unit(device):
-        raise ConfigError("train.precision", "bf16 is beyond this GPU", expected="fp16 or fp32")
+        raise ConfigError(
+            "train.precision", "this GPU does not multiply in bf16", expected="fp16 or fp32"
+        )
     return precision, "as configured"
 
 
-def plain_attention(module: nn.Module) -> None:
-    """Makes timm's attention two products and a softmax, instead of torch's fused one.
+def plain_attention(module: nn.Module, plain: bool) -> None:
+    """Whether timm's attention is two products and a softmax, instead of torch's fused one.
 
     In bf16 on a CPU the fused one's backward pass takes 2 to 15 times as long (torch 2.15).
     """
     for child in module.modules():
         if hasattr(child, "fused_attn"):
-            child.fused_attn = False
+            child.usual_attn = getattr(child, "usual_attn", child.fused_attn)
+            child.fused_attn = child.usual_attn and not plain

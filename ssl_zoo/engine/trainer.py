@@ -178,8 +178,7 @@ class Trainer:
 
     def _compute_in(self, precision: str, reason: str) -> None:
         self.precision, self.precision_reason = precision, reason
-        if precision == "bf16" and self.device.type == "cpu":
-            plain_attention(self.method)
+        plain_attention(self.method, precision == "bf16" and self.device.type == "cpu")
 
     def _tell(self, event: str, *args: Any) -> None:
         for hook in self.hooks.values():

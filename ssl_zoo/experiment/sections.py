@@ -96,6 +96,9 @@ def whole_run(
     return trainer
 
 
+whole_run.named = "a config"  # in errors
+
+
 def seeded(seed: int, backbone: Part, device: torch.device) -> nn.Module:
     """The first thing drawn from the seed, so that runs with one seed start from one backbone."""
     seed_all(seed)

@@ -14,8 +14,8 @@ class _Split:
         if not self.training:
             return super().forward(x)
         if len(x) < self.groups:
-            found = f"a process's batch or micro-batch has only {len(x)} images"
-            raise ValueError(f"backbone.bn_groups is {self.groups}, and {found}; expected more")
+            problem = f"a process's batch or micro-batch has only {len(x)} images"
+            raise ValueError(f"backbone.bn_groups is {self.groups}, and {problem}; expected more")
         # As tensor_split divides, but with a backward pass that is one concatenation.
         small, more = len(x) // self.groups, len(x) % self.groups
         sizes = [small + 1] * more + [small] * (self.groups - more)

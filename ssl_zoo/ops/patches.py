@@ -59,6 +59,6 @@ def quarter_turns(images: Tensor) -> Tensor:
     """Square images turned left by 0, 1, 2 and 3 quarters, [N, C, S, S] -> [N, 4, C, S, S]."""
     height, width = images.shape[2:]
     if height != width:
-        found = f"expected square views, found {height} x {width} pixels (data.views)"
-        raise ValueError(f"images are turned by quarters: {found}")
+        problem = f"expected square views, found {height} x {width} pixels (data.views)"
+        raise ValueError(f"images are turned by quarters: {problem}")
     return torch.stack([images.rot90(turns, dims=(2, 3)) for turns in range(4)], dim=1)

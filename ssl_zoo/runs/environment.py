@@ -30,7 +30,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "device": f"{device}: {name}",
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "processes": distributed.world(),
         "platform": platform.platform(),
         "command": sys.argv,

@@ -49,7 +49,7 @@ class Lock:
             return ""
         if self._ours():  # to open and close it once more would give it up
             return f"this process, {os.getpid()} on {platform.node()}"
-        file = self._take()
+        file = self._take() if os.access(self.path, os.W_OK) else None
         if file is None:
             return self.path.read_text(encoding="utf-8") or "another process"
         file.close()
@@ -63,7 +63,7 @@ class Lock:
         file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  (held beyond this call)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES; others say what is wrong
             file.close()
             return None
         return file

@@ -43,9 +43,12 @@ class ProgressBar(Hook):
         every = self.LINE_EVERY_S if self.bar is None else self.DRAWN_EVERY_S
         if time.monotonic() - self.printed >= every:
             self.printed = time.monotonic()
-            self.after_train(trainer)
+            self._show(trainer)
 
     def after_train(self, trainer) -> None:
+        self._show(trainer)
+
+    def _show(self, trainer) -> None:
         if not distributed.is_main():
             return
         text = "  ".join(trainer.status.values())
