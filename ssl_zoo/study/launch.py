@@ -204,7 +204,7 @@ class Launcher:
 
         Returns:
             How runs ended that did not finish: 'failed', 'interrupted', 'left' to another process;
-            'stopped' if that ended all of them.
+            'stopped' if a signal was received.
         """
         for title, run in self.queue:
             if run.finished:
