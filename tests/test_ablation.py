@@ -165,6 +165,7 @@ def measured():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "measure_baselines", measure_baselines)
         patch.setattr(division, "seconds_per_step", lambda *_, processes=1: 0.1)
+        patch.setattr(launch, "gpus", lambda: [])
         yield seeds
 
 
