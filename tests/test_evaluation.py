@@ -30,6 +30,7 @@ from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation import features
 from ssl_zoo.evaluation.base import Evaluation, Outcome, Rows
+from ssl_zoo.evaluation.monitor import baseline_network
 from ssl_zoo.methods.supervised import Supervised
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study import grid, report
@@ -243,8 +244,8 @@ def test_a_trainer_inside_is_interrupted_and_both_go_on(tmp_path, monkeypatch):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     run = RunFolder(folder)
     assert run.checkpoints()[-1].name == "step_00000010.pt" and not run.finished
-    (folder,) = run.inside("evaluations", "augmented", "step_00000010").path.iterdir()
-    inside = RunFolder(folder)  # named by the hash of what is measured
+    (path,) = run.inside("evaluations", "augmented").path.glob("step_00000010-*")
+    inside = RunFolder(path)  # and by the hash of what is measured
     assert inside.checkpoints()[-1].name == "step_00000005.pt"
     parts = trained(folder, AUGMENTED)
     assert run.finished
@@ -498,6 +499,16 @@ def test_what_evaluations_and_baselines_draw_leaves_no_trace_and_is_of_the_seed(
     measured = experiment.measure_baselines(resolved, "draws", ["drawn"])
     assert same(before, random_state(CPU))
     assert measured["drawn"]["metrics"]["top1"] == first
+
+
+def drawn_on_a_rank():
+    torch.manual_seed(distributed.rank())
+    return baseline_network(Draws.Network, 0, CPU).weight.detach()
+
+
+def test_two_ranks_draw_one_baseline():
+    first, second = on_ranks(2, drawn_on_a_rank)
+    assert torch.equal(first, second)
 
 
 def test_baselines_are_measured_one_network_at_a_time(tmp_path):

@@ -140,7 +140,7 @@ class Context:
     Attributes:
         backbone: images [n, C, H, W] -> features [n, F], on the device; not to be changed.
         network: which network of the method it is, or which baseline.
-        folder: below the run's; `measure` gives each identity one of its own there.
+        folder: below the run's; `measure` adds the hash, so that each protocol has its own.
         precision: in which an evaluation that trains should do it.
         stop: shared with the run.
         cache: features of this very network, shared by the evaluations of one moment.
@@ -220,7 +220,7 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
     with kept_random_state(context.device):
         of = identity(part, context.splits, context.network)
         # What an earlier sitting left half trained under another config is not gone on with.
-        context = replace(context, folder=context.folder.inside(hashed(of)))
+        context = replace(context, folder=RunFolder(f"{context.folder.path}-{hashed(of)}"))
         seed_all(context.splits.seed)
         outcome = evaluation.evaluate(context)
     if taken := LINE_KEYS & outcome.metrics.keys():

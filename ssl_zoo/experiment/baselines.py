@@ -14,6 +14,7 @@ from ssl_zoo.experiment.sections import build_trainer, parse, seeded
 from ssl_zoo.experiment.subject import Subject, run_splits
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
+from ssl_zoo.system.rng import kept_random_state
 
 
 def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -43,13 +44,14 @@ def measure_baselines(
     seed, device = sections["seed"], distributed.start()
     part, splits = _block(sections, name)
     results = {}
-    for baseline, make in baselines_for(part(), splits).items():
-        if baseline in wanted:
-            make = make or partial(seeded, seed, sections["backbone"], device)
-            network = baseline_network(make, seed, device)
-            subject = Subject(sections, network, baseline)
-            ((_, results[baseline], _),) = subject.evaluate({name: part}, device)
-            network.cpu()  # the arms, in processes of their own, need the GPU's memory
+    with kept_random_state(device):
+        for baseline, make in baselines_for(part(), splits).items():
+            if baseline in wanted:
+                make = make or partial(seeded, seed, sections["backbone"], device)
+                network = baseline_network(make, seed, device)
+                subject = Subject(sections, network, baseline)
+                ((_, results[baseline], _),) = subject.evaluate({name: part}, device)
+                network.cpu()  # the arms, in processes of their own, need the GPU's memory
     return results
 
 

@@ -94,7 +94,7 @@ class Subject:
                     splits=splits[name],
                     device=device,
                     # Apart from the run's own, which may be training there just now.
-                    folder=folder.inside("evaluations", name, "by_hand", f"step_{self.step:08d}"),
+                    folder=folder.inside("evaluations", "by_hand", name, f"step_{self.step:08d}"),
                     precision=precision,
                     cache=cache,
                 )
