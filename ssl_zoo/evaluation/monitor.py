@@ -52,8 +52,9 @@ def check_blocks(parts: Mapping[str, Part]) -> None:
     """Raises ConfigError for what only an evaluation's name, type and data together tell."""
     for name, part in parts.items():
         kind, key = part.target, f"evaluations.{name}"
-        if name == "all" or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            expected = "letters, digits, _ and -, and not `all`"
+        usable = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)
+        if not usable or name == "all":
+            expected = "text of letters, digits, _ and -, and not `all`"
             raise ConfigError(key, "no name for an evaluation", found=repr(name), expected=expected)
         if kind.metric in LINE_KEYS:
             problem = "no name for a metric, as lines of metrics.jsonl have it"

@@ -43,7 +43,6 @@ class OnlineProbe(Evaluation):
     ):
         self.settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         self.test_limit, self.precision = test_limit, precision
-        self.classifier: nn.Module | None = None
 
     def check(self, splits: Splits) -> None:
         check_usable("OnlineProbe", test_split=splits.split("test"))
@@ -75,8 +74,6 @@ class OnlineProbe(Evaluation):
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        if self.classifier is None:
-            return {}
         return {
             "settings": self.settings,
             "classifier": self.classifier.state_dict(),
@@ -87,8 +84,8 @@ class OnlineProbe(Evaluation):
         if not state:
             return
         if state["settings"] != self.settings:
-            trained, given = state["settings"], self.settings
-            raise ValueError(f"OnlineProbe was trained with {trained}; found {given}")
+            trained = f"OnlineProbe was trained with {state['settings']}"
+            raise ValueError(f"{trained}; expected these settings, found {self.settings}")
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
 
