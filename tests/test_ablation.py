@@ -16,7 +16,7 @@ from ssl_zoo import config, experiment
 from ssl_zoo.config import EVALUATIONS, ConfigError
 from ssl_zoo.evaluation.base import Evaluation
 from ssl_zoo.study import division, grid, launch, report
-from ssl_zoo.system import distributed
+from ssl_zoo.system import hardware
 
 BASE = """
 seed: 7
@@ -62,9 +62,13 @@ arms:
 # says how a run should go wrong.
 TRAIN = """
 import json, os, pathlib, re, signal, sys, time
-written, _, folder, resume = sys.argv[1:]
+written, *longer, _, folder, resume = sys.argv[1:]
 folder, here = pathlib.Path(folder), pathlib.Path(__file__).parent
 assert resume == "--resume" and pathlib.Path(written) == folder / "config.yaml"
+if longer:
+    epochs = longer[0].replace("train.epochs=", "train: {epochs: ")
+    text = re.sub("train: {epochs: [0-9.]+", epochs, pathlib.Path(written).read_text())
+    (folder / "config.yaml").write_text(text)
 with open(here / "calls", "a") as file:
     file.write(str(folder.relative_to(here / "out")) + chr(10))
 for line in (here / "fake").read_text().splitlines():
@@ -160,6 +164,7 @@ def measured():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "measure_baselines", measure_baselines)
+        patch.setattr(division, "seconds_per_step", lambda *_, processes=1: 0.1)
         yield seeds
 
 
@@ -263,7 +268,7 @@ def test_another_base_for_arms_with_bases_of_their_own_is_an_error(study):
     "old, new, message",
     [
         ("seeds:", "seed:", r"grid.yaml:3: seed: unknown key.*nearest:\s+seeds"),
-        ("seeds: [0, 1]", "seeds: [1, 1]", "none, or one twice"),
+        ("seeds: [0, 1]", "seeds: [1, 1]", "a list of seeds without repeats"),
         ("base: base.yaml", "base: bse.yaml", r"no such file.*nearest:.*base.yaml"),
         (
             "    sweep: {method.memory.size: [64, 256]}",
@@ -370,6 +375,22 @@ def test_a_folder_of_another_config_is_an_error_that_names_the_keys(study):
     assert study.calls() == [] and study.text("moco/64/seed0/config.yaml") == before
 
 
+def test_finished_runs_go_on_for_more_epochs(study, capfd):
+    study.ablate(only=["MoCo"])
+    study.calls()
+    longer = ["train.epochs=20"]
+    study.ablate(only=["MoCo"], report_only=True, overrides=longer)
+    assert "0 of 10 runs finished" in study.text("report.html")
+    assert study.ablate(only=["MoCo"], overrides=longer) == 0
+    said = "runs go on for longer: train.epochs 3 -> 20; no schedule depends on it"
+    assert capfd.readouterr().out.count(said) == 1
+    assert study.calls() == [run for run in ALL if run.startswith("moco")]
+    assert "4 of 10 runs finished" in study.text("report.html")
+    assert study.ablate(only=["MoCo"], overrides=longer) == 0 and study.calls() == []
+    with pytest.raises(ConfigError, match=r"train.epochs: 20.0 -> 3.0"):
+        study.ablate(only=["MoCo"])
+
+
 def test_a_run_that_trained_nothing_takes_a_new_config(study):
     study.fake("moco: no")
     study.ablate(only=["MoCo"])
@@ -395,9 +416,7 @@ def test_runs_side_by_side_leave_what_one_after_the_other_leaves(study, finished
 
 
 def test_threads_are_settled_once_and_hold_whatever_jobs_is(study, monkeypatch, capfd):
-    monkeypatch.setattr(distributed, "cores", lambda: 6)
-    monkeypatch.setattr(launch, "gpus", lambda: [])
-    monkeypatch.setattr(division, "seconds_per_step", lambda cfg, threads: 0.1)
+    monkeypatch.setattr(hardware, "cores", lambda: 6)
     study.fake("moco/256: sorry")
     study.ablate(only=["MoCo"], jobs="auto")
     assert json.loads(study.text("study.json"))["threads"] == 1 and threads(study) == {1}
@@ -412,14 +431,36 @@ def test_threads_are_settled_once_and_hold_whatever_jobs_is(study, monkeypatch, 
         study.ablate(overrides=["train.threads=2"])
 
 
+@pytest.mark.parametrize("jobs", [1, 2, 7])
+@pytest.mark.parametrize("ratio, expected", [(1, 1), (10, 6)])
+def test_threads_do_not_depend_on_jobs(study, monkeypatch, jobs, ratio, expected):
+    monkeypatch.setattr(hardware, "cores", lambda: 6)
+    monkeypatch.setattr(division, "seconds_per_step", lambda *_, processes=1: ratio**processes)
+    study.ablate(only=["MoCo"], jobs=jobs)
+    assert threads(study) == {expected}
+
+
+def test_more_threads_than_cores_are_said_and_do_not_spin(study, monkeypatch, capfd):
+    train = study.folder / "train.py"
+    train.write_text("import os, sys; print('policy', os.environ.get('OMP_WAIT_POLICY'))\n" + TRAIN)
+    monkeypatch.setattr(hardware, "cores", lambda: 4)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    written = study.out / "moco/64/seed0/stdout.txt"
+    for jobs, policy in ((2, "None"), (3, "PASSIVE")):
+        study.fake("")
+        study.ablate(only=["MoCo"], jobs=jobs, overrides=["train.threads=2"])
+        said = "3 runs of 2 threads take turns on 4 cores" in capfd.readouterr().out
+        assert written.read_text().split() == ["policy", policy] and said == (jobs == 3)
+        (study.out / "moco/64/seed0/result.json").unlink()
+
+
 def test_threads_are_settled_anew_while_nothing_is_trained(study, monkeypatch):
-    monkeypatch.setattr(distributed, "cores", lambda: 6)
-    study.fake("seed: sorry")
-    study.ablate(only=["MoCo"], jobs=2)
-    assert threads(study) == {3}
-    study.fake("")
-    study.ablate(only=["MoCo"], jobs=1)
-    assert threads(study) == {6}
+    for cores in (3, 6):
+        monkeypatch.setattr(hardware, "cores", lambda: cores)  # noqa: B023
+        monkeypatch.setattr(division, "seconds_per_step", lambda *_, processes=1: processes)
+        study.fake("seed: sorry")
+        study.ablate(only=["MoCo"], jobs=2)
+        assert threads(study) == {cores}
 
 
 def test_threads_that_the_config_asks_for_hold(study):
@@ -431,6 +472,13 @@ def test_threads_that_the_config_asks_for_hold(study):
 def test_jobs_that_are_no_number_of_runs_are_an_error(study, jobs):
     with pytest.raises(ConfigError, match="--jobs: no such number"):
         study.ablate(jobs=jobs)
+
+
+def test_more_jobs_than_gpus_are_an_error(study, monkeypatch):
+    monkeypatch.setattr(launch, "gpus", lambda: ["0", "1"])
+    with pytest.raises(ConfigError, match=r"(?s)--jobs: more runs than GPUs.*at most 2"):
+        study.ablate(jobs=3)
+    assert study.calls() == [] and study.ablate(only=["MoCo"], jobs=2) == 0
 
 
 def test_a_study_that_is_under_way_is_not_started_twice(study):
@@ -484,10 +532,14 @@ def test_each_backbone_among_the_arms_is_measured_and_the_same_one_once(study, m
     assert names == [None, "resnet18", "resnet34"]
 
 
-def test_an_evaluation_that_is_impossible_is_an_error_before_anything_runs(study):
-    with pytest.raises(ConfigError, match=r"evaluations.knn: k = 99 of a bank of 60 images"):
-        study.ablate(overrides=["evaluations.knn.k=99"])
-    assert study.calls() == []
+def test_an_arm_whose_evaluation_is_impossible_leaves_the_others_alone(study, capfd):
+    arms = "{MoCo: {}, bad: {set: {evaluations.knn.k: 99}}, other: {}}"
+    study.write(grid=f"base: base.yaml\narms: {arms}\n")
+    assert study.ablate() == 1
+    assert study.calls() == ["moco/seed0", "other/seed0"]
+    why = "evaluations.knn: k = 99 of a bank of 60 images"
+    assert f"bad, seed 0  failed: {why}" in capfd.readouterr().out
+    assert why in study.text("bad/seed0/error.txt") and why in study.text("report.html")
 
 
 def test_a_study_without_evaluations_has_no_baselines_and_a_report(study, measured):

@@ -22,7 +22,7 @@ from ssl_zoo.study.progress import Progress, Screen
 TRAIN = """
 import json, os, pathlib, signal, sys, time
 import yaml
-written, _, folder, *_ = sys.argv[1:]
+written, *overrides, _, folder, _ = sys.argv[1:]
 how = yaml.safe_load(open(written))["how"]
 folder = pathlib.Path(folder)
 print("says", folder.name, "on", os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -64,7 +64,8 @@ def launcher(tmp_path):
             Run(name, None, 0, tmp_path / name, {"how": how, "train": {"epochs": 2}} | EVALUATED)
             for name, how in zip("abcdefgh", hows, strict=False)
         ]
-        kwargs = {"devices": [], "after_each": lambda: None, "available": lambda: None} | kwargs
+        kwargs = {"devices": [], "environment": {}, "after_each": lambda: None} | kwargs
+        kwargs = {"available": lambda: None} | kwargs
         train = (sys.executable, str(tmp_path / "train.py"))
         return launch.Launcher(runs, jobs, train, screen=Recorded(alone), **kwargs)
 
@@ -111,13 +112,41 @@ def test_each_run_has_a_log_unless_it_is_alone_on_the_screen(launcher, tmp_path,
     assert "says a on" in capfd.readouterr().out and not (tmp_path / "a" / "stdout.txt").exists()
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(launcher, tmp_path, monkeypatch):
-    holder = lambda lock: "process 7 on host x" if lock.path.parent.name == "a" else ""  # noqa: E731
-    monkeypatch.setattr(Lock, "holder", holder)
-    made = launcher(["ok", "ok"])
-    assert made.run() == {"failed"}
-    assert "a, seed 0  left to process 7 on host x" in made.screen.text
-    assert not (tmp_path / "a").exists() and (tmp_path / "b" / "result.json").exists()
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_run_that_another_process_holds_is_left_to_it(launcher, tmp_path, alone):
+    lock = Lock(tmp_path / "a" / ".lock")
+    lock.acquire()
+    (tmp_path / "a" / "error.txt").write_text("the other's")
+    made = launcher(["ok", "ok"], alone=alone)
+    assert made.run() == {"left"}
+    lock.release()
+    assert f"a, seed 0  left to this process, {os.getpid()} on" in made.screen.text
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {".lock", "error.txt"}
+    assert (tmp_path / "b" / "result.json").exists()
+
+
+def test_a_run_that_another_process_took_first_gets_no_error(launcher, tmp_path):
+    made = launcher(["fail"])
+    made._start(*made.queue.pop())
+    made.children[0].process.wait()
+    lock = Lock(tmp_path / "a" / ".lock")
+    lock.acquire()
+    made._look()
+    lock.release()
+    assert made.ends == {"left"} and not (tmp_path / "a" / "error.txt").exists()
+
+
+def test_a_run_that_goes_on_for_longer_sees_it_in_its_folder(launcher, tmp_path):
+    launcher(["ok"]).run()
+    again = launcher(["ok"])
+    assert again.run() == set() and "(finished)" in again.screen.text
+    longer = launcher(["ok"])
+    longer.runs[0].config["train"]["epochs"] = 5
+    began = when(tmp_path / "a")
+    assert not longer.runs[0].finished
+    assert longer.run() == {"failed"}  # what stands in for training writes no config.yaml
+    assert when(tmp_path / "a") > began
+    assert "epochs: 2" in (tmp_path / "a" / "config.yaml").read_text()
 
 
 def send_when_begun(folders, *numbers, between=0.0):
@@ -149,6 +178,7 @@ def test_who_does_not_stop_in_time_or_at_the_second_signal_is_killed(
     thread = send_when_begun([tmp_path / "a"], signal.SIGINT, signal.SIGINT, between=0.5)
     assert launcher(["deaf"]).run() == {"stopped"}
     thread.join()
+    assert "killed by the study: at the second" in (tmp_path / "a" / "error.txt").read_text()
     monkeypatch.setattr(launch, "SECONDS_TO_STOP", 0.2)
     (tmp_path / "a" / "began").unlink()
     thread = send_when_begun([tmp_path / "a"], signal.SIGTERM)
@@ -156,6 +186,7 @@ def test_who_does_not_stop_in_time_or_at_the_second_signal_is_killed(
     began = time.monotonic()
     assert made.run() == {"stopped"} and time.monotonic() - began < 20
     thread.join()
+    assert "a, seed 0  failed: killed by the study: it had 0.2 s to save" in made.screen.text
 
 
 def test_an_error_of_the_report_leaves_no_run_behind(launcher, tmp_path):
@@ -275,52 +306,70 @@ def configs(*threads):
 )
 def test_auto_measures_whether_runs_of_few_threads_get_more_done(monkeypatch, alone, few, expected):
     monkeypatch.setattr(
-        division, "seconds_per_step", lambda config, threads: alone if threads == 2 else few
+        division, "seconds_per_step", lambda *_, processes=1: alone if processes == 1 else few
     )
-    divided = divide(configs("auto", "auto", "auto"), "auto", cores=2, gpus=0)
+    divided = divide(configs("auto", "auto", "auto"), cores=2, gpus=0)
     assert (divided.threads, divided.jobs) == expected
     assert "2 runs side by side are" in divided.why
 
 
 def test_all_cores_are_used_where_there_are_fewer_runs_than_cores(monkeypatch):
     timed = []
-    monkeypatch.setattr(
-        division, "seconds_per_step", lambda config, threads: timed.append(threads) or 0.1
-    )
-    divided = divide(configs("auto", "auto", "auto"), "auto", cores=16, gpus=0)
-    assert (divided.threads, divided.jobs) == (5, 3) and timed == [16, 5]
-    assert divide(configs("auto"), "auto", cores=16, gpus=0).threads == 16
+
+    def seconds_per_step(config, threads, processes=1):
+        timed.append((threads, processes))
+        return 0.1
+
+    monkeypatch.setattr(division, "seconds_per_step", seconds_per_step)
+    divided = divide(configs("auto", "auto", "auto"), cores=16, gpus=0)
+    assert (divided.threads, divided.jobs) == (5, 3) and timed == [(16, 1), (5, 3)]
+    assert divide(configs("auto"), cores=16, gpus=0).threads == 16
 
 
 @pytest.mark.parametrize(
-    "threads, jobs, gpus, expected",
+    "threads, gpus, expected",
     [
-        (("auto", "auto"), 2, 0, (4, 2)),
-        (("auto",), 20, 0, (1, 20)),
-        (("auto", "auto"), "auto", 4, (2, 4)),
-        ((2, 4), "auto", 0, (4, 2)),
+        (("auto", "auto"), 4, (2, 4)),
+        (("auto",), 0, (8, 1)),
+        ((2, 4), 0, (4, 2)),
+        ((2, 4), 4, (2, 4)),
     ],
 )
-def test_what_is_asked_for_is_not_measured(monkeypatch, threads, jobs, gpus, expected):
+def test_what_is_asked_for_is_not_measured(monkeypatch, threads, gpus, expected):
     monkeypatch.setattr(division, "seconds_per_step", None)
-    divided = divide(configs(*threads), jobs, cores=8, gpus=gpus)
+    divided = divide(configs(*threads), cores=8, gpus=gpus)
     assert (divided.threads, divided.jobs) == expected
 
 
-def test_a_step_that_cannot_be_timed_leaves_one_run_at_a_time(monkeypatch):
-    def fail(config, threads):
+def test_a_step_that_cannot_be_timed_leaves_one_thread_a_run(monkeypatch):
+    def fail(config, threads, processes=1):
         raise subprocess.CalledProcessError(1, "python", stderr="Traceback\nValueError: no data")
 
     monkeypatch.setattr(division, "seconds_per_step", fail)
-    divided = divide(configs("auto", "auto"), "auto", cores=2, gpus=0)
-    assert divided == Division(2, 1, "a step could not be timed: ValueError: no data")
+    divided = divide(configs("auto", "auto"), cores=2, gpus=0)
+    assert divided == Division(1, 2, "a step could not be timed: ValueError: no data")
 
 
 def test_steps_are_timed_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(
-        division, "MEASURE", "import json, sys; print('said'); print(len(json.load(sys.stdin)))"
+        division, "MEASURE", "import json, sys; print('said'); print(len(json.loads(sys.argv[1])))"
     )
     assert division.seconds_per_step({"a": 1, "b": 2}, threads=1) == 2.0
+
+
+def test_processes_that_share_the_cores_are_timed_at_once(monkeypatch, tmp_path):
+    meet = (  # each waits until all have come
+        "import os, pathlib, sys, time; here = pathlib.Path(sys.argv[1][1:-1]);"
+        "(here / str(os.getpid())).touch()\n"
+        "while len(list(here.iterdir())) < 3: time.sleep(0.01)\n"
+        "print(sys.argv[2])"
+    )
+    monkeypatch.setattr(division, "MEASURE", meet)
+    assert division.seconds_per_step(str(tmp_path), threads=4, processes=3) == 4.0
+    monkeypatch.setattr(division, "MEASURE", "raise ValueError('no data')")
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        division.seconds_per_step({}, threads=1, processes=2)
+    assert "no data" in error.value.stderr
 
 
 def test_what_was_divided_is_kept(tmp_path):

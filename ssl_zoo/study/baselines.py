@@ -5,7 +5,7 @@ a study that goes on measures only what it lacks.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +37,20 @@ class Baselines:
     def _find(self, key: dict[str, Any]) -> dict[str, Any] | None:
         return next((result for result in self.known if key.items() <= result.items()), None)
 
-    def keep(self, run: Run, evaluation: str, results: dict[str, dict[str, Any]]) -> None:
-        """Adds results of a run's baselines, by name, and writes the file."""
-        self.known += [of | _key(run, evaluation, name) for name, of in results.items()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps(self.known, indent=1))
-
-    def measure(self, runs: Iterable[Run], say: Callable[[str], None]) -> None:
-        """Measures what the runs have to beat and is not known.
+    def measure(self, run: Run, say: Callable[[str], None]) -> None:
+        """Measures and writes what a run has to beat and is not known.
 
         Raises:
             ValueError: an evaluation does not go with the data.
         """
-        for run in runs:
-            for evaluation, results in self.of(run).items():
-                lacking = [name for name, result in results.items() if result is None]
-                if lacking:
-                    say(f"baselines of {run}: {evaluation}")
-                    measured = experiment.measure_baselines(run.config, evaluation, lacking)
-                    self.keep(run, evaluation, measured)
+        for evaluation, results in self.of(run).items():
+            lacking = [name for name, result in results.items() if result is None]
+            if lacking:
+                say(f"baselines of {run}: {evaluation}")
+                measured = experiment.measure_baselines(run.config, evaluation, lacking)
+                self.known += [of | _key(run, evaluation, n) for n, of in measured.items()]
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(self.path, json.dumps(self.known, indent=1))
 
 
 def _key(run: Run, evaluation: str, baseline: str) -> dict[str, Any]:

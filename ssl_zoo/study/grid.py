@@ -85,7 +85,10 @@ class Grid:
         if not arms:
             raise ConfigError("arms", "no arms", found="an empty block", expected="at least one")
         if not seeds or len(set(seeds)) < len(seeds):
-            raise ConfigError("seeds", "none, or one twice", found=repr(seeds), expected="a list")
+            expected = "a list of seeds without repeats"
+            raise ConfigError(
+                "seeds", "no seeds, or a repeat", found=repr(seeds), expected=expected
+            )
         without = ", ".join(name for name, arm in arms.items() if arm.kwargs.get("base") is None)
         if base is None and without:
             problem = "neither the grid nor every arm has one"
@@ -114,6 +117,12 @@ class Run:
     def trained(self) -> bool:
         """Whether the folder holds what another config would destroy."""
         return self.files.finished or bool(self.files.checkpoints())
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result, of as many epochs as the run is asked for or more."""
+        trained = (self.files.config() if self.files.finished else None) or self.config
+        return self.files.finished and trained["train"]["epochs"] >= self.config["train"]["epochs"]
 
     @property
     def evaluations(self) -> dict[str, type[Evaluation]]:

@@ -4,14 +4,14 @@ A run that fails or is interrupted leaves the others alone, and a study that was
 where it stopped.
 """
 
-import os
 import signal
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -20,12 +20,13 @@ from ssl_zoo import experiment
 from ssl_zoo.config import ConfigError, closest
 from ssl_zoo.runs import Lock
 from ssl_zoo.study.baselines import Baselines
-from ssl_zoo.study.division import Jobs, divide
+from ssl_zoo.study.child import Child, left_to
+from ssl_zoo.study.division import divide
 from ssl_zoo.study.grid import Run, Study, expand, slug
-from ssl_zoo.study.machine import available_memory, child_environment, gpus, process_memory
-from ssl_zoo.study.progress import Progress, Screen
+from ssl_zoo.study.machine import available_memory, gpus
+from ssl_zoo.study.progress import Screen
 from ssl_zoo.study.report import print_table, write_report
-from ssl_zoo.system import distributed
+from ssl_zoo.system import hardware
 
 TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train", "--no-baselines")
 SECONDS_TO_STOP = 60.0  # what runs get to leave a checkpoint behind
@@ -41,7 +42,7 @@ def run_study(
     only: Sequence[str] | None = None,
     report_only: bool = False,
     base: str | Path | None = None,
-    jobs: Jobs | str = "auto",
+    jobs: int | str = "auto",
     train: Sequence[str] = TRAIN,
 ) -> int:
     """Runs what a grid still lacks, and rewrites the report after each run.
@@ -50,30 +51,28 @@ def run_study(
         grid_path, out, overrides, base: as of `expand`.
         only: names of the arms to run; None: all.
         report_only: run nothing.
-        jobs: runs side by side; auto: one on each GPU, or what `divide` finds.
+        jobs: runs side by side, no more than there are GPUs; auto: one on each GPU, or what
+            `divide` finds.
         train: the command that trains; it gets a config, `--out FOLDER` and `--resume`.
 
     Returns:
-        0; 1 if a run failed; 130 if the study or a run was stopped.
+        0; 1 if a run failed or was left to another process; 130 if the study or a run was stopped.
 
     Raises:
         ConfigError: the grid, an arm's config, a name in `only` or `jobs` is wrong, or a folder
-            holds a run of another config. Nothing has been run then.
+            holds a run of another config, unless that differs in fewer epochs. Nothing has been
+            run then.
         FileExistsError: another process runs this study.
     """
-    if jobs != "auto":
-        if not (str(jobs).isdecimal() and int(jobs) > 0):
-            expected = "a number of runs, at least 1, or auto"
-            raise ConfigError("--jobs", "no such number", found=repr(jobs), expected=expected)
-        jobs = int(jobs)
+    given_jobs = None if jobs == "auto" else _number(jobs, len(gpus()))
     study = expand(grid_path, out, overrides, base)
     arms = _chosen(only, list(study.blocks))
     console = Console(markup=False, emoji=False, highlight=False)  # names are shown as they are
     if not console.is_terminal:
         console.width = 140  # of a log file; rich would wrap the table at 80
-    for run in study.runs:
-        if run.arm in arms and not report_only:
-            _check_unchanged(run)
+    chosen = [run for run in study.runs if run.arm in arms and not report_only]
+    for remark in dict.fromkeys(filter(None, map(_goes_on, chosen))):
+        console.print(f"runs go on for longer: {remark}", soft_wrap=True)
     ends: set[str] = set()
     lock = Lock(study.out / "study.lock")
     if report_only and lock.holder():  # who runs the study writes its report
@@ -82,14 +81,26 @@ def run_study(
     lock.acquire()
     try:
         if not report_only:
-            study, ends = _run(study, arms, jobs, train, console)
+            study, ends = _run(study, arms, given_jobs, train, console)
         write_report(study)
     finally:
         lock.release()
     print_table(study, console)
     if ends & {"stopped", "interrupted"}:
         console.print("stopped; the same command goes on from here")
-    return 130 if "stopped" in ends else 1 if "failed" in ends else 130 if ends else 0
+    if "left" in ends:
+        console.print("runs were left to other processes; the same command reports them later")
+    return 130 if "stopped" in ends else 1 if ends & {"failed", "left"} else 130 if ends else 0
+
+
+def _number(jobs: int | str, gpus: int) -> int:
+    if not (str(jobs).isdecimal() and int(jobs) > 0):
+        expected = "a number of runs, at least 1, or auto"
+        raise ConfigError("--jobs", "no such number", found=repr(jobs), expected=expected)
+    if 0 < gpus < int(jobs):
+        problem = "more runs than GPUs: how much of a GPU's memory is free is not watched"
+        raise ConfigError("--jobs", problem, found=str(jobs), expected=f"at most {gpus}, or auto")
+    return int(jobs)
 
 
 def _chosen(only: Sequence[str] | None, arms: list[str]) -> list[str]:
@@ -102,38 +113,66 @@ def _chosen(only: Sequence[str] | None, arms: list[str]) -> list[str]:
     return arms if only is None else [by_name[name] for name in only]
 
 
-def _check_unchanged(run: Run) -> None:
-    """A folder in which something was trained belongs to the config that it was trained with."""
+def _goes_on(run: Run) -> str:
+    """What a person should know of a run that was trained for fewer epochs; '' of all others.
+
+    Else a folder in which something was trained belongs to the config that it was trained with.
+    """
     written = run.files.config() if run.trained else None
     changed = experiment.changes(written, run.config) if written is not None else []
-    if changed:
+    remark = experiment.longer(written, run.config) if changed else ""
+    if changed and not remark:
         problem = f"the folder holds a run of another config: {run}"
         expected = "the same config, another --out, or the folder removed"
         found, where = "; ".join(changed), str(run.folder)
         raise ConfigError("", problem, found=found, expected=expected, where=where)
+    return remark
 
 
 def _run(
-    study: Study, arms: list[str], jobs: Jobs, train: Sequence[str], console: Console
+    study: Study, arms: list[str], jobs: int | None, train: Sequence[str], console: Console
 ) -> tuple[Study, set[str]]:
     """Runs the arms; returns the study with its threads settled, and `Launcher.run`'s answer."""
-    devices = gpus()
+    cores, devices, environment = hardware.cores(), gpus(), {}
     try:
         division = study.division()
         if division is None:
             configs = [run.config for run in study.runs]
-            division = divide(configs, jobs, distributed.cores(), len(devices))
+            division = divide(configs, cores, len(devices))
             division.write(study.out)
         study = study.with_threads(division.threads)
         runs = [run for run in study.runs if run.arm in arms]
-        count = min(division.jobs if jobs == "auto" else jobs, len(runs))
-        threads = ", ".join(sorted({str(run.config["train"]["threads"]) for run in runs}))
+        count = min(jobs or division.jobs, len(runs))
+        threads = sorted({run.config["train"]["threads"] for run in runs})
         screen = Screen(console, alone=count == 1)
-        screen.say(f"runs at once: {count}; threads of each: {threads}; {division.why}")
-        Baselines(study.out / "baselines.json").measure(runs, screen.say)
+        of_each = ", ".join(map(str, threads))
+        screen.say(f"runs at once: {count}; threads of each: {of_each}; {division.why}")
+        if count > 1 and count * threads[-1] > cores:
+            screen.say(f"{count} runs of {threads[-1]} threads take turns on {cores} cores")
+            # Threads that spin while they wait would keep those that work from the cores.
+            environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+        able = _with_baselines(runs, Baselines(study.out / "baselines.json"), screen)
     except KeyboardInterrupt:
         return study, {"stopped"}
-    return study, Launcher(runs, count, train, devices, screen, lambda: write_report(study)).run()
+    ends = {"failed"} if len(able) < len(runs) else set()
+    after_each = partial(write_report, study)
+    launcher = Launcher(able, count, train, devices, environment, screen, after_each)
+    return study, ends | launcher.run()
+
+
+def _with_baselines(runs: list[Run], baselines: Baselines, screen: Screen) -> list[Run]:
+    """Measures what the runs have to beat; those for which that works, the others have failed."""
+    able = []
+    for run in runs:
+        try:
+            baselines.measure(run, screen.say)
+            able.append(run)
+        except Exception as error:  # like one of its training, it is the run's alone
+            text = str(error) or type(error).__name__
+            screen.say(f"{run}  failed: {text}")
+            if not (run.finished or run.files.lock.holder()):
+                run.files.write_error(f"{text}\n\n{traceback.format_exc()}")
+    return able
 
 
 @dataclass
@@ -144,6 +183,7 @@ class Launcher:
     jobs: int
     train: Sequence[str]  # the command, see `run_study`
     devices: Sequence[str]  # GPUs by CUDA_VISIBLE_DEVICES' names; a run gets the least used one
+    environment: dict[str, str]  # what they have beside the study's own
     screen: Screen
     after_each: Callable[[], None]  # called when runs have ended
     available: Callable[[], int | None] = available_memory
@@ -163,12 +203,13 @@ class Launcher:
         """Until all have ended, or a signal says stop.
 
         Returns:
-            How runs ended that did not finish: 'failed', 'interrupted', 'stopped'.
+            How runs ended that did not finish: 'failed', 'interrupted', 'left' to another process;
+            'stopped' if a signal was received.
         """
         for title, run in self.queue:
-            if run.files.finished:
+            if run.finished:
                 self.screen.say(f"{title}  (finished)")
-        self.queue = [(title, run) for title, run in self.queue if not run.files.finished]
+        self.queue = [(title, run) for title, run in self.queue if not run.finished]
         with _signals() as received, self.screen.live:
             try:
                 while (self.queue or self.children) and not received:
@@ -188,10 +229,7 @@ class Launcher:
         ended = [child for child in self.children if child.process.poll() is not None]
         for child in ended:
             self.children.remove(child)
-            end = child.end()
-            if not self.screen.alone:
-                self.screen.say(f"{child.title}  {end}")
-            self.ends |= {end.partition(":")[0]} - {"finished"}
+            self.ends |= self._say_end(child.title, child.end()) - {"finished"}
         for child in self.children:
             child.look()
             if child.progress.step:
@@ -199,14 +237,22 @@ class Launcher:
         return bool(ended)
 
     def _start(self, title: str, run: Run) -> None:
-        if holder := run.files.lock.holder():
-            self.screen.say(f"{title}  left to {holder}, which runs it")
-            self.ends.add("failed")
-        else:
-            self.screen.say(title, style="bold")
-            used = [child.device for child in self.children]
-            device = min(self.devices, key=used.count) if self.devices else None
-            self.children.append(Child(title, run, self.train, device, self.screen.alone))
+        environment = dict(self.environment)
+        if self.devices:
+            used = [child.environment["CUDA_VISIBLE_DEVICES"] for child in self.children]
+            environment["CUDA_VISIBLE_DEVICES"] = min(self.devices, key=used.count)
+        self.screen.say(title, style="bold")
+        try:
+            self.children.append(Child(title, run, self.train, environment, self.screen.alone))
+        except FileExistsError:
+            self.ends |= self._say_end(title, left_to(run.files.lock.holder()))
+
+    def _say_end(self, title: str, end: str) -> set[str]:
+        """Says what `Child.end` says, unless a run alone has said so itself; its first word."""
+        how = end.split()[0].rstrip(":")
+        if how in ("failed", "left") or not self.screen.alone:
+            self.screen.say(f"{title}  {end}")
+        return {how}
 
     def _has_room(self) -> bool:
         """Whether one more run fits beside those under way, which may still grow to the peak."""
@@ -230,62 +276,14 @@ class Launcher:
             child.process.send_signal(signal.SIGINT)
         asked, deadline = len(received), time.monotonic() + SECONDS_TO_STOP
         while running := [c for c in self.children if c.process.poll() is None]:
-            if len(received) > asked or time.monotonic() > deadline:
-                for child in running:  # with the processes that it has started itself
-                    os.killpg(child.process.pid, signal.SIGKILL)
+            why = "at the second signal" if len(received) > asked else ""
+            if time.monotonic() > deadline:
+                why = f"it had {SECONDS_TO_STOP:g} s to save and end"
+            for child in running if why else ():
+                child.kill(f"killed by the study: {why}")
             time.sleep(POLL_S)
-
-
-class Child:
-    """A run that is under way, in a session of its own: a Ctrl-C reaches it through the study.
-
-    Attributes:
-        memory, peak: resident bytes, now and at the most.
-    """
-
-    def __init__(self, title: str, run: Run, train: Sequence[str], device: str | None, alone: bool):
-        self.title, self.run, self.device = title, run, device
-        self.progress = Progress(run)
-        self.memory = self.peak = 0
-        run.files.write_config(run.config)
-        run.files.clear_error()
-        self.log = None if alone else run.folder / "stdout.txt"
-        visible = {"CUDA_VISIBLE_DEVICES": device} if device else {}
-        with open(self.log, "wb") if self.log else nullcontext() as output:
-            self.process = subprocess.Popen(
-                [*train, run.folder / "config.yaml", "--out", run.folder, "--resume"],
-                env=child_environment(PYTHONUNBUFFERED="1", **visible),
-                start_new_session=True,
-                stdout=output,
-                stderr=output and subprocess.STDOUT,
-            )
-
-    def look(self) -> None:
-        self.progress.look()
-        self.memory, peak = process_memory(self.process.pid)
-        self.peak = max(self.peak, peak)  # the process resets the kernel's own mark
-
-    def end(self) -> str:
-        """'finished', 'interrupted' or 'failed: why'; a failed one gets an error.txt."""
-        code, files = self.process.returncode, self.run.files
-        if code == 0 and files.finished:
-            return "finished"
-        if code in (-signal.SIGINT, 128 + signal.SIGINT):
-            return "interrupted"
-        if not files.error():
-            text = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
-            files.write_error("\n".join([_why(code), *text.splitlines()[-20:]]) + "\n")
-        return f"failed: {files.error().partition(chr(10))[0]}"
-
-
-def _why(code: int) -> str:
-    if code == 0:
-        return "the run ended without a result"
-    if code == -signal.SIGKILL:
-        return "killed (SIGKILL); most often the machine ran out of memory"
-    if code < 0:
-        return f"killed by signal {signal.Signals(-code).name}"
-    return f"ended with exit code {code} and left no message"
+        for child in self.children:
+            self._say_end(child.title, child.end())
 
 
 @contextmanager

@@ -173,7 +173,8 @@ def read(study: Study) -> Table:
 
 
 def _outcome(run: Run, known: Baselines) -> Outcome:
-    result, reason, metrics = run.files.result(), run.files.error(), run.files.metrics()
+    result = run.files.result() if run.finished else {}
+    reason, metrics = run.files.error(), run.files.metrics()
     state = "failed" if reason else "unfinished" if metrics else "not run"
     if result:
         state, reason = "finished", ""

@@ -1,0 +1,98 @@
+"""A run of a study while it is under way."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from ssl_zoo.study.grid import Run
+from ssl_zoo.study.machine import child_environment, process_memory
+from ssl_zoo.study.progress import Progress
+
+
+class Child:
+    """A process that trains a run, in a session of its own: a Ctrl-C reaches it by the study.
+
+    Args:
+        environment: what the process has beside the study's own.
+        alone: it writes to the screen, others to a file.
+
+    Attributes:
+        memory, peak: resident bytes, now and at the most.
+
+    Raises:
+        FileExistsError: another process holds the run's folder.
+    """
+
+    def __init__(
+        self, title: str, run: Run, train: Sequence[str], environment: dict[str, str], alone: bool
+    ):
+        self.title, self.run, self.environment = title, run, environment
+        self.progress = Progress(run)
+        self.memory = self.peak = 0
+        self.killed = ""  # why the study has killed it
+        overrides = self._prepare()
+        self.log = None if alone else run.folder / "stdout.txt"
+        with open(self.log, "wb") if self.log else nullcontext() as output:
+            self.process = subprocess.Popen(
+                [*train, run.folder / "config.yaml", *overrides, "--out", run.folder, "--resume"],
+                env=child_environment(PYTHONUNBUFFERED="1", **environment),
+                start_new_session=True,
+                stdout=output,
+                stderr=output and subprocess.STDOUT,
+            )
+
+    def _prepare(self) -> list[str]:
+        """Writes config.yaml and removes the last error; what overrides that config."""
+        files, train = self.run.files, self.run.config["train"]
+        files.lock.acquire()
+        try:
+            trained = (files.config() if self.run.trained else None) or self.run.config
+            epochs = trained["train"]["epochs"]
+            # A run that goes on for longer sees that in what the folder holds.
+            files.write_config({**self.run.config, "train": {**train, "epochs": epochs}})
+            files.clear_error()
+        finally:
+            files.lock.release()
+        return [] if epochs == train["epochs"] else [f"train.epochs={train['epochs']}"]
+
+    def look(self) -> None:
+        self.progress.look()
+        self.memory, peak = process_memory(self.process.pid)
+        self.peak = max(self.peak, peak)  # the process resets the kernel's own mark
+
+    def kill(self, why: str) -> None:
+        """At once, with the processes that it has started itself."""
+        self.killed = why
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+    def end(self) -> str:
+        """'finished', 'interrupted', 'left to whom' or 'failed: why', which error.txt has too."""
+        code, files = self.process.returncode, self.run.files
+        if code == 0 and self.run.finished:
+            return "finished"
+        if code in (-signal.SIGINT, 128 + signal.SIGINT):
+            return "interrupted"
+        if holder := files.lock.holder():  # who was faster than this process
+            return left_to(holder)
+        if not files.error():
+            text = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
+            why = self.killed or _why(code)
+            files.write_error("\n".join([why, *text.splitlines()[-20:]]) + "\n")
+        return f"failed: {files.error().partition(chr(10))[0]}"
+
+
+def left_to(holder: str) -> str:
+    """How a run ends that another process trains."""
+    return f"left to {holder or 'another process'}, which runs it"
+
+
+def _why(code: int) -> str:
+    if code == 0:
+        return "the run ended without a result"
+    if code == -signal.SIGKILL:
+        return "killed (SIGKILL); most often the machine ran out of memory"
+    if code < 0:
+        return f"killed by signal {signal.Signals(-code).name}"
+    return f"ended with exit code {code} and left no message"
