@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench lint format pages clean
 
 demo: $(VENV)/installed
 	$(BIN)/ssl-zoo data get fashion_mnist
@@ -37,6 +37,11 @@ $(VENV)/installed: setup.cfg pyproject.toml
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
+
+# What is rendered from the code: line counts in docs/methods.md and docs/architecture.md.
+pages: $(VENV)/installed-test
+	$(BIN)/python tools/methods_page.py
+	$(BIN)/python tools/reading_path.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

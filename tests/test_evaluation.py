@@ -7,7 +7,9 @@ import csv
 import io
 import json
 import os
+import random
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation import features
 from ssl_zoo.evaluation.base import Evaluation, Outcome, Rows
+from ssl_zoo.evaluation.monitor import baseline_network
 from ssl_zoo.methods.supervised import Supervised
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study import grid, report
@@ -241,7 +244,8 @@ def test_a_trainer_inside_is_interrupted_and_both_go_on(tmp_path, monkeypatch):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     run = RunFolder(folder)
     assert run.checkpoints()[-1].name == "step_00000010.pt" and not run.finished
-    inside = run.inside("evaluations", "augmented", "step_00000010")
+    (path,) = run.inside("evaluations", "augmented").path.glob("step_00000010-*")
+    inside = RunFolder(path)  # and by the hash of what is measured
     assert inside.checkpoints()[-1].name == "step_00000005.pt"
     parts = trained(folder, AUGMENTED)
     assert run.finished
@@ -374,7 +378,7 @@ def test_the_hash_is_of_what_numbers_depend_on(tmp_path):
     alike = ["evaluations.knn.every_epochs=null", "data.workers=1", "train.precision=bf16"]
     assert hash_of(tmp_path / "alike", *alike) == plain
     other = ["evaluations.knn.k=21", "evaluations.knn.temperature=0.1", "data.dataset.limit=150"]
-    other += ["evaluations.knn.bank_limit=100", "evaluations.knn.precision=bf16"]
+    other += ["evaluations.knn.train_limit=100", "evaluations.knn.precision=bf16"]
     hashes = [hash_of(tmp_path / str(i), setting) for i, setting in enumerate(other)]
     baseline = lines(trained(tmp_path / "b", KNN, baselines=True).folder.path, "baseline")
     hashes += [line["hash"] for line in baseline]
@@ -382,7 +386,7 @@ def test_the_hash_is_of_what_numbers_depend_on(tmp_path):
 
 
 def test_rows_agree_with_top1_and_say_which_images(tmp_path):
-    limit = ("evaluations.knn", {"type": "KNN", "k": 20, "query_limit": 40})
+    limit = ("evaluations.knn", {"type": "KNN", "k": 20, "test_limit": 40})
     trained(tmp_path, limit, PROBE, AUGMENTED)
     for line in lines(tmp_path)[-3:]:
         path = tmp_path / "evaluations" / line["name"] / "rows.csv"
@@ -446,7 +450,149 @@ def test_baselines_come_before_step_0_once_and_the_data_set_adds_its_own(tmp_pat
     assert list(of) == names and "seed" in of["random backbone"] and "seed" not in of["mean"]
 
 
+@EVALUATIONS.register_module()
+class Draws(Evaluation):
+    """Draws wherever it can; for tests."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4) + random.random())
+
+        def forward(self, images):
+            return images.mean((1, 2, 3))[:, None] * self.weight
+
+    baselines = {"drawn": Network}  # noqa: RUF012
+
+    def __init__(self):
+        self.drawn = random.random()
+
+    def check(self, splits):
+        torch.randn(1)
+
+    def judge(self, train, test, device="cpu"):
+        return Outcome({"top1": test.features.sum().item()}, {})
+
+
+DRAWS = ("evaluations.draws", {"type": "Draws"})
+
+
+def measured_with_draws(folder, seed=0):
+    """The baseline's value, and whether any random state has moved."""
+    random.seed(0)
+    trainer, plain = make(folder, DRAWS, baselines=True), random.random()
+    random.seed(0)
+    make(folder)
+    assert plain == random.random()  # the constructor drew nothing of the run's
+    torch.manual_seed(seed + distributed.rank())
+    before = random_state(CPU)
+    trainer.hooks["evaluations"].before_train(trainer)
+    assert same(before, random_state(CPU))
+    return lines(folder, "baseline")[0]["top1"]
+
+
+def test_what_evaluations_and_baselines_draw_leaves_no_trace_and_is_of_the_seed(tmp_path):
+    first = measured_with_draws(tmp_path / "first")
+    assert measured_with_draws(tmp_path / "second", seed=1) == first
+    resolved = experiment.parse(config.load(DIGITS, [*QUICK, DRAWS])).spelled_out()
+    before = random_state(CPU)
+    measured = experiment.measure_baselines(resolved, "draws", ["drawn"])
+    assert same(before, random_state(CPU))
+    assert measured["drawn"]["metrics"]["top1"] == first
+
+
+def drawn_on_a_rank():
+    torch.manual_seed(distributed.rank())
+    return baseline_network(Draws.Network, 0, CPU).weight.detach()
+
+
+def test_two_ranks_draw_one_baseline():
+    first, second = on_ranks(2, drawn_on_a_rank)
+    assert torch.equal(first, second)
+
+
+def test_baselines_are_measured_one_network_at_a_time(tmp_path):
+    trainer = make(tmp_path, KNN, ("evaluations.again", {"type": "KNN", "k": 3}), baselines=True)
+    trainer.hooks["evaluations"].before_train(trainer)
+    pairs = [(line["baseline"], line["name"]) for line in lines(tmp_path, "baseline")]
+    names = ("raw pixels", "random backbone")
+    assert pairs == [(baseline, name) for baseline in names for name in ("knn", "again")]
+
+
+def test_asked_to_stop_among_the_baselines_the_next_sitting_makes_the_rest(tmp_path):
+    trainer = make(tmp_path, KNN, baselines=True)
+    record = trainer.record
+    trainer.record = lambda *a, **k: [record(*a, **k), setattr(trainer.stop, "asked", True)]
+    with pytest.raises(Interrupted, match="stopped before random backbone of knn"):
+        trainer.fit()
+    first = lines(tmp_path, "baseline")
+    assert len(first) == 1
+    again = lines(
+        trained(tmp_path, KNN, "train.epochs=0.2", baselines=True).folder.path, "baseline"
+    )
+    assert again[:1] == first and len(again) == 2
+
+
+def test_not_a_number_is_never_best(tmp_path):
+    monitor = make(tmp_path, KNN).hooks["evaluations"]
+    assert [monitor._is_best(value) for value in (float("nan"), 1.0, float("nan"), 2.0)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+# Names, and what does not go together.
+
+
+@pytest.mark.parametrize("name", ["all", "a.b", "a b", "../a", "", 1])
+def test_a_name_that_cannot_be_typed_or_be_a_folder_is_refused_by_the_check(name):
+    with pytest.raises(ConfigError, match="no name for an evaluation"):
+        experiment.parse(config.load(DIGITS, [("evaluations", {name: KNN[1]})]))
+
+
+def test_a_metric_is_not_named_like_what_lines_have_anyway(tmp_path, monkeypatch):
+    monkeypatch.setattr(Draws, "judge", lambda *_: Outcome({"top1": 1.0, "step": 2.0}, {}))
+    with pytest.raises(ValueError, match="Draws: 'step' is no name for a metric"):
+        trained(tmp_path, DRAWS, "train.epochs=0.2")
+    monkeypatch.setattr(Draws, "metric", "hash")
+    with pytest.raises(ConfigError, match="no name for a metric"):
+        experiment.parse(config.load(DIGITS, [DRAWS]))
+
+
+def test_what_learns_beside_the_run_is_judged_on_the_runs_classes():
+    data = {"dataset": {"type": "Digits", "limit": 100}}
+    with pytest.raises(ConfigError, match="OnlineProbe learns the run's classes") as caught:
+        experiment.parse(config.load(DIGITS, [PROBE, ("evaluations.probe.data", data)]))
+    assert caught.value.key == "evaluations.probe.data.dataset"
+    clean = {"ops": {"normalize": {"type": "Normalize", "mean": [0.0], "std": [9.0]}}}
+    experiment.parse(config.load(DIGITS, [PROBE, ("evaluations.probe.data", {"clean": clean})]))
+
+
 # The command.
+
+
+def test_what_learns_beside_a_run_is_left_out_of_all_and_else_refused_first(
+    tmp_path, capsys, monkeypatch
+):
+    path = str(tmp_path / "config.yaml")
+    config.dump(config.load(DIGITS, [*QUICK, KNN, PROBE]).data, tmp_path / "config.yaml")
+    assert cli.main(["evaluate", "all", path, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "left out, as they learn beside a run: probe" in said and "knn: top1" in said
+    monkeypatch.setattr(bundled, "_sklearn", lambda *_: pytest.fail("data were read"))
+    assert cli.main(["evaluate", "probe", path, "--device", "cpu"]) == 2
+    assert "OnlineProbe is trained beside a method" in capsys.readouterr().err
+
+
+def test_evaluate_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
+    config.dump(config.load(DIGITS, [*QUICK, AUGMENTED]).data, tmp_path / "config.yaml")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    path = str(tmp_path / "config.yaml")
+    assert cli.main(["evaluate", "augmented", path, "--device", "cpu"]) == 0
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_evaluate_takes_a_run_a_checkpoint_a_config_and_overrides(tmp_path, capsys):
@@ -471,7 +617,7 @@ def test_evaluate_takes_a_run_a_checkpoint_a_config_and_overrides(tmp_path, caps
     assert json.loads(out.read_text())["knn"]["of"]["network"] == "random backbone"
     assert random["knn"] != ends["knn"]
     assert cli.main(["evaluate", "probe", str(run), "lr=1"]) == 2
-    assert "has learned with" in capsys.readouterr().err
+    assert "OnlineProbe was trained with {'lr': 0.1" in capsys.readouterr().err
 
 
 # The online probe.

@@ -379,7 +379,7 @@ def test_a_monitor_resumed_after_the_last_step_does_not_evaluate_again(tmp_path)
 
 
 def test_limits_are_in_the_protocol(tmp_path):
-    hook = monitor(False, bank_limit=60, query_limit=30, every_epochs=None)
+    hook = monitor(False, train_limit=60, test_limit=30, every_epochs=None)
     run(trainer_for(tmp_path), hook)
     protocol = hook.latest["knn"]["protocol"]
     assert "60 images" in protocol["bank"] and "30 images" in protocol["queries"]
@@ -411,8 +411,8 @@ def test_two_ranks_share_the_features_and_both_know_the_result(tmp_path):
         ({"k": 0}, "knn.k: too small"),
         ({"temperature": 0.0}, "temperature"),
         ({"every_epochs": 0}, "every_epochs"),
-        ({"bank_limit": 100}, "k = 200 .* bank of 100"),
-        ({"query_limit": 0}, "query_limit"),
+        ({"train_limit": 100}, "k = 200 .* bank of 100"),
+        ({"test_limit": 0}, "test_limit"),
         ({"index": "lsh"}, "one of flat, ivf, hnsw"),
         ({"topk": 5}, "unknown key"),
     ],

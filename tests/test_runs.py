@@ -259,6 +259,34 @@ def test_a_longer_run_whose_schedules_do_not_look_at_its_end_is_the_longer_run(t
     assert same(trained(tmp_path / "one"), trained(tmp_path / "two"))
 
 
+def test_another_config_takes_over_nothing_of_a_sitting_without_a_checkpoint(tmp_path):
+    run, device = RunFolder(tmp_path), torch.device("cpu")
+    old, new = (
+        experiment.parse(config.load(DIGITS, [f"seed={seed}"])).spelled_out() for seed in (0, 1)
+    )
+    inner = run.inside("evaluations", "probe", "step_00000000", "abc").checkpoint(10)
+    experiment.open_folder(run, old, False, device)
+    inner.parent.mkdir(parents=True)
+    inner.touch()
+    run.record({"kind": "baseline", "step": 0})
+    experiment.open_folder(run, old, False, device)
+    assert run.metrics() and inner.exists()
+    experiment.open_folder(run, new, False, device)
+    assert not run.metrics() and not inner.exists()
+
+
+def test_a_run_folder_names_what_is_in_it(tmp_path):
+    run = RunFolder(tmp_path)
+    assert RunFolder.of_checkpoint(run.best).path == tmp_path == run.stdout.parent
+    assert RunFolder.of_checkpoint(tmp_path / "best.pt") is None
+    run.best.parent.mkdir()
+    for path in (run.best, run.config_path):
+        path.touch()
+        path.with_name(f"{path.name}.tmp").touch()
+    run.clean_up()
+    assert {path for path in tmp_path.rglob("*.*")} == {run.best, run.config_path}
+
+
 # Threads and precision.
 
 

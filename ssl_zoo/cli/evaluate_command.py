@@ -42,6 +42,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     device = distributed.start(arguments.device)
     subject = load_subject(arguments.path, device)
     parts = subject.parts(arguments.name, arguments.overrides)
+    lacking = subject.lacking(parts)
+    if arguments.name == "all" and len(lacking) < len(parts):
+        parts = {name: part for name, part in parts.items() if name not in lacking}
+        if lacking and distributed.is_main():
+            print(f"left out, as they learn beside a run: {', '.join(lacking)}")
     results = {"source": {"path": str(subject.path), "step": subject.step}}
     for name, result, outcome in subject.evaluate(parts, device):
         results[name] = result

@@ -36,6 +36,9 @@ RENAMED = {
     "normalise_pixels": "normalize_pixels",
     "drop_colours": "drop_colors",
     "neighbours": "neighbors",
+    "KNN.bank_limit": "train_limit",
+    "KNN.query_limit": "test_limit",
+    "OnlineProbe.query_limit": "test_limit",
     "EndToEnd.symmetric": "same_view_negatives here, and symmetric of method",
 }
 

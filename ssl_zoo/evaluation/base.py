@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -32,6 +32,8 @@ from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all
 
 UNTRAINED = "random backbone"
+# What a line of metrics.jsonl says besides an evaluation's metrics.
+LINE_KEYS = {"name", "kind", "hash", "step", "epoch", "seconds", "baseline"}
 
 
 class Rows(NamedTuple):
@@ -112,9 +114,8 @@ class Evaluation:
         """All ranks call it and get the same; random numbers start from the run's seed."""
         train = context.features("train", self.precision, self.limits[0])
         test = context.features("test", self.precision, self.limits[1])
-
-        judge = distributed.borrowed_threads()(self.judge)
-        return distributed.attempt(lambda: judge(train, test, context.device))
+        with distributed.borrowed_threads():
+            return distributed.attempt(lambda: self.judge(train, test, context.device))
 
     # For `wants = "run"`: what learns beside a method and leaves no trace on it.
 
@@ -139,7 +140,7 @@ class Context:
     Attributes:
         backbone: images [n, C, H, W] -> features [n, F], on the device; not to be changed.
         network: which network of the method it is, or which baseline.
-        folder: of its own, below the run's.
+        folder: below the run's; `measure` adds the hash, so that each protocol has its own.
         precision: in which an evaluation that trains should do it.
         stop: shared with the run.
         cache: features of this very network, shared by the evaluations of one moment.
@@ -160,8 +161,9 @@ class Context:
         """Of a split's clean images, see `extract_split`; on rank 0, None on the other ranks."""
         key = (id(self.splits), split, precision, limit)
         if key not in self.cache:
-            how = (self.splits, split, self.device, limit, precision)
-            self.cache[key] = extract_split(self.backbone, *how)
+            self.cache[key] = extract_split(
+                self.backbone, self.splits, split, self.device, limit, precision
+            )
         return self.cache[key]
 
     def train(
@@ -212,12 +214,17 @@ def hashed(identity: dict[str, Any]) -> str:
 def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict, Outcome]:
     """An evaluation's result as it stands in files, and its outcome.
 
-    Global random numbers start from the run's seed, and are afterwards as they were.
+    Global random numbers start from the run's seed, and are afterwards as they were. Raises
+    ValueError for metrics of names that are taken.
     """
     with kept_random_state(context.device):
+        of = identity(part, context.splits, context.network)
+        # What an earlier sitting left half trained under another config is not gone on with.
+        context = replace(context, folder=RunFolder(f"{context.folder.path}-{hashed(of)}"))
         seed_all(context.splits.seed)
         outcome = evaluation.evaluate(context)
-    of = identity(part, context.splits, context.network)
+    if taken := LINE_KEYS & outcome.metrics.keys():
+        raise ValueError(f"{part.type}: {min(taken)!r} is no name for a metric, as lines have it")
     result = {
         "type": part.type,
         "metrics": outcome.metrics,

@@ -77,7 +77,7 @@ class KNN(Evaluation):
         k: neighbors that vote.
         temperature: T.
         index: 'flat' (exact), 'ivf' or 'hnsw', see `build_index`.
-        bank_limit, query_limit: images used of the training and of the test split; null: all.
+        train_limit, test_limit: images used of the training and of the test split; null: all.
         precision: of the backbone's pass. An untrained network's features are nearly all alike, and
             bf16 rounds away what they differ in.
     """
@@ -91,17 +91,17 @@ class KNN(Evaluation):
         k: PositiveInt = 200,
         temperature: PositiveFloat = 0.07,
         index: Index = "flat",
-        bank_limit: PositiveInt | None = None,
-        query_limit: PositiveInt | None = None,
+        train_limit: PositiveInt | None = None,
+        test_limit: PositiveInt | None = None,
         precision: Precision = "fp32",
     ):
         self.k, self.temperature, self.index = k, temperature, index
-        self.limits, self.precision = (bank_limit, query_limit), precision
+        self.limits, self.precision = (train_limit, test_limit), precision
 
     @staticmethod
-    def validate(*, k: int, bank_limit: int | None, **_) -> None:
-        if bank_limit is not None:
-            check_bank(k, bank_limit)
+    def validate(*, k: int, train_limit: int | None, **_) -> None:
+        if train_limit is not None:
+            check_bank(k, train_limit)
 
     def check(self, splits: Splits) -> None:
         check_usable("kNN", bank=splits.split("train"), queries=splits.split("test"))
@@ -124,8 +124,8 @@ class KNN(Evaluation):
 
         best, predicted, shares = [], [], []
         for q in queries.split(QUERIES_AT_ONCE):
-            found = search.search(q.numpy(), self.k)
-            similarity, neighbors = map(torch.from_numpy, found)  # [m, k]
+            nearest = search.search(q.numpy(), self.k)
+            similarity, neighbors = map(torch.from_numpy, nearest)  # [m, k]
             # Weights relative to the nearest neighbor's: the same ranking, no overflow at small T.
             weight = similarity.double() - similarity[:, :1].double()
             weight = (weight / self.temperature).exp()

@@ -1,5 +1,7 @@
 """Evaluations while a run trains: when they are due, what is kept of them, and which was best."""
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,10 +13,10 @@ from ssl_zoo.data import Data, Splits
 from ssl_zoo.data.image import Views
 from ssl_zoo.engine.hooks import Checkpoints, Hook
 from ssl_zoo.engine.stop import Interrupted
-from ssl_zoo.evaluation.base import Context, Evaluation, Outcome, measure
+from ssl_zoo.evaluation.base import LINE_KEYS, Context, Evaluation, Outcome, measure
 from ssl_zoo.ops.modes import frozen
 from ssl_zoo.system import distributed
-from ssl_zoo.system.rng import kept_random_state
+from ssl_zoo.system.rng import kept_random_state, seed_all
 
 NETWORK = "backbone"  # of a method, the one that is kept and judged
 
@@ -46,6 +48,22 @@ class Monitored:
         self.every_epochs, self.blocks = every_epochs, data().blocks if data else {}
 
 
+def check_blocks(parts: Mapping[str, Part]) -> None:
+    """Raises ConfigError for what only an evaluation's name, type and data together tell."""
+    for name, part in parts.items():
+        kind, key = part.target, f"evaluations.{name}"
+        usable = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)
+        if not usable or name == "all":
+            expected = "text of letters, digits, _ and -, and not `all`"
+            raise ConfigError(key, "no name for an evaluation", found=repr(name), expected=expected)
+        if kind.metric in LINE_KEYS:
+            problem = "no name for a metric, as lines of metrics.jsonl have it"
+            raise ConfigError(key, problem, found=repr(kind.metric))
+        if kind.wants == "run" and "dataset" in part.beside().blocks:
+            problem = f"{kind.__name__} learns the run's classes and is judged on them"
+            raise ConfigError(f"{key}.data.dataset", problem, expected="data of `clean` alone")
+
+
 def splits_of(parts: Mapping[str, Part], run: Splits) -> dict[str, Splits]:
     """The data of each evaluation; those over the same images share one object."""
 
@@ -65,6 +83,13 @@ def baselines_for(evaluation: Evaluation, splits: Splits) -> dict[str, Callable 
     """What an evaluation has to beat on these data, see `Evaluation.baselines`."""
     offered = getattr(splits.blocks["dataset"].target, "baselines", {})
     return evaluation.baselines | (offered if evaluation.offered_baselines else {})
+
+
+def baseline_network(make: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
+    """A function of the seed alone, the same on all ranks; random states are left as they were."""
+    with kept_random_state(device):
+        seed_all(seed)
+        return make().to(device)
 
 
 def best_of(parts: Mapping[str, Part], best: str | None) -> tuple[str, str]:
@@ -106,7 +131,8 @@ class Monitor(Hook):
         baselines: bool = True,
     ):
         self.parts, self.checkpoints, self.with_baselines = parts, checkpoints, baselines
-        self.evaluations: dict[str, Evaluation] = {name: part() for name, part in parts.items()}
+        with kept_random_state(torch.device("cpu")):  # a GPU's is seeded once a run is built
+            self.evaluations: dict[str, Evaluation] = {n: part() for n, part in parts.items()}
         self.every = {name: part.beside().every_epochs for name, part in parts.items()}
         self.splits = splits_of(parts, data.splits)
         self.best_name, self.best_metric = best_of(parts, best)
@@ -120,19 +146,28 @@ class Monitor(Hook):
                 evaluation.begin(method.encoder.backbone, self.splits[name], device)
 
     def before_train(self, trainer) -> None:
-        # What an evaluation would refuse is refused before the first step.
-        for name, evaluation in self.evaluations.items():
-            try:
-                evaluation.check(self.splits[name])
-            except ValueError as error:
-                raise ConfigError(f"evaluations.{name}", str(error)) from error
+        self._check(trainer.device)
         # Files are rank 0's to read: another rank may not see them, on several machines.
         lines = distributed.attempt(trainer.folder.metrics)
         if trainer.step == 0 and self.with_baselines:
             done = {(x["name"], x["baseline"]) for x in lines if x["kind"] == "baseline"}
             self._measure_baselines(trainer, done)
+        made = self._restore(trainer, [line for line in lines if line["kind"] == "evaluation"])
+        self._evaluate(trainer, [name for name in self._due(trainer) if name not in made])
+
+    def _check(self, device: torch.device) -> None:
+        """What an evaluation would refuse is refused before the first step."""
+        for name, evaluation in self.evaluations.items():
+            try:
+                with kept_random_state(device):
+                    evaluation.check(self.splits[name])
+            except ValueError as error:
+                raise ConfigError(f"evaluations.{name}", str(error)) from error
+
+    def _restore(self, trainer, lines: list[dict[str, Any]]) -> set[str]:
+        """Takes up what earlier sittings measured; names of those that this step needs no more."""
         made = set()
-        for line in (line for line in lines if line["kind"] == "evaluation"):
+        for line in lines:
             name = line["name"]
             if name == self.best_name:
                 self._is_best(line[self.best_metric])
@@ -141,9 +176,8 @@ class Monitor(Hook):
                 known = distributed.attempt(lambda name=name: trainer.folder.evaluation(name))
                 if known.get("step") == trainer.step:  # not of a later step, since forgotten
                     self._show(trainer, name, known)
-        if trainer.step == trainer.total_steps:
-            made &= self.latest.keys()  # result.json needs them
-        self._evaluate(trainer, [name for name in self._due(trainer) if name not in made])
+        # At the end result.json needs them.
+        return made & self.latest.keys() if trainer.step == trainer.total_steps else made
 
     def after_step(self, trainer, batch, out) -> None:
         learners = [e for e in self.evaluations.values() if e.wants == "run"]
@@ -197,23 +231,35 @@ class Monitor(Hook):
             self._show(trainer, name, measured)
 
     def _measure_baselines(self, trainer, done: set) -> None:
-        caches: dict[str, dict] = {}
+        wanted: dict[tuple[str, Callable | None], list[str]] = {}
         for name, evaluation in self.evaluations.items():
             for baseline, make in baselines_for(evaluation, self.splits[name]).items():
                 if (name, baseline) not in done:
-                    backbone = make() if make else trainer.method.encoder.backbone
-                    cache = caches.setdefault(baseline, {})
-                    result, _ = self._measure(trainer, name, backbone, baseline, cache)
-                    values = {**result["metrics"], "hash": result["hash"]}
-                    trainer.record("baseline", name=name, baseline=baseline, **values)
+                    wanted.setdefault((baseline, make), []).append(name)
+        for (baseline, make), names in wanted.items():
+            backbone, cache = trainer.method.encoder.backbone, {}
+            if make:
+                backbone = baseline_network(make, self.splits[names[0]].seed, trainer.device)
+            for name in names:
+                if any(distributed.collect(trainer.stop.asked)):
+                    raise Interrupted(f"stopped before {baseline} of {name}, a baseline, at step 0")
+                result, _ = self._measure(trainer, name, backbone, baseline, cache)
+                values = {**result["metrics"], "hash": result["hash"]}
+                trainer.record("baseline", name=name, baseline=baseline, **values)
 
     def _measure(
         self, trainer, name: str, backbone: nn.Module, network: str, cache: dict
     ) -> tuple[dict[str, Any], Outcome]:
-        of_network = f"step_{trainer.step:08d}" if network == NETWORK else network
-        folder = trainer.folder.inside("evaluations", name, of_network)
-        where = (self.splits[name], trainer.device, folder, trainer.precision, trainer.stop)
-        context = Context(backbone.to(trainer.device), network, *where, cache)
+        context = Context(
+            backbone=backbone,
+            network=network,
+            splits=self.splits[name],
+            device=trainer.device,
+            folder=trainer.folder.inside("evaluations", name, f"step_{trainer.step:08d}"),
+            precision=trainer.precision,
+            stop=trainer.stop,
+            cache=cache,
+        )
         with trainer.paused():
             measured, outcome = measure(self.parts[name], self.evaluations[name], context)
         if name == self.best_name and self.best_metric not in outcome.metrics:
@@ -222,7 +268,9 @@ class Monitor(Hook):
         return measured, outcome
 
     def _is_best(self, value: float) -> bool:
-        """Whether this is the best so far, which it then is."""
+        """Whether this is the best so far, which it then is; not a number never is."""
+        if math.isnan(value):
+            return False
         sign = 1 if self.evaluations[self.best_name].higher_is_better else -1
         better = self.best_value is None or sign * value > sign * self.best_value
         if better:

@@ -26,7 +26,7 @@ class OnlineProbe(Evaluation):
 
     Args:
         lr, momentum, weight_decay: of SGD, whose lr does not fall.
-        query_limit: test images used; null: all.
+        test_limit: test images used; null: all.
         precision: of the backbone's pass, in learning and in judging.
     """
 
@@ -38,12 +38,11 @@ class OnlineProbe(Evaluation):
         lr: PositiveFloat = 0.1,
         momentum: UnitInterval = 0.9,
         weight_decay: NonNegativeFloat = 0.0,
-        query_limit: PositiveInt | None = None,
+        test_limit: PositiveInt | None = None,
         precision: Precision = "fp32",
     ):
         self.settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        self.query_limit, self.precision = query_limit, precision
-        self.classifier: nn.Module | None = None
+        self.test_limit, self.precision = test_limit, precision
 
     def check(self, splits: Splits) -> None:
         check_usable("OnlineProbe", test_split=splits.split("test"))
@@ -75,8 +74,6 @@ class OnlineProbe(Evaluation):
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        if self.classifier is None:
-            return {}
         return {
             "settings": self.settings,
             "classifier": self.classifier.state_dict(),
@@ -87,17 +84,13 @@ class OnlineProbe(Evaluation):
         if not state:
             return
         if state["settings"] != self.settings:
-            raise ValueError(f"OnlineProbe has learned with {state['settings']}, not otherwise")
+            trained = f"OnlineProbe was trained with {state['settings']}"
+            raise ValueError(f"{trained}; expected these settings, found {self.settings}")
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def evaluate(self, context: Context) -> Outcome:
-        if self.classifier is None:
-            raise ValueError(
-                "OnlineProbe is trained beside a method; expected a run with it among its "
-                "`evaluations`"
-            )
-        test = context.features("test", self.precision, self.query_limit)
+        test = context.features("test", self.precision, self.test_limit)
         return distributed.attempt(lambda: self._judge(test))
 
     @torch.no_grad()

@@ -2,17 +2,19 @@
 
 import tempfile
 import time
+from functools import partial
 from typing import Any
 
 import torch
 
 from ssl_zoo.config import Config, Part
 from ssl_zoo.data import Splits
-from ssl_zoo.evaluation.monitor import baselines_for, splits_of
+from ssl_zoo.evaluation.monitor import baseline_network, baselines_for, splits_of
 from ssl_zoo.experiment.sections import build_trainer, parse, seeded
 from ssl_zoo.experiment.subject import Subject, run_splits
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
+from ssl_zoo.system.rng import kept_random_state
 
 
 def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -22,16 +24,16 @@ def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
     """
     sections = parse(Config(config)).arguments()
     network = {"backbone": sections["backbone"].spelled_out(), "seed": sections["seed"]}
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    baselines: dict[str, dict[str, dict[str, Any]]] = {}
     for name in sections["evaluations"]:
         part, splits = _block(sections, name)
         shared = {n: block.spelled_out(machine=False) for n, block in splits.blocks.items()}
         shared["evaluation"] = part.replaced(part.target).spelled_out(machine=False)
-        found[name] = {
+        baselines[name] = {
             baseline: shared | ({"network": baseline} if make else network)
             for baseline, make in baselines_for(part(), splits).items()
         }
-    return found
+    return baselines
 
 
 def measure_baselines(
@@ -39,16 +41,17 @@ def measure_baselines(
 ) -> dict[str, dict[str, Any]]:
     """Results of some baselines of one evaluation, by name; ValueError if the data do not fit."""
     sections = parse(Config(config)).arguments()
-    device = distributed.start()
+    seed, device = sections["seed"], distributed.start()
     part, splits = _block(sections, name)
     results = {}
-    for baseline, make in baselines_for(part(), splits).items():
-        if baseline in wanted:
-            network = make() if make else seeded(sections["seed"], sections["backbone"], device)
-            with tempfile.TemporaryDirectory() as folder:
-                subject = Subject(sections, network.to(device), baseline, RunFolder(folder))
+    with kept_random_state(device):
+        for baseline, make in baselines_for(part(), splits).items():
+            if baseline in wanted:
+                make = make or partial(seeded, seed, sections["backbone"], device)
+                network = baseline_network(make, seed, device)
+                subject = Subject(sections, network, baseline)
                 ((_, results[baseline], _),) = subject.evaluate({name: part}, device)
-            network.cpu()  # the arms, in processes of their own, need the GPU's memory
+                network.cpu()  # the arms, in processes of their own, need the GPU's memory
     return results
 
 

@@ -6,12 +6,13 @@ from typing import Any
 from ssl_zoo.backbones import FITS
 from ssl_zoo.config import ConfigError, Part, not_among
 from ssl_zoo.config.constraints import SCHEDULED, check_value, marked, type_hints
-from ssl_zoo.evaluation.monitor import best_of
+from ssl_zoo.evaluation.monitor import best_of, check_blocks
 
 
 def check_whole(whole: Part) -> None:
     """Raises ConfigError where the sections of a config do not go together."""
     sections = whole.arguments()
+    check_blocks(sections["evaluations"])
     best_of(sections["evaluations"], sections["best"])
     for name, schedule in sections["schedules"].items():
         _check_schedule(whole, name, schedule)

@@ -32,7 +32,7 @@ def open_folder(
             print(f"finished already: {folder.path}")
             return None
     elif written is not None and differences(written, resolved):
-        folder.forget_after(-1)  # nothing worth keeping was saved under the other config
+        folder.forget_all()  # nothing worth keeping was saved under the other config
     folder.begin(resolved, describe_environment(device))
     return remark
 

@@ -1,8 +1,8 @@
 """What is judged after training: a backbone out of a run, a checkpoint or a config."""
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from ssl_zoo.data import Splits
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.engine.precision import choose
-from ssl_zoo.evaluation.base import UNTRAINED, Context, Outcome, hashed, identity, measure
-from ssl_zoo.evaluation.monitor import NETWORK, Monitored, splits_of
+from ssl_zoo.evaluation.base import UNTRAINED, Context, Outcome, measure
+from ssl_zoo.evaluation.monitor import NETWORK, Monitored, check_blocks, splits_of
 from ssl_zoo.experiment.sections import parse, seeded
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.system import distributed
 
 PREFIX = "encoder.backbone."
 
@@ -29,7 +30,7 @@ class Subject:
     """A backbone (for it and `network` see `Context`) with the config that it was trained by.
 
     Attributes:
-        folder: the run's; else one that is only made when something is written.
+        folder: the run's; None: a temporary one, removed at the end.
         path: of the checkpoint, which was saved after `step`, or of the config.
         state: of what learned beside the method, by the evaluation's name.
     """
@@ -37,7 +38,7 @@ class Subject:
     sections: dict[str, Any]
     backbone: nn.Module
     network: str
-    folder: RunFolder
+    folder: RunFolder | None = None
     path: Path = Path()
     step: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -61,12 +62,21 @@ class Subject:
         configs.override(written, overrides, prefix)
         with written.located():
             blocks = written.data["evaluations"].items()
-            return {n: bind(EVALUATIONS, b, f"evaluations.{n}", Monitored) for n, b in blocks}
+            parts = {n: bind(EVALUATIONS, b, f"evaluations.{n}", Monitored) for n, b in blocks}
+            check_blocks(parts)
+            return parts
+
+    def lacking(self, parts: Mapping[str, Part]) -> list[str]:
+        """Names of those that learn beside a run, where this run had none of the name."""
+        return [n for n, p in parts.items() if p.target.wants == "run" and n not in self.state]
 
     def evaluate(
         self, parts: Mapping[str, Part], device: torch.device
     ) -> Iterator[tuple[str, dict[str, Any], Outcome]]:
         """(name, result, outcome) of each; all are checked before the first is paid for."""
+        for name in self.lacking(parts):
+            trained = f"those trained beside that of {self.path}: {', '.join(self.state) or 'none'}"
+            raise ValueError(f"{parts[name].type} is trained beside a method; {trained}")
         splits = splits_of(parts, run_splits(self.sections))
         evaluations = {name: part() for name, part in parts.items()}
         for name, evaluation in evaluations.items():
@@ -76,12 +86,28 @@ class Subject:
                 evaluation.load_state_dict(self.state[name])
         precision = choose(device, self.sections["train"].arguments()["precision"])[0]
         cache: dict = {}
-        for name, evaluation in evaluations.items():
-            of = identity(parts[name], splits[name], self.network)
-            folder = self.folder.inside("evaluations", name, f"step_{self.step:08d}", hashed(of))
-            given = (self.backbone, self.network, splits[name], device, folder, precision)
-            context = Context(*given, cache=cache)
-            yield name, *measure(parts[name], evaluation, context)
+        with self._folder() as folder:
+            for name, evaluation in evaluations.items():
+                context = Context(
+                    backbone=self.backbone,
+                    network=self.network,
+                    splits=splits[name],
+                    device=device,
+                    # Apart from the run's own, which may be training there just now.
+                    folder=folder.inside("evaluations", "by_hand", name, f"step_{self.step:08d}"),
+                    precision=precision,
+                    cache=cache,
+                )
+                yield name, *measure(parts[name], evaluation, context)
+
+    @contextmanager
+    def _folder(self) -> Iterator[RunFolder]:
+        if self.folder is not None:
+            yield self.folder
+            return
+        make = tempfile.TemporaryDirectory if distributed.is_main() else nullcontext
+        with make() as path:
+            yield RunFolder(distributed.broadcast(path))
 
 
 def run_splits(sections: Mapping[str, Any]) -> Splits:
@@ -96,11 +122,10 @@ def load_subject(path: Path, device: torch.device) -> Subject:
 
     Raises FileNotFoundError, or ValueError for a checkpoint that is broken or of another version.
     """
-    folder = RunFolder(Path(tempfile.gettempdir(), f"ssl_zoo-{os.getpid()}"))
     if path.suffix in (".yaml", ".yml"):
         sections = parse(configs.load(path)).arguments()
         backbone = seeded(sections["seed"], sections["backbone"], device)
-        return Subject(sections, backbone.to(device), UNTRAINED, folder, path)
+        return Subject(sections, backbone.to(device), UNTRAINED, path=path)
     if path.is_dir():
         saved = RunFolder(path).checkpoints()
         if not saved:
@@ -116,8 +141,7 @@ def load_subject(path: Path, device: torch.device) -> Subject:
         load_weights(backbone, {n.removeprefix(PREFIX): x for n, x in weights.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if path.parent.name == "checkpoints":
-        folder = RunFolder(path.parent.parent)
+    folder = RunFolder.of_checkpoint(path)
     step, learned = state["trainer"]["step"], state["trainer"]["hooks"].get("evaluations", {})
     learned = {name: kept for name, kept in learned.items() if kept}
     return Subject(sections, backbone.to(device), NETWORK, folder, path, step, learned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.lock = Lock(self.path / ".lock")
+        self.config_path = self.path / "config.yaml"
+        self.best = self.path / "checkpoints" / "best.pt"
+        self.stdout = self.path / "stdout.txt"  # of a run that a study has started
 
     @property
     def name(self) -> str:
@@ -39,6 +43,11 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step_{step:08d}.pt"
 
+    @classmethod
+    def of_checkpoint(cls, path: Path) -> RunFolder | None:
+        """The run that a checkpoint lies in; None for one that was copied elsewhere."""
+        return cls(path.parent.parent) if path.parent.name == "checkpoints" else None
+
     def inside(self, *names: str) -> RunFolder:
         """A folder of its own below this one, for what trains inside the run."""
         return RunFolder(self.path.joinpath(*names))
@@ -47,8 +56,7 @@ class RunFolder:
 
     def config(self) -> dict[str, Any] | None:
         """The resolved config that was trained here; None before anything was written."""
-        written = self.path / "config.yaml"
-        return config.load(written).data if written.exists() else None
+        return config.load(self.config_path).data if self.config_path.exists() else None
 
     def result(self) -> dict[str, Any]:
         return self._json("result.json")
@@ -96,6 +104,16 @@ class RunFolder:
         """Drops metrics that a killed sitting wrote after its last checkpoint."""
         kept = [json.dumps(line) for line in self.metrics() if line["step"] <= step]
         self._write("metrics.jsonl", "\n".join(kept))
+
+    def forget_all(self) -> None:
+        """Drops what a sitting without a checkpoint left: metrics, and what evaluations wrote."""
+        self.forget_after(-1)
+        shutil.rmtree(self.path / "evaluations", ignore_errors=True)
+
+    def clean_up(self) -> None:
+        """Removes files that a killed sitting had not finished writing."""
+        for left in (*self.path.glob("*.tmp"), *self.best.parent.glob("*.tmp")):
+            left.unlink()
 
     def log(self, text: str) -> None:
         self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")

@@ -33,10 +33,10 @@ class Child:
         self.memory = self.peak = 0
         self.killed = ""  # why the study has killed it
         overrides = self._prepare()
-        self.log = None if alone else run.folder / "stdout.txt"
+        self.log = None if alone else run.files.stdout
         with open(self.log, "wb") if self.log else nullcontext() as output:
             self.process = subprocess.Popen(
-                [*train, run.folder / "config.yaml", *overrides, "--out", run.folder, "--resume"],
+                [*train, run.files.config_path, *overrides, "--out", run.folder, "--resume"],
                 env=child_environment(PYTHONUNBUFFERED="1", **environment),
                 start_new_session=True,
                 stdout=output,

@@ -28,8 +28,7 @@ class Checkpoints(Hook):
     def before_train(self, trainer) -> None:
         self.every = trainer.steps_in(self.every_epochs)
         if distributed.is_main():
-            for left in (trainer.folder.path / "checkpoints").glob("*.tmp"):  # a save was killed
-                left.unlink()
+            trainer.folder.clean_up()
 
     def after_step(self, trainer, batch, out) -> None:
         last, stop = trainer.step == trainer.total_steps, trainer.stop.asked
@@ -59,5 +58,5 @@ class Checkpoints(Hook):
         """Copies this step's checkpoint to best.pt; rank 0 alone."""
         path = trainer.folder.checkpoint(trainer.step)
         if distributed.is_main() and path.exists():
-            with replacing(path.with_name("best.pt")) as staged:
+            with replacing(trainer.folder.best) as staged:
                 shutil.copyfile(path, staged)

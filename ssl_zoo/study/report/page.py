@@ -21,7 +21,7 @@ def render(table: Table, picture: Path) -> str:
     header, body, best = cells(table)
     blocks = {"all of them": study.common, **study.blocks}
     folder = study.runs[0].folder
-    again = ["ssl-zoo", "train", str(folder / "config.yaml"), "--out", f"{folder}-again"]
+    again = ["ssl-zoo", "train", str(study.runs[0].files.config_path), "--out", f"{folder}-again"]
     return TEMPLATES.get_template("page.html").render(
         study=study,
         outcomes=table.outcomes,
