@@ -65,9 +65,6 @@ class Row:
         """A number of result.json."""
         return _known(outcome.result.get(name) for outcome in self.finished)
 
-    def scores(self, evaluation: str) -> list[float]:
-        return _known(outcome.score(evaluation) for outcome in self.finished)
-
     def start(self, evaluation: str, baseline: str) -> list[float]:
         """The arm's own baseline; of each seed, if it depends on the seed."""
         return [score(result) for result in _distinct(self.outcomes, evaluation, baseline)]
@@ -118,7 +115,7 @@ class Column:
         return choose(scored, key=lambda row: statistics.fmean(self.of(row)), default=None)
 
     def of(self, row: Row) -> list[float]:
-        return row.scores(self.evaluation)
+        return _known(outcome.score(self.evaluation) for outcome in row.finished)
 
 
 @dataclass(frozen=True)
@@ -157,9 +154,8 @@ def read(study: Study) -> Table:
         groups.setdefault((run.arm, run.x), []).append(_outcome(run, known))
     outcomes = [outcome for group in groups.values() for outcome in group]
     columns = {}
-    for name, kind in {
-        n: kind for run in study.runs for n, kind in run.evaluations.items()
-    }.items():
+    kinds = {name: kind for run in study.runs for name, kind in run.evaluations.items()}
+    for name, kind in kinds.items():
         baselines = _baselines(name, outcomes)
         columns[name] = Column(name, kind.metric, kind.unit, kind.higher_is_better, baselines)
     main = next((run.main for run in study.runs if run.main), "")
