@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_zoo.config import DATASETS, ConfigError, Part, PositiveFloat, closest
+from ssl_zoo.config import DATASETS, ConfigError, Part, PositiveFloat, not_among
 from ssl_zoo.data import Data, Splits
 from ssl_zoo.data.image import Views
 from ssl_zoo.engine.hooks import Checkpoints, Hook
@@ -99,13 +99,7 @@ def best_of(parts: Mapping[str, Part], best: str | None) -> tuple[str, str]:
         return name, metric or parts[name].target.metric
     if best is None:
         return "", ""
-    raise _not_one_of(parts, name, "names no evaluation of this config", best)
-
-
-def _not_one_of(names: Iterable[str], name: str, problem: str, best: str) -> ConfigError:
-    expected = f"NAME.metric, one of {', '.join(names) or 'none'}"
-    nearest = closest(name, names)
-    return ConfigError("best", problem, found=best, expected=expected, nearest=nearest)
+    raise not_among("best", f"{best!r} names no evaluation of this config", name, parts)
 
 
 class Monitor(Hook):
@@ -263,8 +257,7 @@ class Monitor(Hook):
         with trainer.paused():
             measured, outcome = measure(self.parts[name], self.evaluations[name], context)
         if name == self.best_name and self.best_metric not in outcome.metrics:
-            best = f"{name}.{self.best_metric}"
-            raise _not_one_of(outcome.metrics, self.best_metric, "names no metric", best)
+            raise not_among("best", f"no metric of {name}", self.best_metric, outcome.metrics)
         return measured, outcome
 
     def _is_best(self, value: float) -> bool:

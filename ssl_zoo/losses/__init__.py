@@ -12,7 +12,3 @@ from ssl_zoo.losses.vicreg import vicreg_terms
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
-
-__all__ = ["DCL", "NCE", "Center", "InfoNCE", "Margin", "Scored", "SinkhornCenter", "accuracy"]
-__all__ += ["dino_loss", "ibot_loss", "in_batch", "info_nce_loss", "koleo_loss", "sigreg"]
-__all__ += ["swapped_prediction", "vicreg_terms"]

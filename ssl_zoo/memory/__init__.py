@@ -12,5 +12,3 @@ from ssl_zoo.memory.ring import Ring
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
-
-__all__ = ["EndToEnd", "Lookup", "Memory", "MemoryBank", "MoCoQueue", "Ring", "joined", "shuffled"]

@@ -1,5 +1,3 @@
 """Many runs, compared."""
 
 from ssl_zoo.study.launch import run_study
-
-__all__ = ["run_study"]
