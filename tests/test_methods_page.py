@@ -54,7 +54,11 @@ def finished(grid, folder, arms) -> Study:
             environment |= {"git_commit": "0123456789", "started": "2026-11-22T18:00:00+0000"}
             (run.folder / "environment.json").write_text(json.dumps(environment))
             if None in known.of(run)["knn"].values():
-                known.keep(run, "knn", {"raw pixels": knn(79.5), "random backbone": knn(70.0)})
+                for name, top1 in (("raw pixels", 79.5), ("random backbone", 70.0)):
+                    key = {"evaluation": "knn", "baseline": name}
+                    of = {"depends_on": run.baselines["knn"][name]}
+                    known.known.append(knn(top1) | key | of)
+                known.path.write_text(json.dumps(known.known))
     return study
 
 

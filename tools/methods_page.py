@@ -281,15 +281,16 @@ def study_results(
         raise ValueError(f"{folder}: expected a folder named {' or '.join(grids)}, as the study is")
     study, known = expand(grid, folder), known or {}
     table = read(study)
+    knn = next(column for column in table.columns if column.evaluation == "knn")
     measured, rows = {}, []
     for row in table.rows:
         differing = [differences(outcome) for outcome in row.finished]
         if any(differing):
             print(f"left out: {row.arm}, whose config has changed: {'; '.join(max(differing))}")
-        elif row.scores("knn"):
+        elif knn.of(row):
             environment = row.finished[-1].environment
             measured[row.arm] = {
-                "knn": row.scores("knn"),
+                "knn": knn.of(row),
                 "random": row.against("knn", UNTRAINED),
                 "pixels": row.against("knn", "raw pixels"),
                 "date": environment["started"][:10],
