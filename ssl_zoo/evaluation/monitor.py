@@ -14,7 +14,7 @@ from ssl_zoo.data.image import Views
 from ssl_zoo.engine.hooks import Checkpoints, Hook
 from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.evaluation.base import LINE_KEYS, Context, Evaluation, Outcome, measure
-from ssl_zoo.ops.modes import frozen
+from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all
 
@@ -177,7 +177,7 @@ class Monitor(Hook):
         learners = [e for e in self.evaluations.values() if e.wants == "run"]
         if learners:
             backbone = trainer.method.encoder.backbone
-            with kept_random_state(trainer.device), frozen(backbone, trainer.device):
+            with kept_random_state(trainer.device), torch.no_grad(), eval_mode(backbone):
                 for evaluation in learners:
                     evaluation.after_step(backbone, batch)
         self._evaluate(trainer, self._due(trainer))

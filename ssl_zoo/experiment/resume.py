@@ -45,15 +45,13 @@ def changes(old: dict, new: dict) -> list[str]:
 
 def longer(old: dict, new: dict) -> str:
     """What a person should know of a run that goes on for more epochs; '' if more has changed."""
-    before, after = (parse(Config(data)).arguments() for data in (old, new))
-    changed = changes(old, new)
-    epochs = [part.arguments()["epochs"] for part in (before["train"], after["train"])]
-    if len(changed) != 1 or not changed[0].startswith("train.epochs:") or epochs[1] < epochs[0]:
+    before, after = (config["train"]["epochs"] for config in (old, new))
+    if after <= before or changes({**old, "train": {**old["train"], "epochs": after}}, new):
         return ""
     moved = []
-    for name, part in after["schedules"].items():
-        value, times = part(), [epochs[0] * i / 8 for i in range(9)]
-        if any(value(1.0, at, epochs[0]) != value(1.0, at, epochs[1]) for at in times):
+    for name, part in parse(Config(new)).arguments()["schedules"].items():
+        value, times = part(), [before * i / 8 for i in range(9)]
+        if any(value(1.0, at, before) != value(1.0, at, after) for at in times):
             moved.append(f"{name} ({part.type})")
     what = f"its length changes: {', '.join(moved)}" if moved else "no schedule depends on it"
-    return f"train.epochs {epochs[0]:g} -> {epochs[1]:g}; {what}"
+    return f"train.epochs {before:g} -> {after:g}; {what}"

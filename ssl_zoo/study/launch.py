@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ssl_zoo import experiment
-from ssl_zoo.config import ConfigError, closest
+from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.runs import Lock
 from ssl_zoo.study.baselines import Baselines
 from ssl_zoo.study.child import Child, left_to
@@ -107,9 +107,9 @@ def _chosen(only: Sequence[str] | None, arms: list[str]) -> list[str]:
     by_name = {name: arm for arm in arms for name in (arm, slug(arm))}
     for name in only or ():
         if name not in by_name:
-            expected, nearest = f"one of {', '.join(arms)}", closest(name, arms)
-            wrong = {"found": repr(name), "expected": expected, "nearest": nearest}
-            raise ConfigError("only", "no arm of this name", where="command line", **wrong)
+            error = not_among("only", "no arm of this name", name, arms)
+            error.where = "command line"
+            raise error
     return arms if only is None else [by_name[name] for name in only]
 
 
