@@ -42,9 +42,9 @@ def candidates(archive: zipfile.ZipFile):
         image = Image.open(io.BytesIO(archive.read(name)))
         if min(image.size) < textures.SIDE:
             continue
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            if np.asarray(image.convert("RGBA"))[..., 3].min() < 250:
-                continue
+        has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+        if has_alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 250:
+            continue
         yield name, textures.square(image)
 
 
@@ -88,7 +88,7 @@ def main() -> None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         chosen[package] = {"sha256": digest, "textures": names}
         print(f"{package}: {len(names)} textures")
-    head = "# Written by tools/choose_textures.py: the archives' hashes, and which files are classes.\n"
+    head = "# Written by tools/choose_textures.py: archives' hashes, and the files that are classes.\n"
     textures.LIST.write_text(head + yaml.safe_dump(chosen, sort_keys=False), encoding="utf-8")
 
 
