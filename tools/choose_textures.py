@@ -88,7 +88,7 @@ def main() -> None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         chosen[package] = {"sha256": digest, "textures": names}
         print(f"{package}: {len(names)} textures")
-    text = "# Written by tools/choose_textures.py: hashes of archives, and the files that are classes.\n"
+    text = "# Written by tools/choose_textures.py: archives' hashes, and which files are classes.\n"
     text += yaml.safe_dump(chosen, sort_keys=False)
     textures.LIST.write_text(text, encoding="utf-8")
 

@@ -17,6 +17,7 @@ class KeyDrift(Observer):
     `key_age`: mean steps since a key was written; 0 where none is stored. `key_cosine`: between a
     few keys as stored and as their images are encoded now, in evaluation mode; 1 where none is. It
     follows the first images of a step until their keys are overwritten; which ones is not saved.
+    `own_older_keys`: negatives of a query that are keys of its own image, written earlier; a mean.
 
     Args:
         images: how many.
@@ -44,8 +45,11 @@ class KeyDrift(Observer):
         if memory is None:
             return {}
         if not hasattr(memory, "stored"):
-            return {"key_age": 0.0, "key_cosine": 1.0}
+            return {"key_age": 0.0, "key_cosine": 1.0, "own_older_keys": 0.0}
         scalars = {"key_age": (memory.steps - memory.written).float().mean().item()}
+        queries, keys = getattr(method, "compared", None) or (None, None)
+        if keys is not None:
+            scalars["own_older_keys"] = torch.isin(keys, queries).sum().item() / len(queries)
         # A bank of one half of the encoder's outputs (CMC) cannot be compared with them.
         if self.followed and memory.stored.shape[1] == method.encoder.out_features:
             images, rows = self.followed

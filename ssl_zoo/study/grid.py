@@ -9,17 +9,23 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ssl_zoo import config, experiment
-from ssl_zoo.config import EVALUATIONS, ConfigError, NonNegativeInt, Part, bind
+from ssl_zoo.config import EVALUATIONS, ConfigError, NonNegativeInt, Part, bind, not_among
 from ssl_zoo.evaluation.base import Evaluation
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study.division import Division
+
+Point = tuple[str, str | None]  # an arm, and where on its sweep
+
+
+def title(point: Point) -> str:
+    return ", ".join(filter(None, point))
 
 
 class Arm:
@@ -56,6 +62,32 @@ class Arm:
                     yield value if isinstance(value, str) else json.dumps(value), {name: value}
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """One point that is expected to be better than another."""
+
+    better: Point
+    worse: Point
+
+    @classmethod
+    def read(cls, text: str, points: Sequence[Point]) -> Contrast:
+        """Of 'A > B'; ConfigError where it is no such text, or names what is not there."""
+        by_name = {title(point): point for point in points}
+        sides = [side.strip() for side in text.split(" > ")]
+        if len(sides) != 2:
+            expected = "'A > B', where A is expected to be better"
+            raise ConfigError("compare", "no contrast", found=repr(text), expected=expected)
+        for side in sides:
+            if side not in by_name:
+                raise not_among("compare", "no arm, or no point of one", side, by_name)
+        if sides[0] == sides[1]:
+            raise ConfigError("compare", "an arm against itself", found=repr(text))
+        return cls(*(by_name[side] for side in sides))
+
+    def __str__(self) -> str:
+        return f"{title(self.better)} > {title(self.worse)}"
+
+
 class Grid:
     """A grid file.
 
@@ -63,6 +95,9 @@ class Grid:
         base: the config that arms start from, relative to the grid file; not needed if every arm
             has a base of its own.
         seeds: each arm runs once with each.
+        compare: contrasts that are planned, '"A > B"' each, where A and B are arms, or an arm and a
+            point of its sweep: "MoCo, 4096 > end-to-end, 31". A is expected to be the better one.
+        other_seeds: of what no contrast names; null: `seeds`, for all.
         set: dotted keys for every arm.
         x: name of the swept quantity, for the figure.
         arms: by name; differences are taken against the first.
@@ -76,19 +111,33 @@ class Grid:
         seeds: list[NonNegativeInt] = [0],  # noqa: B006
         set: dict = {},  # noqa: B006
         x: str | None = None,
+        compare: list[str] = [],  # noqa: B006
+        other_seeds: list[NonNegativeInt] | None = None,
     ):
         self.arms: dict[str, Arm] = {name: arm() for name, arm in arms.items()}
         self.base, self.seeds, self.set, self.x = base, seeds, set, x
+        self.contrasts = [Contrast.read(text, self.points) for text in compare]
+        self.other_seeds = seeds if other_seeds is None else other_seeds
+
+    @property
+    def points(self) -> list[Point]:
+        """What is compared: an arm at one point of its sweep, if it has one."""
+        return [(name, label) for name, arm in self.arms.items() for label, _ in arm.points()]
+
+    def seeds_of(self, point: Point) -> list[int]:
+        planned = any(point in (c.better, c.worse) for c in self.contrasts)
+        return self.seeds if planned else self.other_seeds
 
     @staticmethod
-    def validate(*, arms: dict, base: str | None, seeds: list[int], **_) -> None:
+    def validate(
+        *, arms: dict, base: str | None, seeds: list[int], other_seeds: list[int] | None, **_
+    ) -> None:
         if not arms:
             raise ConfigError("arms", "no arms", found="an empty block", expected="at least one")
-        if not seeds or len(set(seeds)) < len(seeds):
-            expected = "a list of seeds without repeats"
-            raise ConfigError(
-                "seeds", "no seeds, or a repeat", found=repr(seeds), expected=expected
-            )
+        for key, of in {"seeds": seeds, "other_seeds": other_seeds}.items():
+            if of is not None and (not of or len(set(of)) < len(of)):
+                expected = "a list of seeds without repeats"
+                raise ConfigError(key, "no seeds, or a repeat", found=repr(of), expected=expected)
         without = ", ".join(name for name, arm in arms.items() if arm.kwargs.get("base") is None)
         if base is None and without:
             problem = "neither the grid nor every arm has one"
@@ -107,7 +156,7 @@ class Run:
     config: dict[str, Any]
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, [self.arm, self.x, f"seed {self.seed}"]))
+        return f"{title((self.arm, self.x))}, seed {self.seed}"
 
     @property
     def files(self) -> RunFolder:
@@ -151,6 +200,7 @@ class Study:
     runs: list[Run]  # seed by seed, so that a study that was stopped has compared its arms
     common: dict[str, Any]  # what all arms have in common, as the grid has it
     blocks: dict[str, dict[str, Any]]  # what each arm sets, as the grid has it
+    contrasts: list[Contrast]  # that are planned
     command: str  # what the user types to run or continue the study
 
     def division(self) -> Division | None:
@@ -216,7 +266,7 @@ def expand(
         for label, point in arm.points():
             settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
             folder = out.joinpath(*map(slug, filter(None, (arm_name, label))))
-            for seed in grid.seeds:
+            for seed in grid.seeds_of((arm_name, label)):
                 try:
                     loaded = config.load(arm_base, [*settings, ("seed", seed)])
                     resolved = experiment.parse(loaded).spelled_out()
@@ -228,13 +278,14 @@ def expand(
     if twice := [f"{run}; {last[run.folder]}" for run in runs if last[run.folder] is not run]:
         problem = "two runs with one folder"
         raise ConfigError("arms", problem, found=twice[0], where=str(grid_path))
-    runs.sort(key=lambda run: grid.seeds.index(run.seed))
+    order = [*grid.seeds, *grid.other_seeds]
+    runs.sort(key=lambda run: order.index(run.seed))
     swept = (k for arm in grid.arms.values() for k, at in arm.sweep.items() if isinstance(at, list))
     x = grid.x or next(swept, "point").rpartition(".")[2]
     common = {"base": str(base or ""), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
     common = {name: value for name, value in common.items() if value}
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in grid.arms.items()}
-    study = Study(name, out, x, runs, common, blocks, shlex.join(command))
+    study = Study(name, out, x, runs, common, blocks, grid.contrasts, shlex.join(command))
     division = study.division()
     return study.with_threads(division.threads) if division else study
 

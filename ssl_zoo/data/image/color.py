@@ -111,14 +111,26 @@ class ColorJitter(Transform):
 
 
 @TRANSFORMS.register_module()
-class RandomGrayscale(Transform):
-    """Luma in all channels."""
+class Grayscale(Transform):
+    """Luma in all channels, of every image."""
 
-    def __init__(self, *, p: UnitInterval = 0.1, views: ViewNumbers = None):
-        super().__init__(p, views)
+    random = False
+
+    def __init__(self, *, views: ViewNumbers = None):
+        super().__init__(views=views)
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         return grayscale(images).repeat(1, images.shape[1], 1, 1)
+
+
+@TRANSFORMS.register_module()
+class RandomGrayscale(Grayscale):
+    """Luma in all channels."""
+
+    random = True
+
+    def __init__(self, *, p: UnitInterval = 0.1, views: ViewNumbers = None):
+        Transform.__init__(self, p, views)
 
 
 @TRANSFORMS.register_module()
