@@ -1,7 +1,7 @@
 """What has to be beaten on `Textures`: pixels, colors alone and an untrained network, by kNN.
 
     ssl-zoo data get textures --packages ufoai openarena nexuiz
-    python benchmarks/textures.py            # twenty minutes on one core
+    python benchmarks/textures.py            # five minutes on one core
     python benchmarks/textures.py --render   # the table in docs/data.md, out of the kept results
 
 Through the evaluations of the framework, by the vote of 20 and by the nearest neighbor. Results are
