@@ -157,7 +157,7 @@ def _textures(root: Path, log: Log, packages: Sequence[str] = textures.DEFAULT) 
             f"Put {file} (of the game, or of Debian's {deb.pool.rpartition('/')[2]}) "
             f"or that .deb itself in {target} by hand and try again."
         )
-        tried = [f"{root}: neither {file} nor {deb.name}_*.deb is there"]
+        tried = [f"{pack}: not there"]
         _first_that_works(f"textures of {package}", target, sources, tried, by_hand, log)
     return root
 

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -59,8 +60,9 @@ class ColorStatistics(nn.Module):
         return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
 
 
-# What reading a damaged .npz raises.
-DAMAGED = (ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, struct.error)
+# What reading a damaged zip raises.
+DAMAGED = (ValueError, KeyError, OSError, EOFError, RuntimeError)
+DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
 
 
 @DATASETS.register_module()
@@ -127,7 +129,12 @@ def load(package: str, folders: Iterable[Path]) -> np.ndarray:
         )
     again = f"delete it and run {command}"
     with open(path, "rb") as file:
-        try:  # a zip with a checksum of each member, so that no changed byte is missed
+        try:
+            # Checksums first: what numpy makes of a damaged header can be any exception.
+            with zipfile.ZipFile(file) as members:
+                if wrong := members.testzip():
+                    raise ValueError(f"{wrong} has another checksum")
+            file.seek(0)
             with np.load(file, allow_pickle=False) as members:
                 pixels, names = members["pixels"], members["names"].tolist()
         except DAMAGED as error:
