@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, rgb_to_grayscale
 from torchvision.utils import save_image
 
 from ssl_zoo import config, experiment
@@ -279,12 +279,29 @@ def test_splits_of_other_images_may_take_a_runs_clean_operations():
             {"clean": {"ops": {"f": {"type": "HorizontalFlip"}}}},
             r"data\.clean\.ops\.f: evaluation takes no random operation\n.*HorizontalFlip",
         ),
+        (
+            {"clean": {"ops": {"g": {"type": "RandomGrayscale", "p": 1.0}}}},
+            r"data\.clean\.ops\.g: .*no random operation\n.*RandomGrayscale\n.*, Grayscale, ",
+        ),
     ],
 )
 def test_bad_values_are_refused_when_the_configuration_is_checked(arguments, message):
     block = {"dataset": SYNTHETIC, "views": VIEWS, "clean": CLEAN, "batch_size": 16, **arguments}
     with pytest.raises(ConfigError, match=message):
         bind(Data, block, "data")
+
+
+def test_evaluation_takes_gray_images():
+    colored, gray = (
+        bind(Splits, {"dataset": SYNTHETIC, "clean": {"ops": ops}})()
+        for ops in ({}, {"gray": {"type": "Grayscale"}})
+    )
+    (images, labels), (grays, same) = (
+        next(x.clean_batches("test", "cpu")) for x in (colored, gray)
+    )
+    torch.testing.assert_close(grays, rgb_to_grayscale(images, 3), atol=1e-6, rtol=0)
+    assert torch.equal(labels, same) and not torch.equal(grays, images)
+    assert gray.identity() != colored.identity()
 
 
 @pytest.mark.parametrize("which", ["views", "clean"])

@@ -49,7 +49,7 @@ class Splits:
     def validate(*, clean: Part | None, **_) -> None:
         for label, op in clean.kwargs["ops"].items() if clean else ():
             if op.target.random:
-                found, expected = op.target.__name__, "Resize, CenterCrop or Normalize"
+                found, expected = op.target.__name__, "Resize, CenterCrop, Grayscale, Normalize"
                 key, problem = join("clean.ops", label), "evaluation takes no random operation"
                 raise ConfigError(key, problem, found=found, expected=expected)
 
