@@ -32,7 +32,7 @@ CLEAN = {"ops": {"resize": {"type": "Resize", "size": [8, 8]}, "normalize": NORM
 
 def data_of(seed=0, **arguments):
     block = {"dataset": SYNTHETIC, "views": VIEWS, "clean": CLEAN, "batch_size": 16, **arguments}
-    return bind(Data, block, "data")(seed=seed, views_needed=2)
+    return bind(Data, block, "data")(run_seed=seed, views_needed=2)
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def test_batches_hold_what_they_say():
 def test_boxes_are_those_of_the_views_if_asked_for(workers, scaled, folder):
     block = {"dataset": folder | {"scaled": scaled}, "views": VIEWS, "clean": CLEAN}
     part = bind(Data, block | {"batch_size": 6, "workers": workers}, "data")
-    assert next(part(seed=2).batches(0, 1, "cpu")).boxes == []
-    data = part(seed=2, boxes=True, views_needed=2)
+    assert next(part(run_seed=2).batches(0, 1, "cpu")).boxes == []
+    data = part(run_seed=2, boxes=True, views_needed=2)
     for step, batch in enumerate(data.batches(0, 3, "cpu")):
         shapes = torch.tensor([image.shape for image in data.dataset.fetch(batch.index)])
         epoch = step // data.steps_per_epoch

@@ -55,7 +55,8 @@ class Row:
     arm: str
     x: str | None
     outcomes: list[Outcome]
-    differences: list[float]  # of the main evaluation to the first arm's, by seed at this point
+    # Of the main evaluation to the first arm's, by seed at this point; a twin's to its original's.
+    differences: list[float]
 
     @property
     def finished(self) -> list[Outcome]:
@@ -160,10 +161,11 @@ def read(study: Study) -> Table:
         columns[name] = Column(name, kind.metric, kind.unit, kind.higher_is_better, baselines)
     main = next((run.main for run in study.runs if run.main), "")
     first = next(iter(study.blocks))
-    reference = {(o.run.x, o.run.seed): o.score(main) for o in outcomes if o.run.arm == first}
+    scores = {(o.run.arm, o.run.x, o.run.seed): o.score(main) for o in outcomes}
     rows = []
     for (arm, x), group in groups.items():
-        pairs = [(o.score(main), reference.get((x, o.run.seed))) for o in group if arm != first]
+        other = study.twins.get(arm, (first, x))
+        pairs = [(o.score(main), scores.get((*other, o.run.seed))) for o in group if arm != first]
         rows.append(Row(arm, x, group, [a - b for a, b in pairs if None not in (a, b)]))
     return Table(study, rows, list(columns.values()), columns.get(main))
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from ssl_zoo.study.grid import slug
+from ssl_zoo.study.grid import slug, title
 from ssl_zoo.study.report.results import Row, Table, describe, protocols
 from ssl_zoo.system.files import replacing
 
@@ -64,8 +64,9 @@ def cells(table: Table) -> tuple[list[str], list[list[str]], int | None]:
         row |= {"seeds": seeds, column.header: spread(baseline.scores)}
     body = [[row.get(header, "") for header in shown] for row in above.values()]
     body += [[cell(row) for cell in shown.values()] for row in table.rows]
-    several = table.main and sum(bool(table.main.of(row)) for row in table.rows) > 1
-    best = len(above) + table.rows.index(table.main.best(table.rows)) if several else None
+    own = [row for row in table.rows if row.arm not in table.study.twins]
+    several = table.main and sum(bool(table.main.of(row)) for row in own) > 1
+    best = len(above) + table.rows.index(table.main.best(own)) if several else None
     return list(shown), body, best
 
 
@@ -81,6 +82,8 @@ def notes(table: Table) -> list[str]:
             unit = "percentage points" if main.unit == "%" else main.unit
             line = f"differences to {table.reference} are taken seed by seed"
             lines.append(f"{line}, in {unit}" if unit else line)
+        for twin, of in table.study.twins.items():
+            lines.append(f"{twin}: as {title(of)}, so its difference to that is noise")
         own = [baseline.name for baseline in main.baselines if not baseline.shared]
         lines += [f"{name}: {main.title} of each arm's own" for name in own]
     return lines + protocols(table)
