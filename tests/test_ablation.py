@@ -218,6 +218,15 @@ def test_overrides_hold_for_every_arm_and_win_over_the_grid(study):
     assert settings == {(1, 5)}
 
 
+def test_a_number_of_seeds_takes_the_place_of_the_grids(study):
+    again = study.expand(seeds=3)
+    assert [run.seed for run in again.runs] == [seed for seed in range(3) for _ in range(5)]
+    assert again.command.endswith("--seeds 3")
+    assert {run.folder for run in study.expand().runs} < {run.folder for run in again.runs}
+    with pytest.raises(ConfigError, match=r"(?s)--seeds: no such number.*at least 1"):
+        study.expand(seeds=0)
+
+
 def test_another_base_takes_the_grids_place(study):
     study.write(other=BASE.replace("lr: 0.1", "lr: 0.7"))
     other = grid.expand(study.grid, base=study.folder / "other.yaml")
@@ -704,9 +713,9 @@ def test_grids_that_come_along_are_valid_also_with_the_papers_recipe(path):
     assert len(own.blocks) == len(paper.blocks) >= 1
 
 
-def test_figure_3_compares_with_as_many_keys_in_every_arm():
-    (path,) = (path for path in GRIDS if path.stem == "fig3")
+@pytest.mark.parametrize("name", ["fig3", "fig3_imagenet"])
+def test_figure_3_says_with_how_many_keys_an_arm_compares(name):
+    (path,) = (path for path in GRIDS if path.stem == name)
     for run in grid.expand(path).runs:
-        memory = run.config["method"]["memory"]
-        keys = memory.get("size") or memory.get("num_negatives") or run.config["data"]["batch_size"]
-        assert keys == int(run.x)
+        memory, others = run.config["method"]["memory"], run.config["data"]["batch_size"] - 1
+        assert int(run.x) == (memory.get("size") or memory.get("num_negatives") or others)

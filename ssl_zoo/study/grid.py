@@ -107,6 +107,7 @@ class Grid:
         compare: contrasts that are planned, '"A > B"' each, where A and B are arms, or an arm and a
             point of its sweep: "MoCo, 4096 > end-to-end, 31". A is expected to be the better one.
         other_seeds: of what no contrast names; null: `seeds`, for all.
+        kept: a kept study, relative to the grid file, that the report draws these runs over.
         set: dotted keys for every arm.
         x: name of the swept quantity, for the figure.
         arms: by name; differences are taken against the first.
@@ -122,9 +123,11 @@ class Grid:
         x: str | None = None,
         compare: list[str] = [],  # noqa: B006
         other_seeds: list[NonNegativeInt] | None = None,
+        kept: str | None = None,
     ):
         self.arms: dict[str, Arm] = {name: arm() for name, arm in arms.items()}
         self.base, self.seeds, self.set, self.x = base, seeds, set, x
+        self.kept = kept
         self.contrasts = [Contrast.read(text, self.points) for text in compare]
         self.other_seeds = seeds if other_seeds is None else other_seeds
 
@@ -221,6 +224,7 @@ class Study:
     blocks: dict[str, dict[str, Any]]  # what each arm sets, as the grid has it
     contrasts: list[Contrast]  # that are planned
     twins: dict[str, Point]  # arms that --aa adds, and the point that each is a twin of
+    kept: Path | None  # a kept study that the report draws these runs over
     command: str  # what the user types to run or continue the study
 
     def division(self) -> Division | None:
@@ -248,6 +252,7 @@ def expand(
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
     base: str | Path | None = None,
+    seeds: int | None = None,
     aa: bool = False,
 ) -> Study:
     """Reads a grid file and resolves the config of every run.
@@ -258,15 +263,21 @@ def expand(
         out: the study's folder; None: runs/ablation/<name of the grid file>.
         overrides: 'key=value' for every arm.
         base: a config in place of the grid's own base.
+        seeds: so many, 0 and up, in place of the grid's `seeds`.
         aa: with twins of one point, see `Grid.twins`.
 
     Raises:
         ConfigError: the grid is wrong, an arm's config is wrong, an override sets what the arms
-            differ in, `base` is given to arms with bases of their own, or a twin would be what it
-            is a twin of.
+            differ in, `base` is given to arms with bases of their own, `seeds` is below 1, or a
+            twin would not differ from its original.
     """
     grid_path, overrides = Path(grid_path), list(overrides)
     file = config.load(grid_path)
+    if seeds is not None:
+        if seeds < 1:
+            problem, found = "no such number of seeds", repr(seeds)
+            raise ConfigError("--seeds", problem, found=found, expected="at least 1")
+        file.data["seeds"] = list(range(seeds))
     try:
         grid: Grid = bind(Grid, file.data)()
         _check_command_line(overrides, base, grid.arms)
@@ -279,10 +290,12 @@ def expand(
         name += f"-{Path(base).stem}"
     elif grid.base is not None:
         base = grid_path.parent / grid.base
-    if aa:
-        command.append("--aa")
     if out is not None:
         command += ["--out", str(out)]
+    if seeds is not None:
+        command += ["--seeds", str(seeds)]
+    if aa:
+        command.append("--aa")
     out = Path(out) if out is not None else Path("runs", "ablation", name)
 
     twins = grid.twins if aa else {}
@@ -322,8 +335,10 @@ def expand(
     for (twin, _), (of, kind) in twins.items():
         seed = grid.seeds_of(of)[0]
         blocks[twin] = {"twin of": title(of), f"set, with seed {seed}": TWINS[kind](seed)}
-    like = {twin: of for (twin, _), (of, _) in twins.items()}
-    study = Study(name, out, x, runs, common, blocks, grid.contrasts, like, shlex.join(command))
+    originals = {twin: of for (twin, _), (of, _) in twins.items()}
+    kept = grid_path.parent / grid.kept if grid.kept else None
+    again = shlex.join(command)
+    study = Study(name, out, x, runs, common, blocks, grid.contrasts, originals, kept, again)
     division = study.division()
     return study.with_threads(division.threads) if division else study
 
