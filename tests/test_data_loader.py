@@ -30,9 +30,9 @@ VIEWS = {
 CLEAN = {"ops": {"resize": {"type": "Resize", "size": [8, 8]}, "normalize": NORMALIZE}}
 
 
-def data_of(seed=0, **arguments):
+def data_of(run_seed=0, **arguments):
     block = {"dataset": SYNTHETIC, "views": VIEWS, "clean": CLEAN, "batch_size": 16, **arguments}
-    return bind(Data, block, "data")(run_seed=seed, views_needed=2)
+    return bind(Data, block, "data")(run_seed=run_seed, views_needed=2)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,18 @@ def test_an_epoch_sees_each_sample_once_in_disjoint_shares(n, batch, world, drop
     assert whole.permutation(0).sort().values.tolist() == list(range(n))
     assert not torch.equal(whole.permutation(0), whole.permutation(1))
     assert not torch.equal(whole.permutation(0), Sampler(n, batch, 4, drop_last).permutation(0))
+
+
+def test_order_and_views_take_the_seed_of_data_or_else_the_runs():
+    run, own, other = data_of(run_seed=3), data_of(run_seed=0, seed=3), data_of(run_seed=3, seed=0)
+    assert_same(run.batches(0, 6, "cpu"), own.batches(0, 6, "cpu"))
+    assert_same(data_of().batches(0, 6, "cpu"), other.batches(0, 6, "cpu"))
+    assert not torch.equal(run.indices(0), other.indices(0))
+    index = torch.arange(8)
+    images = run.dataset.fetch(index)
+    views = (data.views(images, data.seed, 0, index)[0] for data in (run, other))
+    assert not torch.equal(*views)
+    assert [data.splits.seed for data in (run, own, other)] == [3, 0, 3]  # evaluations: the run's
 
 
 def test_a_resume_is_a_slice():
