@@ -95,7 +95,7 @@ KEYS = "memory.key_encoder.encoder"  # the momentum encoder starts as a copy
 
 
 def test_nudged_weights_are_the_first_layers_next_floats_and_all_else_is_the_same(tmp_path):
-    plain, nudged = make(tmp_path), make(tmp_path, "nudge_weights=true")
+    plain, nudged = make(tmp_path / "a"), make(tmp_path / "b", "nudge_weights=true")
     one, other = everything(plain), everything(nudged)
     moved = {name for name in one["method"] if not same(one["method"][name], other["method"][name])}
     assert moved == {f"{where}.backbone.net.0.weight" for where in ("encoder", KEYS)}
@@ -103,6 +103,11 @@ def test_nudged_weights_are_the_first_layers_next_floats_and_all_else_is_the_sam
         before, after = one["method"][name].numpy(), other["method"][name].numpy()
         assert (after == np.nextafter(before, np.float32(np.inf))).all() and (after > before).all()
     assert same(one["rng"], other["rng"])
+    ends = []
+    for run in (plain, nudged):
+        run.fit()
+        ends.append(run.method.state_dict()["encoder.backbone.net.3.weight"])
+    assert not torch.equal(*ends) and torch.allclose(*ends, atol=0.1)
 
 
 def test_a_nudge_moves_a_vits_patches_and_not_its_class_token():
