@@ -35,9 +35,9 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """Of the working tree, '-dirty' where it has changes."""
+    """Of this checkout, `-dirty` where files differ from it; 'unknown' on a machine without git."""
     found = ""
-    with suppress(OSError):  # a machine without git
+    with suppress(OSError):
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
         ).stdout.strip()

@@ -125,7 +125,7 @@ def _find(text: str, argument: str) -> list[Side]:
 
 
 def _runs(path: Path) -> dict[Path, str]:
-    """Folders of runs in a folder, each with its arm's name: where the arm lies below."""
+    """Folders of runs in a folder, with the names of their arms: where these lie below it."""
     if RunFolder(path).config_path.exists():
         return {path: path.as_posix()}
     runs = {}
@@ -142,4 +142,16 @@ def _table(path: Path, runs: dict[Path, str]) -> Table:
         config = RunFolder(folder).config()
         found.append(Run(name, None, config["seed"], folder, config))
     blocks = {name: {} for name in runs.values()}
-    return results.read(Study(path.name, path, "", found, {}, blocks, [], None, ""))
+    study = Study(
+        name=path.name,
+        out=path,
+        x="",
+        runs=found,
+        common={},
+        blocks=blocks,
+        contrasts=[],
+        twins={},
+        kept=None,
+        command="",
+    )
+    return results.read(study)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ssl_zoo.study.baselines import Baselines
 from ssl_zoo.study.classes import Hits, hits
-from ssl_zoo.study.grid import Run, Study
+from ssl_zoo.study.grid import Point, Run, Study
 
 Result = dict[str, Any]  # of one evaluation: type, metrics, main, protocol, hash, ...
 
@@ -56,7 +56,8 @@ class Row:
     arm: str
     x: str | None
     outcomes: list[Outcome]
-    differences: list[float]  # of the main evaluation to the first arm's, by seed at this point
+    differences: list[float]  # of the main evaluation, by seed: to the first arm's at this point
+    twin_of: Point | None = None  # see `Study.twins`; differences are then to this
 
     @property
     def finished(self) -> list[Outcome]:
@@ -140,7 +141,8 @@ class Table:
 
     @property
     def reference(self) -> str:
-        return next(iter(self.study.blocks)) if any(row.differences for row in self.rows) else ""
+        some = any(row.differences for row in self.rows if not row.twin_of)
+        return next(iter(self.study.blocks)) if some else ""
 
     @property
     def shared(self) -> list[tuple[Column, Baseline]]:
@@ -167,11 +169,14 @@ def read(study: Study) -> Table:
         columns[name] = Column(name, kind.metric, kind.unit, kind.higher_is_better, baselines)
     main = next((run.main for run in study.runs if run.main), "")
     first = next(iter(study.blocks))
-    reference = {(o.run.x, o.run.seed): o.score(main) for o in outcomes if o.run.arm == first}
+    scores = {(o.run.arm, o.run.x, o.run.seed): o.score(main) for o in outcomes}
     rows = []
     for (arm, x), group in groups.items():
-        pairs = [(o.score(main), reference.get((x, o.run.seed))) for o in group if arm != first]
-        rows.append(Row(arm, x, group, [a - b for a, b in pairs if None not in (a, b)]))
+        twin_of = study.twins.get(arm)
+        other = twin_of or (first, x)
+        pairs = [(o.score(main), scores.get((*other, o.run.seed))) for o in group if arm != first]
+        differences = [a - b for a, b in pairs if None not in (a, b)]
+        rows.append(Row(arm, x, group, differences, twin_of))
     return Table(study, rows, list(columns.values()), columns.get(main))
 
 

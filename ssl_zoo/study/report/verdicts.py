@@ -84,14 +84,16 @@ def planned(table: Table, column: Column | None = None) -> list[Comparison]:
 def exploratory(table: Table) -> list[Comparison]:
     """What is not planned, in the main evaluation: each arm against the first, at the same point.
 
-    Of a grid with one arm, each point of its sweep against the first.
+    Of a grid with one arm, each point of its sweep against the first. A twin is compared with what
+    it is a twin of.
     """
-    points = [(row.arm, row.x) for row in table.rows]
+    points = [(row.arm, row.x) for row in table.rows if not row.twin_of]
     first = points[0]
     if len({arm for arm, _ in points}) == 1:
         pairs = [(point, first) for point in points[1:]]
     else:
         pairs = [(p, (first[0], p[1])) for p in points if p[0] != first[0]]
+    pairs += [((row.arm, row.x), row.twin_of) for row in table.rows if row.twin_of]
     named = [{c.better, c.worse} for c in table.study.contrasts]
     pairs = [(a, b) for a, b in pairs if b in points and {a, b} not in named]
     few = len(pairs) <= FEW
