@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -121,3 +122,16 @@ def test_flops_are_those_of_the_literature(root, monkeypatch):
     stem = 2 * 112 * 112 * 64 * 147
     assert gpu.flops(gpu.Size(), "moco") == pytest.approx(4 * forward - stem)
     assert gpu.flops(gpu.Size(), "bank") == pytest.approx(3 * forward - stem)
+
+
+def test_verdicts_on_simulated_studies_and_on_real_ones_of_nothing_that_go_on(root, tmp_path):
+    out = tmp_path / "out.json"
+    done = run(root, "verdicts.py", "--studies", 20, "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert [len(found[part]) for part in ("nothing", "something", "pilots")] == [8, 18, 9]
+    lines = [json.dumps({"seed": seed, "top1": 40.0 + seed}) + "\n" for seed in range(1, 12)]
+    (tmp_path / "runs.jsonl").write_text("".join(lines))
+    done = run(root, "verdicts.py", "--aa", tmp_path, "--studies", 1)
+    assert done.returncode == 0 and "| pairs | 6 |" in done.stdout, done.stderr
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 12

@@ -390,7 +390,7 @@ def test_rows_of_another_moment_are_not_taken_for_the_scores(study):
     assert verdicts.planned(results.read(study))[0].over_classes is None
 
 
-def test_a_study_that_has_not_begun_and_one_without_evaluations_have_no_verdicts(study):
+def test_a_study_that_has_not_begun_has_no_verdicts(study):
     for run in study.runs:
         (run.folder / "result.json").unlink()
     assert verdicts.sections(results.read(study)) == []
@@ -497,3 +497,9 @@ def test_compare_refuses_other_protocols_and_says_which_argument(study, capsys):
     assert code == 2
     assert "knn: MoCo, 64 and bank were evaluated in two ways, which do not compare" in said.err
     assert re.search(r"found:\s+k: 20 -> 5\n", said.err)
+
+
+def test_twins_are_compared_with_what_they_are_twins_of(study):
+    table = results.read(grid.expand("grid.yaml", Path("out"), aa=True))
+    pairs = {(c.a, c.b) for c in verdicts.exploratory(table)}
+    assert pairs == {(f"MoCo ({kind}), 64", "MoCo, 64") for kind in grid.TWINS}

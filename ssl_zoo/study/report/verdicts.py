@@ -102,26 +102,26 @@ def exploratory(table: Table) -> list[Comparison]:
 
 def sections(table: Table) -> list[Section]:
     """All verdicts in words; none before there is a pair of runs."""
+    main = table.main
+    if main is None:
+        return []
+    decided = planned(table)
+    others = [column for column in table.columns if column is not main]
+    elsewhere = [(column, c) for column in others for c in planned(table, column) if c.seeds]
+    rest = [compared for compared in exploratory(table) if compared.seeds]
+    lines = [f"{column.title}: {_line(compared)}" for column, compared in elsewhere]
+    lines += (
+        _summary(rest, main) if len(rest) > FEW else [f"{main.title}: {_line(c)}" for c in rest]
+    )
     found = []
-    if main := table.main:
-        decided = planned(table)
-        count = len(decided)
-        note = f"p is of the exact sign-flip test over seeds, two-sided, by Holm over {count}"
-        heading = f"Planned contrasts, {main.title}"
-        found.append(Section(heading, list(map(_line, decided)), _at_best(note, decided)))
-        others = [column for column in table.columns if column is not main]
-        elsewhere = {column.title: planned(table, column) for column in others if decided}
-        lines = [f"{name}: {_line(c)}" for name, all_of in elsewhere.items() for c in all_of]
-        rest = exploratory(table)
-        if len(rest) > FEW:
-            lines += _summary(rest, main)
-        else:
-            lines += [f"{main.title}: {_line(c)}" for c in rest]
-        compared = [*rest, *(c for all_of in elsewhere.values() for c in all_of)]
-        note = "exploratory: p is of each alone, so about one in twenty is below 0.05 by chance"
-        found.append(Section("Exploratory", lines, _at_best(note, compared)))
-        started = any(c.seeds for c in (*decided, *compared))
-        return [section for section in found if section.lines and started]
+    if any(compared.seeds for compared in decided):
+        note = "p is of the exact sign-flip test over seeds, two-sided, by Holm over "
+        note = _at_best(f"{note}{len(decided)}", decided)
+        found.append(Section(f"Planned contrasts, {main.title}", list(map(_line, decided)), note))
+    if lines:
+        note = "p is of each alone, so about one in twenty is below 0.05 by chance"
+        note = _at_best(note, [*rest, *(compared for _, compared in elsewhere)])
+        found.append(Section("Exploratory", lines, note))
     return found
 
 
@@ -130,10 +130,9 @@ def _line(compared: Comparison) -> str:
 
 
 def _at_best(note: str, compared: Sequence[Comparison]) -> str:
-    """With what so few seeds can show."""
+    """With what so few seeds can show; all comparisons are corrected for as many contrasts."""
     for seeds in sorted({c.seeds for c in compared if c.seeds}):
-        factor = max(1, *(c.contrasts for c in compared if c.seeds == seeds), 1)
-        best = min(1.0, factor * smallest_p(seeds))
+        best = min(1.0, max(1, compared[0].contrasts) * smallest_p(seeds))
         note += f"; {seeds} seed{'s' * (seeds > 1)} can show p {best:.2g} at best"
         note += " and settle nothing" if best >= LEVEL else ""
     return note
@@ -141,22 +140,14 @@ def _at_best(note: str, compared: Sequence[Comparison]) -> str:
 
 def _summary(compared: Sequence[Comparison], main: Column) -> list[str]:
     """A line for each outcome, for a grid of many arms."""
-    against = compared[0].b.partition(", ")[0]
+    first = compared[0].b.partition(", ")[0]
     told: dict[str, list[str]] = {}
     for c in compared:
-        if c.seeds:
-            how = c.verdict if c.seeds > 1 else "one seed"
-            told.setdefault(how, []).append(f"{c.a} {round(c.mean, 1) + 0.0:+.1f}")
-    words = {
-        "better": f"better than {against}: {{}}",
-        "worse": f"worse than {against}: {{}}",
-        "cannot tell": f"cannot tell from {against}: {{}}",
-    }
-    lines = [
-        f"{main.title}: {words[how].format('; '.join(told[how]))}" for how in words if how in told
-    ]
+        how = c.verdict if c.seeds > 1 else "one seed"
+        told.setdefault(how, []).append(f"{c.a} {round(c.mean, 1) + 0.0:+.1f}")
+    words = {"better": "better than", "worse": "worse than", "cannot tell": "cannot tell from"}
+    found = ((text, told[how]) for how, text in words.items() if how in told)
+    lines = [f"{main.title}: {text} {first}: {'; '.join(arms)}" for text, arms in found]
     if alone := told.get("one seed"):
-        lines.append(
-            f"one seed ranks nothing: {len(alone)} differences to {against} are not judged"
-        )
+        lines.append(f"one seed ranks nothing: {len(alone)} differences to {first} are not judged")
     return lines
