@@ -30,9 +30,9 @@ VIEWS = {
 CLEAN = {"ops": {"resize": {"type": "Resize", "size": [8, 8]}, "normalize": NORMALIZE}}
 
 
-def data_of(seed=0, **arguments):
+def data_of(run_seed=0, **arguments):
     block = {"dataset": SYNTHETIC, "views": VIEWS, "clean": CLEAN, "batch_size": 16, **arguments}
-    return bind(Data, block, "data")(seed=seed, views_needed=2)
+    return bind(Data, block, "data")(run_seed=run_seed, views_needed=2)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,18 @@ def test_an_epoch_sees_each_sample_once_in_disjoint_shares(n, batch, world, drop
     assert not torch.equal(whole.permutation(0), Sampler(n, batch, 4, drop_last).permutation(0))
 
 
+def test_order_and_views_take_the_seed_of_data_or_else_the_runs():
+    run, own, other = data_of(run_seed=3), data_of(run_seed=0, seed=3), data_of(run_seed=3, seed=0)
+    assert_same(run.batches(0, 6, "cpu"), own.batches(0, 6, "cpu"))
+    assert_same(data_of().batches(0, 6, "cpu"), other.batches(0, 6, "cpu"))
+    assert not torch.equal(run.indices(0), other.indices(0))
+    index = torch.arange(8)
+    images = run.dataset.fetch(index)
+    views = (data.views(images, data.seed, 0, index)[0] for data in (run, other))
+    assert not torch.equal(*views)
+    assert [data.splits.seed for data in (run, own, other)] == [3, 0, 3]  # evaluations: the run's
+
+
 def test_a_resume_is_a_slice():
     sampler = Sampler(50, 16, 0, drop_last=False)
     steps = list(sampler.steps(0, 11))
@@ -135,8 +147,8 @@ def test_batches_hold_what_they_say():
 def test_boxes_are_those_of_the_views_if_asked_for(workers, scaled, folder):
     block = {"dataset": folder | {"scaled": scaled}, "views": VIEWS, "clean": CLEAN}
     part = bind(Data, block | {"batch_size": 6, "workers": workers}, "data")
-    assert next(part(seed=2).batches(0, 1, "cpu")).boxes == []
-    data = part(seed=2, boxes=True, views_needed=2)
+    assert next(part(run_seed=2).batches(0, 1, "cpu")).boxes == []
+    data = part(run_seed=2, boxes=True, views_needed=2)
     for step, batch in enumerate(data.batches(0, 3, "cpu")):
         shapes = torch.tensor([image.shape for image in data.dataset.fetch(batch.index)])
         epoch = step // data.steps_per_epoch

@@ -56,7 +56,8 @@ def show_views(arguments: argparse.Namespace) -> int:
     if arguments.samples < 1:
         raise ValueError(f"--samples {arguments.samples}: expected at least 1")
     sections = _sections(arguments)
-    data = sections["data"](seed=sections["seed"], views_needed=views_needed(sections["method"]))
+    needed = views_needed(sections["method"])
+    data = sections["data"](run_seed=sections["seed"], views_needed=needed)
     view_grid(data, arguments.out, arguments.samples)
     print(arguments.out)
     return 0
