@@ -25,7 +25,7 @@ from ssl_zoo.study.division import divide
 from ssl_zoo.study.grid import Run, Study, expand, slug
 from ssl_zoo.study.machine import available_memory, gpus
 from ssl_zoo.study.progress import Screen
-from ssl_zoo.study.report import print_table, write_report
+from ssl_zoo.study.report import kept, print_table, write_report
 from ssl_zoo.system import hardware
 
 TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train", "--no-baselines")
@@ -44,6 +44,7 @@ def run_study(
     base: str | Path | None = None,
     jobs: int | str = "auto",
     seeds: int | None = None,
+    keep: Path | None = None,
     train: Sequence[str] = TRAIN,
 ) -> int:
     """Runs what a grid still lacks, and rewrites the report after each run.
@@ -54,6 +55,7 @@ def run_study(
         report_only: run nothing.
         jobs: runs side by side, no more than there are GPUs; auto: one on each GPU, or what
             `divide` finds.
+        keep: where to write the study as one small file, when it ends; see `report.kept`.
         train: the command that trains; it gets a config, `--out FOLDER` and `--resume`.
 
     Returns:
@@ -77,6 +79,8 @@ def run_study(
     ends: set[str] = set()
     lock = Lock(study.out / "study.lock")
     if report_only and lock.holder():  # who runs the study writes its report
+        if keep:
+            kept.write(study, keep)
         print_table(study, console)
         return 0
     lock.acquire()
@@ -84,6 +88,8 @@ def run_study(
         if not report_only:
             study, ends = _run(study, arms, given_jobs, train, console)
         write_report(study)
+        if keep:
+            kept.write(study, keep)
     finally:
         lock.release()
     print_table(study, console)
