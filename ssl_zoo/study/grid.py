@@ -99,6 +99,8 @@ class Grid:
             point of its sweep: "MoCo, 4096 > end-to-end, 31". A is expected to be the better one.
         other_seeds: of what no contrast names; null: `seeds`, for all.
         kept: a kept study, relative to the grid file, that the report draws these runs over.
+        costs: probe what a step costs at the grid's points and, by arm, at those of further
+            sweeps; null: not at all.
         set: dotted keys for every arm.
         x: name of the swept quantity, for the figure.
         arms: by name; differences are taken against the first.
@@ -115,10 +117,12 @@ class Grid:
         compare: list[str] = [],  # noqa: B006
         other_seeds: list[NonNegativeInt] | None = None,
         kept: str | None = None,
+        costs: dict[str, dict] | None = None,
     ):
         self.arms: dict[str, Arm] = {name: arm() for name, arm in arms.items()}
         self.base, self.seeds, self.set, self.x = base, seeds, set, x
         self.kept = kept
+        self.costs = None if costs is None else {n: Arm(sweep=sweep) for n, sweep in costs.items()}
         self.contrasts = [Contrast.read(text, self.points) for text in compare]
         self.other_seeds = seeds if other_seeds is None else other_seeds
 
@@ -133,10 +137,20 @@ class Grid:
 
     @staticmethod
     def validate(
-        *, arms: dict, base: str | None, seeds: list[int], other_seeds: list[int] | None, **_
+        *,
+        arms: dict,
+        base: str | None,
+        seeds: list[int],
+        other_seeds: list[int] | None,
+        costs: dict[str, dict] | None,
+        **_,
     ) -> None:
         if not arms:
             raise ConfigError("arms", "no arms", found="an empty block", expected="at least one")
+        for name, sweep in (costs or {}).items():
+            if name not in arms:
+                raise not_among("costs", "no arm of this name", name, arms)
+            Arm.validate(sweep=sweep)
         for key, of in {"seeds": seeds, "other_seeds": other_seeds}.items():
             if of is not None and (not of or len(set(of)) < len(of)):
                 expected = "a list of seeds without repeats"
@@ -201,6 +215,7 @@ class Study:
     out: Path
     x: str
     runs: list[Run]  # seed by seed, so that a study that was stopped has compared its arms
+    probes: list[Run]  # points of which is asked what a step costs; no run, and no folder
     common: dict[str, Any]  # what all arms have in common, as the grid has it
     blocks: dict[str, dict[str, Any]]  # what each arm sets, as the grid has it
     contrasts: list[Contrast]  # that are planned
@@ -213,13 +228,15 @@ class Study:
 
     def with_threads(self, threads: int) -> Study:
         """The same study, where runs that left `train.threads` open have so many."""
-        runs = []
-        for run in self.runs:
+
+        def settled(run: Run) -> Run:
             train = run.config["train"]
-            if train["threads"] == "auto":
-                run = replace(run, config={**run.config, "train": {**train, "threads": threads}})
-            runs.append(run)
-        return replace(self, runs=runs)
+            if train["threads"] != "auto":
+                return run
+            return replace(run, config={**run.config, "train": {**train, "threads": threads}})
+
+        runs, probes = ([settled(run) for run in some] for some in (self.runs, self.probes))
+        return replace(self, runs=runs, probes=probes)
 
 
 def slug(name: str) -> str:
@@ -273,20 +290,32 @@ def expand(
         command += ["--seeds", str(seeds)]
     out = Path(out) if out is not None else Path("runs", "ablation", name)
 
-    runs = []
-    for arm_name, arm in grid.arms.items():
+    def resolved(name: str, point: dict[str, Any], seed: int) -> dict[str, Any]:
+        arm = grid.arms[name]
         arm_base = grid_path.parent / arm.base if arm.base is not None else base
+        settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
+        try:
+            return experiment.parse(
+                config.load(arm_base, [*settings, ("seed", seed)])
+            ).spelled_out()
+        except ConfigError as error:
+            error.where = f"{grid_path}, arm {name!r}: {error.where}".rstrip(": ")
+            raise
+
+    runs = []
+    for name_of_arm, arm in grid.arms.items():
         for label, point in arm.points():
-            settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
-            folder = out.joinpath(*map(slug, filter(None, (arm_name, label))))
-            for seed in grid.seeds_of((arm_name, label)):
-                try:
-                    loaded = config.load(arm_base, [*settings, ("seed", seed)])
-                    resolved = experiment.parse(loaded).spelled_out()
-                except ConfigError as error:
-                    error.where = f"{grid_path}, arm {arm_name!r}: {error.where}".rstrip(": ")
-                    raise
-                runs.append(Run(arm_name, label, seed, folder / f"seed{seed}", resolved))
+            folder = out.joinpath(*map(slug, filter(None, (name_of_arm, label))))
+            for seed in grid.seeds_of((name_of_arm, label)):
+                settings = resolved(name_of_arm, point, seed)
+                runs.append(Run(name_of_arm, label, seed, folder / f"seed{seed}", settings))
+    probed: dict[Point, dict[str, Any]] = {}
+    for run in runs if grid.costs is not None else ():
+        probed.setdefault((run.arm, run.x), run.config)
+    for name_of_arm, arm in (grid.costs or {}).items():
+        for label, point in arm.points() if arm.sweep else ():
+            probed.setdefault((name_of_arm, label), resolved(name_of_arm, point, grid.seeds[0]))
+    probes = [Run(*point, grid.seeds[0], Path(), of) for point, of in probed.items()]
     last = {run.folder: run for run in runs}
     if twice := [f"{run}; {last[run.folder]}" for run in runs if last[run.folder] is not run]:
         problem = "two runs with one folder"
@@ -299,7 +328,8 @@ def expand(
     common = {name: value for name, value in common.items() if value}
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in grid.arms.items()}
     kept = grid_path.parent / grid.kept if grid.kept else None
-    study = Study(name, out, x, runs, common, blocks, grid.contrasts, kept, shlex.join(command))
+    told = (grid.contrasts, kept, shlex.join(command))
+    study = Study(name, out, x, runs, probes, common, blocks, *told)
     division = study.division()
     return study.with_threads(division.threads) if division else study
 

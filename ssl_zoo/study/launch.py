@@ -19,6 +19,7 @@ from rich.console import Console
 from ssl_zoo import experiment
 from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.runs import Lock
+from ssl_zoo.study import costs
 from ssl_zoo.study.baselines import Baselines
 from ssl_zoo.study.child import Child, left_to
 from ssl_zoo.study.division import divide
@@ -87,6 +88,7 @@ def run_study(
     try:
         if not report_only:
             study, ends = _run(study, arms, given_jobs, train, console)
+            ends |= _measure_costs(study, console) if not ends - {"failed"} else set()
         write_report(study)
         if keep:
             kept.write(study, keep)
@@ -165,6 +167,15 @@ def _run(
     after_each = partial(write_report, study)
     launcher = Launcher(able, count, train, devices, environment, screen, after_each)
     return study, ends | launcher.run()
+
+
+def _measure_costs(study: Study, console: Console) -> set[str]:
+    """Last, when no run is under way that would share the machine."""
+    try:
+        worked = costs.measure(study, partial(console.print, soft_wrap=True))
+        return set() if worked else {"failed"}
+    except KeyboardInterrupt:
+        return {"stopped"}
 
 
 def _with_baselines(runs: list[Run], baselines: Baselines, screen: Screen) -> list[Run]:

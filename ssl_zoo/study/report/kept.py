@@ -10,7 +10,7 @@ import csv
 import json
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +18,7 @@ from typing import Any
 
 from ssl_zoo import experiment
 from ssl_zoo.config import Config, ConfigError, join
+from ssl_zoo.study.costs import Cost
 from ssl_zoo.study.grid import Contrast, Point, Run, Study
 from ssl_zoo.study.report import results
 from ssl_zoo.study.report.results import Baseline, Column, Outcome, Row, Table
@@ -84,6 +85,7 @@ def keep(study: Study) -> dict[str, Any]:
         "config": common,
         "points": [{"arm": arm, "x": x, "set": own[arm, x]} for arm, x in points],
         "baselines": list(chain.from_iterable(_baselines(c, table) for c in table.columns)),
+        "costs": [asdict(cost) for cost in table.costs],
         "runs": [_run(outcome, table) for outcome in table.outcomes],
         "classes": [found for row in table.rows if (found := _classes(row, table.main))],
     }
@@ -254,6 +256,7 @@ def load(path: str | Path) -> Kept:
         out=path.parent,
         x=data["x"],
         runs=runs,
+        probes=[],
         common={},
         blocks={arm: {} for arm, _ in points},
         contrasts=[Contrast.read(text, points) for text in data["contrasts"]],
@@ -266,7 +269,8 @@ def load(path: str | Path) -> Kept:
     main = columns.get(data["main"])
     rows = results.rows_of(groups, main.evaluation if main else "")
     recipes = {p: data["config"] | of["set"] for p, of in zip(points, data["points"], strict=True)}
-    return Kept(study, rows, list(columns.values()), main, data, recipes)
+    costs = [Cost(**cost) for cost in data["costs"]]
+    return Kept(study, rows, list(columns.values()), main, costs, data, recipes)
 
 
 def _outcome(run: Run, kept: dict[str, Any], data: dict[str, Any]) -> Outcome:

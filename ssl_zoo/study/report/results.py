@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ssl_zoo.study import costs
 from ssl_zoo.study.baselines import Baselines
+from ssl_zoo.study.costs import Cost
 from ssl_zoo.study.grid import Point, Run, Study
 
 Result = dict[str, Any]  # of one evaluation: type, metrics, main, protocol, hash, ...
@@ -126,12 +128,14 @@ class Table:
         main: the column that arms are compared in; None where nothing is evaluated.
         reference: the arm that others are compared with; '' where none can be yet.
         shared: baselines that all arms share, with their columns.
+        costs: what probes of single steps say.
     """
 
     study: Study
     rows: list[Row]
     columns: list[Column]
     main: Column | None
+    costs: list[Cost]
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -159,7 +163,8 @@ def read(study: Study) -> Table:
         baselines = _baselines(name, outcomes)
         columns[name] = Column(name, kind.metric, kind.unit, kind.higher_is_better, baselines)
     main = next((run.main for run in study.runs if run.main), "")
-    return Table(study, rows_of(groups, main), list(columns.values()), columns.get(main))
+    rows, known_costs = rows_of(groups, main), costs.read(study.out)
+    return Table(study, rows, list(columns.values()), columns.get(main), known_costs)
 
 
 def rows_of(groups: dict[Point, list[Outcome]], main: str) -> list[Row]:
