@@ -325,6 +325,8 @@ def expand(
     swept = (k for arm in grid.arms.values() for k, at in arm.sweep.items() if isinstance(at, list))
     x = grid.x or next(swept, "point").rpartition(".")[2]
     common = {"base": str(base or ""), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
+    if grid.contrasts:
+        common |= {"compare": list(map(str, grid.contrasts)), "other_seeds": grid.other_seeds}
     common = {name: value for name, value in common.items() if value}
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in grid.arms.items()}
     kept = grid_path.parent / grid.kept if grid.kept else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ssl_zoo.study import costs
 from ssl_zoo.study.baselines import Baselines
+from ssl_zoo.study.classes import Hits, hits
 from ssl_zoo.study.costs import Cost
 from ssl_zoo.study.grid import Point, Run, Study
 
@@ -148,6 +149,12 @@ class Table:
     @property
     def shared(self) -> list[tuple[Column, Baseline]]:
         return [(column, b) for column in self.columns for b in column.baselines if b.shared]
+
+    def hits(self, row: Row, column: Column, seeds: Container[int]) -> Hits | None:
+        """What the row's runs with these seeds had right of each class; None if not known."""
+        runs = [outcome for outcome in row.finished if outcome.run.seed in seeds]
+        scores = [o.evaluations[column.evaluation]["metrics"][column.metric] for o in runs]
+        return hits(zip((o.run.files for o in runs), scores, strict=True), column.evaluation)
 
 
 def read(study: Study) -> Table:

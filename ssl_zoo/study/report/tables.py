@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssl_zoo.study.grid import slug
 from ssl_zoo.study.report.results import Row, Table, describe, protocols
+from ssl_zoo.study.report.verdicts import sections
 from ssl_zoo.system.files import replacing
 
 
@@ -98,6 +99,9 @@ def markdown(table: Table) -> str:
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, "|" + " --- |" * len(header))
     said = [f"- {x}" for x in (*notes(table), f"`{table.study.command}`", *failures(table))]
+    for section in sections(table):
+        lines += ["", f"## {section.heading}", "", *(f"- {line}" for line in section.lines)]
+        lines += ["", section.note]
     return "\n".join([f"# {table.study.name}", "", *lines, "", *said, ""])
 
 
