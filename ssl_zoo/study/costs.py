@@ -100,7 +100,7 @@ def _probe(probe: Run) -> Cost:
 
 
 def meets(points: Sequence[tuple[float, float]], limit: float) -> float | None:
-    """Where a line through the two largest points reaches a limit that they are below.
+    """Where a line through the two largest points reaches a limit that lies above them.
 
     Args:
         points: (size, memory), at least two.
@@ -114,13 +114,16 @@ def meets(points: Sequence[tuple[float, float]], limit: float) -> float | None:
 
 
 def extrapolated(costs: Sequence[Cost]) -> dict[str, float]:
-    """Arm -> the K at which it meets `LIMIT_GB`, by a line through its two largest points."""
+    """Arm -> the K at which it meets `LIMIT_GB`, by a line through its two largest points.
+
+    Of arms that meet it among the sizes that were probed of any arm; elsewhere a line says nothing.
+    """
+    sizes = [(cost.arm, k, cost.peak_memory_gb) for cost in costs if (k := size(cost)) is not None]
     found = {}
-    for arm in dict.fromkeys(cost.arm for cost in costs):
-        points = [
-            (k, c.peak_memory_gb) for c in costs if c.arm == arm and (k := size(c)) is not None
-        ]
-        if len(points) > 1 and (at := meets(points, LIMIT_GB)) is not None:
+    for arm in dict.fromkeys(arm for arm, *_ in sizes):
+        points = [point for of, *point in sizes if of == arm]
+        at = meets(points, LIMIT_GB) if len(points) > 1 else None
+        if at is not None and at <= max(k for _, k, _ in sizes):
             found[arm] = at
     return found
 

@@ -11,17 +11,17 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib
-import matplotlib.ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 from ssl_zoo.evaluation.base import UNTRAINED
 from ssl_zoo.study import costs
 from ssl_zoo.study.grid import Study
-from ssl_zoo.study.report import intervals
+from ssl_zoo.study.report import intervals, standing
 from ssl_zoo.study.report.results import Column, Row, Table
 from ssl_zoo.study.report.tables import spread
 from ssl_zoo.system.files import replacing
@@ -36,10 +36,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (3, 3)))
 
 
-def draw(table: Table, path: Path, below: Table | None = None) -> None:
-    """Draws a study; `below` is one with the same points, which it is drawn over."""
+def draw(table: Table, path: Path) -> None:
+    """Draws a study, over the kept one that its grid names if their numbers are of one kind."""
     with matplotlib.rc_context(fname=Path(__file__).with_name("figure.mplstyle")):
-        drawn = _swept(table) if is_swept(table) else _not_swept(table, below)
+        drawn = _swept(table) if is_swept(table) else _not_swept(table, standing.comparable(table))
         with replacing(path) as staged:
             drawn.savefig(staged, format="png", dpi=150)
 
@@ -97,7 +97,8 @@ def look_of(study: Study, arm: str) -> dict[str, Any]:
     """
     i, cycle = sorted(study.blocks, key=str.casefold).index(arm), len(COLORS)
     other = (i + i // cycle) % cycle
-    return {"color": COLORS[i % cycle], "marker": MARKERS[other], "linestyle": DASHES[other]}
+    dashes = DASHES[i // cycle % len(DASHES)]  # few arms are told apart without
+    return {"color": COLORS[i % cycle], "marker": MARKERS[other], "linestyle": dashes}
 
 
 def planned(table: Table, row: Row) -> bool:
@@ -206,9 +207,9 @@ def _draw_points(axes: Axes, table: Table, main: Column, below: Table | None) ->
         known = below.main.of(others[row.arm, row.x]) if (row.arm, row.x) in others else []
         if len(known) > 1:
             low, high = intervals.of_one_more(known)
-            axes.barh(y, high - low, left=low, height=0.3, color=PALE, zorder=1)
-            axes.plot(known, [y] * len(known), ".", color=GRAY, markersize=6, zorder=2)
-            axes.plot([fmean(known)] * 2, [y - 0.22, y + 0.22], color=GRAY, zorder=2)
+            axes.barh(y, high - low, left=low, height=0.4, color=PALE, zorder=1)
+            axes.plot(known, [y + 0.11] * len(known), ".", color=GRAY, markersize=6, zorder=2)
+            axes.plot([fmean(known)] * 2, [y - 0.2, y + 0.2], color=GRAY, zorder=2)
         if not scores:
             continue
         if starts and (start := row.start(main.evaluation, UNTRAINED)):
@@ -217,22 +218,25 @@ def _draw_points(axes: Axes, table: Table, main: Column, below: Table | None) ->
         if len(scores) >= ENOUGH:
             half = intervals.of_mean(scores)
             axes.errorbar(fmean(scores), y, xerr=half, color=look["color"], capsize=4)
-        axes.plot(fmean(scores), y, **_marker(look, True) | {"markersize": 10}, zorder=3)
-        place = {"xytext": (0, 13), "ha": "center", "va": "bottom"}
+        own = {**_marker(look, True), "markersize": 10, "markeredgecolor": "white"}
+        own["markerfacecolor"] = _shade(table, row)
+        axes.plot(fmean(scores), y, **own, zorder=3)
+        place = {"xytext": (0, 15), "ha": "center", "va": "bottom"}
         if many:  # above it would be another arm's
             place = {"xytext": (9, 0), "ha": "left", "va": "center"}
         axes.annotate(spread(scores), (fmean(scores), y), textcoords="offset points", **place)
     axes.set_yticks(range(len(table.rows)), [name_of(table.study, row) for row in table.rows])
     axes.set_ylim(len(table.rows) - 0.4, -0.8)
     axes.grid(axis="y", visible=False)
+    axes.use_sticky_edges = False  # bars need not start at the axis
     axes.margins(x=0.12)
     axes.set_title(f"{main.title} at the end of training")
     said = ["gray stroke: the arm's own start"] if starts else []
     if others:
         seeds = max(len(below.main.of(row)) for row in others.values())
-        said.append(f"gray: {seeds} seeds of a kept study; where one more is expected, 95%")
+        said.append(f"gray: {seeds} seeds of a kept study, and where one more is expected, 95%")
     axes.set_xlabel("\n".join([main.header, *said]))
-    _draw_baselines(axes, main, across=True)
+    _draw_baselines(axes, main, across=True, lines=len(said))
 
 
 # ---------------------------------------------------------------- during training
@@ -264,22 +268,26 @@ def training_time(table: Table) -> tuple[Abscissa, str]:
 def curve_of(row: Row, main: Column) -> dict[float, list[float]]:
     """Epoch -> the values of all seeds that have a curve."""
     curves = [dict(curve) for outcome in row.outcomes if (curve := outcome.curve(main))]
-    return {e: [c[e] for c in curves] for e in sorted(curves[0] if curves else {}) if _all(e, curves)}
-
-
-def _all(epoch: float, curves: list[dict[float, float]]) -> bool:
-    return all(epoch in curve for curve in curves)
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+    return {epoch: [curve[epoch] for curve in curves] for epoch in epochs}
 
 
 def _drawn_rows(table: Table, main: Column) -> list[Row]:
-    """All points; of a sweep without planned contrasts, each arm's that ended best."""
+    """Points whose curve is drawn: all, but of a sweep that would be too many.
+
+    Of its arms, what is planned and what lies beyond; without planned contrasts, what ended best.
+    """
     rows = [row for row in table.rows if curve_of(row, main)]
-    if table.study.contrasts or not is_swept(table):
+    if not is_swept(table):
         return rows
     chosen = []
     for arm in table.study.blocks:
         own = [row for row in rows if row.arm == arm]
-        chosen += [main.best(own) or own[0]] if own else []
+        if table.study.contrasts:
+            last = max((i for i, row in enumerate(own) if planned(table, row)), default=-1)
+            chosen += [row for i, row in enumerate(own) if i > last or planned(table, row)]
+        elif own:
+            chosen.append(main.best(own) or own[0])
     return chosen
 
 
@@ -314,28 +322,37 @@ def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
 
 
 def _shade(table: Table, row: Row) -> tuple[float, float, float]:
-    """An arm's color; paler for its earlier points, which are the smaller ones of a sweep."""
-    own = [other for other in table.rows if other.arm == row.arm]
-    white = 0.5 * (1 - (own.index(row) + 1) / len(own))
-    color = to_rgb(look_of(table.study, row.arm)["color"])
-    return tuple(white + (1 - white) * part for part in color)
+    """An arm's color; paler for points before the last of those that are drawn solid."""
+    own = [other for other in table.rows if other.arm == row.arm and planned(table, other)]
+    white = 0.45 * (1 - (own.index(row) + 1) / len(own)) if row in own else 0.0
+    return tuple(
+        white + (1 - white) * part for part in to_rgb(look_of(table.study, row.arm)["color"])
+    )
 
 
 def _name_lines(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     """Each line's name beside its end, moved up or down where names would meet."""
     left, right = axes.get_xlim()
+    ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=right > 2).tick_values(0, right)
+    axes.set_xticks([tick for tick in ticks if left <= tick <= right])
     axes.set_xlim(left, right + 0.42 * (right - left))
     low, high = axes.get_ylim()
-    heights = spaced([y for _, y, _, _ in ends], 0.05 * (high - low))
+    heights = spaced([y for _, y, _, _ in ends], 0.055 * (high - low), low, high)
     for (x, y, name, color), height in zip(ends, heights, strict=True):
         darker = tuple(0.8 * part for part in to_rgb(color))
         place = {"xytext": (x + 0.035 * (right - left), height), "va": "center"}
         pointer = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
         axes.annotate(name, (x, y), **place, color=darker, fontsize=9.5, arrowprops=pointer)
+        axes.texts[-1].set_bbox(
+            {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
+        )
 
 
-def spaced(values: list[float], gap: float) -> list[float]:
-    """The values, moved apart until each is `gap` or more from the next; groups stay centered."""
+def spaced(values: list[float], gap: float, low: float, high: float) -> list[float]:
+    """The values, moved apart until each is `gap` or more from the next.
+
+    Those that would meet stay centered around their mean, if there is room between the bounds.
+    """
     order = sorted(range(len(values)), key=values.__getitem__)
     groups: list[tuple[float, list[int]]] = []  # the mean of what was wanted, and whose it is
     for i in order:
@@ -345,7 +362,8 @@ def spaced(values: list[float], gap: float) -> list[float]:
             total = len(earlier) + len(members)
             wanted = (other * len(earlier) + wanted * len(members)) / total
             members = earlier + members
-        groups.append((wanted, members))
+        half = gap * (len(members) - 1) / 2
+        groups.append((max(low + half, min(wanted, high - half)), members))
     moved = list(values)
     for center, members in groups:
         for place, i in enumerate(members):
@@ -354,47 +372,45 @@ def spaced(values: list[float], gap: float) -> list[float]:
 
 
 def _draw_bands(axes: Axes, below: Table) -> None:
-    """Between what one more run is expected at each epoch, in gray."""
+    """Between what one more run is expected at each epoch, in pale colors."""
     for row in below.rows:
         curve = curve_of(row, below.main)
         if curve and all(len(values) > 1 for values in curve.values()):
             low, high = zip(*map(intervals.of_one_more, curve.values()), strict=True)
-            axes.fill_between(list(curve), low, high, color=PALE, alpha=0.6, linewidth=0)
-            axes.plot(list(curve), [fmean(v) for v in curve.values()], color=GRAY, linewidth=0.8)
+            pale = {"color": _shade(below, row), "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(list(curve), low, high, **pale)
 
 
 # ---------------------------------------------------------------- what it is held against
 
 
-def _draw_baselines(axes: Axes, main: Column, across: bool) -> None:
-    """A line for each that all arms share; those far from the arms are told and not drawn.
+def _draw_baselines(axes: Axes, main: Column, across: bool, lines: int = 0) -> None:
+    """A line for each that all arms share; those far from the arms are told below the axis.
 
     Args:
         across: scores grow to the right, and not upwards.
+        lines: of text that the x axis has below its name.
     """
-    limits, line = (axes.get_xlim, axes.axvline) if across else (axes.get_ylim, axes.axhline)
-    low, high = limits() if axes.has_data() else (-float("inf"), float("inf"))
-    near, room = {}, 0.35 * (high - low)
+    low, high = axes.get_xlim() if across else axes.get_ylim()
     shared = {b.name: fmean(b.scores) for b in main.baselines if b.shared}
-    for name, value in shared.items():
-        if not axes.has_data() or low - room <= value <= high + room:
-            near[name] = value
+    room = 0.12 * (high - low) if axes.has_data() else float("inf")
+    near = {n: value for n, value in shared.items() if low - room <= value <= high + room}
+    small = {"color": GRAY, "fontsize": 9}
     for name, value in near.items():
-        line(value, color=GRAY, linestyle=":", linewidth=1.3, zorder=1)
+        line = {"color": GRAY, "linestyle": ":", "linewidth": 1.3, "zorder": 1}
         text = f"{name} {value:.1f}"
-        small = {"color": GRAY, "fontsize": 9}
         if across:
-            place = {"rotation": 90, "ha": "right", "va": "bottom"}
-            axes.text(value, 0.02, text, transform=axes.get_xaxis_transform(), **place, **small)
+            axes.axvline(value, **line)
+            place = {"rotation": 90, "ha": "right", "va": "top"}
+            axes.text(value, 0.99, text, transform=axes.get_xaxis_transform(), **place, **small)
         else:
-            place = {"ha": "left", "va": "bottom"}
-            axes.text(0.01, value, text, transform=axes.get_yaxis_transform(), **place, **small)
-    far = [f"{name} {value:.1f}" for name, value in shared.items() if name not in near]
-    if far:
-        small = {"fontsize": 9, "color": GRAY, "transform": axes.transAxes}
-        place = {"ha": "right", "va": "bottom"} if not across else {"ha": "left", "va": "bottom"}
-        text = "not drawn: " + ", ".join(far)
-        axes.text(0.99 if not across else 0.01, 0.015, text, **place, **small)
+            axes.axhline(value, **line)
+            place = {"ha": "right", "va": "bottom"}
+            axes.text(0.99, value, text, transform=axes.get_yaxis_transform(), **place, **small)
+    if far := [f"{name} {value:.1f}" for name, value in shared.items() if name not in near]:
+        place = {"xytext": (0, -36 - 15 * lines), "textcoords": "offset points"}
+        place |= {"xycoords": "axes fraction", "va": "top"}
+        axes.annotate(f"not drawn: {', '.join(far)}", (0, 0), **place, **small)
 
 
 def _draw_costs(axes: Axes, table: Table) -> None:
@@ -408,7 +424,6 @@ def _draw_costs(axes: Axes, table: Table) -> None:
     )
     extrapolated = costs.extrapolated(table.costs)
     sized = [cost for cost in table.costs if costs.size(cost) is not None]
-    largest = max(map(costs.size, sized), default=1.0)
     for panel, name, label in panels:
         for arm in table.study.blocks:
             look = look_of(table.study, arm)
@@ -416,7 +431,7 @@ def _draw_costs(axes: Axes, table: Table) -> None:
             if points:
                 shown = {"markersize": 5, **look}
                 panel.plot(*zip(*points, strict=True), **shown)
-            if panel is memory and points and extrapolated.get(arm, largest + 1) <= largest:
+            if panel is memory and arm in extrapolated:
                 at = extrapolated[arm]
                 line = {"color": look["color"], "linestyle": ":", "linewidth": 1.4}
                 panel.plot([points[-1][0], at], [points[-1][1], costs.LIMIT_GB], **line)
@@ -427,7 +442,7 @@ def _draw_costs(axes: Axes, table: Table) -> None:
         panel.set_ylabel(label)
     memory.set_ylim(bottom=0)
     step.set_yscale("log")
-    step.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    step.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     _sizes_below(step)
     memory.tick_params(labelbottom=False)
     memory.set_title(f"What {table.study.x} costs")

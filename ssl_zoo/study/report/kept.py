@@ -6,18 +6,20 @@ have in common once, and for each point what it sets. `load` gives it back as a 
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from ssl_zoo import experiment
 from ssl_zoo.config import Config, ConfigError, join
+from ssl_zoo.study.classes import Hits
 from ssl_zoo.study.costs import Cost
 from ssl_zoo.study.grid import Contrast, Point, Run, Study
 from ssl_zoo.study.report import results
@@ -41,11 +43,20 @@ class Kept(Table):
     data: dict[str, Any]
     recipes: dict[Point, dict[str, Any]]
 
+    def hits(self, row: Row, column: Column, seeds: Container[int]) -> Hits | None:
+        """Of the main evaluation and all seeds that the row has; else it is not known."""
+        for of in self.data["classes"] if column is self.main else ():
+            if (of["arm"], of["x"]) == (row.arm, row.x) and all(s in seeds for s in of["seeds"]):
+                right = np.array(of["right"], dtype=float)
+                return Hits(np.broadcast_to(of["images"], right.shape), right)
+        return None
+
 
 def recipe(run: Run) -> dict[str, Any]:
     """Dotted keys of what a run computes, whatever its seed and wherever it runs."""
     whole = experiment.parse(Config(run.config)).spelled_out(machine=False)
-    return dict(_leaves({name: block for name, block in whole.items() if name != "seed"}))
+    del whole["seed"]
+    return json.loads(json.dumps(dict(_leaves(whole))))  # as a file has it: no tuples
 
 
 def _leaves(block: dict[str, Any], key: str = "") -> Iterable[tuple[str, Any]]:
@@ -87,7 +98,7 @@ def keep(study: Study) -> dict[str, Any]:
         "baselines": list(chain.from_iterable(_baselines(c, table) for c in table.columns)),
         "costs": [asdict(cost) for cost in table.costs],
         "runs": [_run(outcome, table) for outcome in table.outcomes],
-        "classes": [found for row in table.rows if (found := _classes(row, table.main))],
+        "classes": [found for row in table.rows if (found := _classes(row, table))],
     }
 
 
@@ -208,31 +219,15 @@ def _run(outcome: Outcome, table: Table) -> dict[str, Any]:
     return kept
 
 
-def _classes(row: Row, main: Column | None) -> dict[str, Any] | None:
+def _classes(row: Row, table: Table) -> dict[str, Any] | None:
     """Of the main evaluation, how many images of each class were named right, over all seeds."""
-    images: dict[int, int] = {}
-    right: dict[int, int] = {}
-    seeds = []
-    for outcome in row.finished if main else ():
-        path = outcome.run.folder / "evaluations" / main.evaluation / "rows.csv"
-        if not path.is_file():
-            continue
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if not {"label", "prediction"} <= set(rows.fieldnames or ()):
-                continue
-            for line in rows:
-                label = int(line["label"])
-                images[label] = images.get(label, 0) + 1
-                right[label] = right.get(label, 0) + (line["label"] == line["prediction"])
-        seeds.append(outcome.run.seed)
-    if not seeds:
+    seeds = [outcome.run.seed for outcome in row.finished]
+    hits = table.hits(row, table.main, seeds) if seeds and table.main else None
+    if hits is None:
         return None
-    labels = sorted(images)
-    counts = {"images": [images[c] for c in labels], "right": [right[c] for c in labels]}
-    if len(set(counts["images"])) == 1:
-        counts["images"] = counts["images"][0]
-    return {"arm": row.arm, "x": row.x, "seeds": seeds, **counts}
+    images, right = (list(map(int, counts)) for counts in hits)
+    of = {"arm": row.arm, "x": row.x, "seeds": seeds}
+    return {**of, "images": images[0] if len(set(images)) == 1 else images, "right": right}
 
 
 def load(path: str | Path) -> Kept:
