@@ -40,6 +40,7 @@ def kept_study(path, scores, contrasts=(), costs=(), epochs=4):
         "x": "K",
         "seeds": list(range(max(map(len, scores.values())))),
         "contrasts": list(contrasts),
+        "twins": {},
         "main": "knn",
         "evaluations": {"knn": {**how, "protocol": "KNN: k 20 (hash h)"}},
         "config": {"optimizer.lr": 0.1},

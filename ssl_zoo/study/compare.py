@@ -125,7 +125,7 @@ def _find(text: str, argument: str) -> list[Side]:
 
 
 def _runs(path: Path) -> dict[Path, str]:
-    """Folders of runs in a folder, each with its arm's name: where the arm lies below the folder."""
+    """Folders of runs in a folder, with the names of their arms: where these lie below it."""
     if RunFolder(path).config_path.exists():
         return {path: path.as_posix()}
     runs = {}

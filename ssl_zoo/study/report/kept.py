@@ -91,6 +91,7 @@ def keep(study: Study) -> dict[str, Any]:
         "x": study.x,
         "seeds": sorted({run.seed for run in study.runs}),
         "contrasts": [str(contrast) for contrast in study.contrasts],
+        "twins": {twin: list(of) for twin, of in study.twins.items()},
         "main": table.main.evaluation if table.main else None,
         "evaluations": {column.evaluation: _evaluation(column, table) for column in table.columns},
         "config": common,
@@ -255,6 +256,7 @@ def load(path: str | Path) -> Kept:
         common={},
         blocks={arm: {} for arm, _ in points},
         contrasts=[Contrast.read(text, points) for text in data["contrasts"]],
+        twins={twin: tuple(of) for twin, of in data["twins"].items()},
         kept=None,
         command=data["command"],
     )
@@ -262,7 +264,7 @@ def load(path: str | Path) -> Kept:
     columns = {name: _column(name, data) for name in data["evaluations"]}
     groups = {p: [o for o in outcomes if (o.run.arm, o.run.x) == p] for p in points}
     main = columns.get(data["main"])
-    rows = results.rows_of(groups, main.evaluation if main else "")
+    rows = results.rows_of(groups, main.evaluation if main else "", study)
     recipes = {p: data["config"] | of["set"] for p, of in zip(points, data["points"], strict=True)}
     costs = [Cost(**cost) for cost in data["costs"]]
     return Kept(study, rows, list(columns.values()), main, costs, data, recipes)

@@ -58,7 +58,8 @@ class Row:
     arm: str
     x: str | None
     outcomes: list[Outcome]
-    differences: list[float]  # of the main evaluation to the first arm's, by seed at this point
+    differences: list[float]  # of the main evaluation, by seed: to the first arm's at this point
+    twin_of: Point | None = None  # see `Study.twins`; differences are then to this
 
     @property
     def finished(self) -> list[Outcome]:
@@ -144,7 +145,8 @@ class Table:
 
     @property
     def reference(self) -> str:
-        return next(iter(self.study.blocks)) if any(row.differences for row in self.rows) else ""
+        some = any(row.differences for row in self.rows if not row.twin_of)
+        return next(iter(self.study.blocks)) if some else ""
 
     @property
     def shared(self) -> list[tuple[Column, Baseline]]:
@@ -170,19 +172,22 @@ def read(study: Study) -> Table:
         baselines = _baselines(name, outcomes)
         columns[name] = Column(name, kind.metric, kind.unit, kind.higher_is_better, baselines)
     main = next((run.main for run in study.runs if run.main), "")
-    rows, known_costs = rows_of(groups, main), costs.read(study.out)
+    rows, known_costs = rows_of(groups, main, study), costs.read(study.out)
     return Table(study, rows, list(columns.values()), columns.get(main), known_costs)
 
 
-def rows_of(groups: dict[Point, list[Outcome]], main: str) -> list[Row]:
-    """Rows of outcomes by point, of which the first names the arm that others are compared with."""
-    first = next(iter(groups))[0]
+def rows_of(groups: dict[Point, list[Outcome]], main: str, study: Study) -> list[Row]:
+    """Rows of outcomes by point, with their differences in the evaluation `main`."""
+    first = next(iter(study.blocks))
     outcomes = [outcome for group in groups.values() for outcome in group]
-    reference = {(o.run.x, o.run.seed): o.score(main) for o in outcomes if o.run.arm == first}
+    scores = {(o.run.arm, o.run.x, o.run.seed): o.score(main) for o in outcomes}
     rows = []
     for (arm, x), group in groups.items():
-        pairs = [(o.score(main), reference.get((x, o.run.seed))) for o in group if arm != first]
-        rows.append(Row(arm, x, group, [a - b for a, b in pairs if None not in (a, b)]))
+        twin_of = study.twins.get(arm)
+        other = twin_of or (first, x)
+        pairs = [(o.score(main), scores.get((*other, o.run.seed))) for o in group if arm != first]
+        differences = [a - b for a, b in pairs if None not in (a, b)]
+        rows.append(Row(arm, x, group, differences, twin_of))
     return rows
 
 
