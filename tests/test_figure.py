@@ -8,7 +8,8 @@ from statistics import fmean
 import pytest
 
 from ssl_zoo.study.costs import Cost
-from ssl_zoo.study.report import figure, intervals, kept, standing
+from ssl_zoo.study.report import figure, kept, standing
+from ssl_zoo.study.verdict import half_width, of_one_more
 
 
 def kept_study(path, scores, contrasts=(), costs=(), epochs=4):
@@ -144,8 +145,8 @@ def test_curves_that_lack_an_epoch_are_averaged_where_all_have_it(tmp_path):
 
 def test_intervals_are_students():
     values = [1.0, 2.0, 3.0, 4.0]  # s 1.29099, t(0.975, 3) 3.18245
-    assert intervals.of_mean(values) == pytest.approx(3.18245 * 1.29099 / 2, rel=1e-4)
-    low, high = intervals.of_one_more(values)
+    assert half_width(values) == pytest.approx(3.18245 * 1.29099 / 2, rel=1e-4)
+    low, high = of_one_more(values)
     assert (low + high) / 2 == 2.5
     assert (high - low) / 2 == pytest.approx(3.18245 * 1.29099 * 1.25**0.5, rel=1e-4)
 
@@ -169,7 +170,7 @@ def beside(tmp_path, monkeypatch):
 def test_a_run_is_told_to_lie_inside_or_outside(beside, tmp_path):
     table = beside({("end-to-end", "31"): [55.5], ("MoCo", "32"): [70.0]})
     inside, outside, *shown = standing.section(table).lines
-    low, high = intervals.of_one_more(DEMO["end-to-end", "31"])
+    low, high = of_one_more(DEMO["end-to-end", "31"])
     interval = f"the prediction interval of 3 seeds, {low:.2f} to {high:.2f}"
     assert inside == f"end-to-end, 31, seed 0: 55.50, in {interval}"
     assert outside.startswith("MoCo, 32, seed 0: 70.00, outside of the prediction interval")

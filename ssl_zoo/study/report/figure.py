@@ -21,15 +21,16 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 from ssl_zoo.evaluation.base import UNTRAINED
 from ssl_zoo.study import costs
 from ssl_zoo.study.grid import Study
-from ssl_zoo.study.report import intervals, standing
+from ssl_zoo.study.report import standing
 from ssl_zoo.study.report.results import Column, Row, Table
+from ssl_zoo.study.report.standing import ENOUGH
 from ssl_zoo.study.report.tables import spread
+from ssl_zoo.study.verdict import half_width, of_one_more
 from ssl_zoo.system.files import replacing
 
 GRAY, PALE = "#777777", "#d9d9d9"
 FEW = 12  # lines; more are drawn closer, and named in a legend
 SWEPT = 3  # points of an arm that make a curve
-ENOUGH = 3  # seeds for an interval
 # Okabe and Ito's colors, for color-blind readers too; markers and dashes say the same again.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -155,7 +156,7 @@ def _draw_sweep(axes: Axes, table: Table, main: Column) -> None:
         for x, mean, row in zip(at, means, rows, strict=True):
             _draw_seeds(axes, [x] * len(main.of(row)), main.of(row), look["color"])
             if len(main.of(row)) >= ENOUGH:
-                half = intervals.of_mean(main.of(row))
+                half = half_width(main.of(row))
                 axes.errorbar(x, mean, half, color=look["color"], capsize=4, linewidth=1.6)
             axes.plot(x, mean, **_marker(look, planned(table, row)), zorder=3)
     if logarithmic:
@@ -205,8 +206,8 @@ def _draw_points(axes: Axes, table: Table, main: Column, below: Table | None) ->
     for y, row in enumerate(table.rows):
         look, scores = look_of(table.study, row.arm), main.of(row)
         known = below.main.of(others[row.arm, row.x]) if (row.arm, row.x) in others else []
-        if len(known) > 1:
-            low, high = intervals.of_one_more(known)
+        if len(known) >= ENOUGH:
+            low, high = of_one_more(known)
             axes.barh(y, high - low, left=low, height=0.4, color=PALE, zorder=1)
             axes.plot(known, [y + 0.11] * len(known), ".", color=GRAY, markersize=6, zorder=2)
             axes.plot([fmean(known)] * 2, [y - 0.2, y + 0.2], color=GRAY, zorder=2)
@@ -216,7 +217,7 @@ def _draw_points(axes: Axes, table: Table, main: Column, below: Table | None) ->
             axes.plot(fmean(start), y, "|", color=GRAY, markersize=14)
         _draw_seeds(axes, scores, [y] * len(scores), look["color"])
         if len(scores) >= ENOUGH:
-            half = intervals.of_mean(scores)
+            half = half_width(scores)
             axes.errorbar(fmean(scores), y, xerr=half, color=look["color"], capsize=4)
         own = {**_marker(look, True), "markersize": 10, "markeredgecolor": "white"}
         own["markerfacecolor"] = _shade(table, row)
@@ -232,8 +233,8 @@ def _draw_points(axes: Axes, table: Table, main: Column, below: Table | None) ->
     axes.margins(x=0.12)
     axes.set_title(f"{main.title} at the end of training")
     said = ["gray stroke: the arm's own start"] if starts else []
-    if others:
-        seeds = max(len(below.main.of(row)) for row in others.values())
+    seeds = max((len(below.main.of(row)) for row in others.values()), default=0)
+    if seeds >= ENOUGH:
         said.append(f"gray: {seeds} seeds of a kept study, and where one more is expected, 95%")
     axes.set_xlabel("\n".join([main.header, *said]))
     _draw_baselines(axes, main, across=True, lines=len(said))
@@ -303,7 +304,7 @@ def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
         look, solid, color = look_of(table.study, row.arm), planned(table, row), _shade(table, row)
         means = [fmean(values) for values in curve.values()]
         if solid and all(len(values) >= ENOUGH for values in curve.values()):
-            half = [intervals.of_mean(values) for values in curve.values()]
+            half = [half_width(values) for values in curve.values()]
             low, high = ([m + s * h for m, h in zip(means, half, strict=True)] for s in (-1, 1))
             axes.fill_between(at, low, high, color=color, alpha=0.18, linewidth=0)
         line = {"linestyle": look["linestyle"], "linewidth": 1.9 if solid else 1.1}
@@ -375,8 +376,8 @@ def _draw_bands(axes: Axes, below: Table) -> None:
     """Between what one more run is expected at each epoch, in pale colors."""
     for row in below.rows:
         curve = curve_of(row, below.main)
-        if curve and all(len(values) > 1 for values in curve.values()):
-            low, high = zip(*map(intervals.of_one_more, curve.values()), strict=True)
+        if curve and all(len(values) >= ENOUGH for values in curve.values()):
+            low, high = zip(*map(of_one_more, curve.values()), strict=True)
             pale = {"color": _shade(below, row), "alpha": 0.15, "linewidth": 0}
             axes.fill_between(list(curve), low, high, **pale)
 

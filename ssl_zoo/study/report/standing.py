@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ssl_zoo.config import differences
 from ssl_zoo.study.grid import title
-from ssl_zoo.study.report import intervals, verdicts
+from ssl_zoo.study.report import verdicts
 from ssl_zoo.study.report.kept import Kept, load, recipe
 from ssl_zoo.study.report.results import Outcome, Table
 from ssl_zoo.study.report.verdicts import Section
+from ssl_zoo.study.verdict import of_one_more
+
+ENOUGH = 3  # seeds for an interval; two say too little
 
 
 def beside(table: Table) -> Kept | None:
@@ -78,9 +81,9 @@ def _line(outcome: Outcome, other: Kept) -> str:
     (row,) = (row for row in other.rows if (row.arm, row.x) == (run.arm, run.x))
     score, scores = outcome.score(main.evaluation), main.of(row)
     text = f"{run}: {score:.2f}"
-    if len(scores) < 2:
-        return f"{text}; the kept study has {len(scores)} finished of this point"
-    low, high = intervals.of_one_more(scores)
+    if len(scores) < ENOUGH:
+        return f"{text}; of this point the kept study has too few finished runs: {len(scores)}"
+    low, high = of_one_more(scores)
     where = "in" if low <= score <= high else "outside of"
     return (
         f"{text}, {where} the prediction interval of {len(scores)} seeds, {low:.2f} to {high:.2f}"
@@ -92,5 +95,6 @@ def what_it_shows(other: Table) -> list[str]:
     contrasts = verdicts.planned(other)
     shown = [c.sentence for c in contrasts if c.verdict == "better"]
     rest = [c.sentence for c in contrasts if c.verdict != "better"]
-    told = {"The kept study shows": shown, "It does not show the rest": rest}
+    others = "It does not show the rest" if shown else "The kept study shows none of its contrasts"
+    told = {"The kept study shows": shown, others: rest}
     return [f"{words}: {'; '.join(sentences)}." for words, sentences in told.items() if sentences]
