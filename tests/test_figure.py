@@ -170,6 +170,7 @@ def beside(tmp_path, monkeypatch):
 def test_a_run_is_told_to_lie_inside_or_outside(beside, tmp_path):
     table = beside({("end-to-end", "31"): [55.5], ("MoCo", "32"): [70.0]})
     inside, outside, *shown = standing.section(table).lines
+    assert "it has seed 0 too" in standing.section(table).note
     low, high = of_one_more(DEMO["end-to-end", "31"])
     interval = f"the prediction interval of 3 seeds, {low:.2f} to {high:.2f}"
     assert inside == f"end-to-end, 31, seed 0: 55.50, in {interval}"

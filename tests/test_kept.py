@@ -77,6 +77,14 @@ def test_a_point_of_a_kept_study_has_the_recipe_of_its_runs(whole):
         assert kept.load(file).recipes[run.arm, run.x] == kept.recipe(run)
 
 
+def test_a_grid_names_a_kept_study_relative_to_itself(whole):
+    study, *_ = whole
+    written = study.grid.read_text()
+    study.write(grid="kept: ../results/grid.json\n" + written)
+    assert study.expand().kept == study.folder.parent / "results" / "grid.json"
+    study.write(grid=written)
+
+
 def test_folders_of_another_config_are_not_kept(whole, tmp_path):
     study, *_ = whole
     other = study.expand(overrides=["method.loss.temperature=0.3"])

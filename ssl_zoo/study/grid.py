@@ -7,6 +7,7 @@ the same images in the same order through the same views, and start from the sam
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -365,7 +366,7 @@ def expand(
         seed = grid.seeds_of(of)[0]
         blocks[twin] = {"twin of": title(of), f"set, with seed {seed}": TWINS[kind](seed)}
     originals = {twin: of for (twin, _), (of, _) in twins.items()}
-    kept = grid_path.parent / grid.kept if grid.kept else None
+    kept = Path(os.path.normpath(grid_path.parent / grid.kept)) if grid.kept else None
     told = (grid.contrasts, originals, kept, shlex.join(command))
     study = Study(name, out, x, runs, probes, common, blocks, *told)
     division = study.division()

@@ -37,6 +37,10 @@ def section(table: Table) -> Section | None:
     note = f"{table.study.kept}: {data['date']}, commit {data['commit']}; " + ", ".join(
         f"{name} {value}" for name, value in data["machine"].items() if value
     )
+    again = sorted({o.run.seed for o in table.outcomes} & set(data["seeds"]))
+    if again:  # so a run is not a new draw, of which alone the interval speaks
+        seeds = f"seed{'s' * (len(again) > 1)} {', '.join(map(str, again))}"
+        note += f"; it has {seeds} too, which here is the same run but for rounding"
     if why := _why_not(table, other):
         return Section(heading, [f"not compared: {reason}" for reason in why], note)
     lines = [_line(outcome, other) for outcome in table.outcomes if outcome.state == "finished"]
