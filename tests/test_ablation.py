@@ -819,9 +819,10 @@ def test_grids_that_come_along_are_valid_also_with_the_papers_recipe(path):
     assert len(own.blocks) == len(paper.blocks) >= 1
 
 
-@pytest.mark.parametrize("name", ["fig3", "fig3_imagenet"])
+@pytest.mark.parametrize("name", ["fig3", "fig3_imagenet", "demo"])
 def test_figure_3_says_with_how_many_keys_an_arm_compares(name):
     (path,) = (path for path in GRIDS if path.stem == name)
-    for run in grid.expand(path).runs:
+    study = grid.expand(path)
+    for run in [*study.runs, *study.probes]:
         memory, others = run.config["method"]["memory"], run.config["data"]["batch_size"] - 1
         assert int(run.x) == (memory.get("size") or memory.get("num_negatives") or others)

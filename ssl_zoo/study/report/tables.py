@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssl_zoo.study.grid import slug, title
+from ssl_zoo.study.report.prose import sections
 from ssl_zoo.study.report.results import Row, Table, describe, protocols
-from ssl_zoo.study.report.verdicts import sections
 from ssl_zoo.system.files import replacing
 
 
