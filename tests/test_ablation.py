@@ -218,6 +218,15 @@ def test_overrides_hold_for_every_arm_and_win_over_the_grid(study):
     assert settings == {(1, 5)}
 
 
+def test_a_number_of_seeds_takes_the_place_of_the_grids(study):
+    again = study.expand(seeds=3)
+    assert [run.seed for run in again.runs] == [seed for seed in range(3) for _ in range(5)]
+    assert again.command.endswith("--seeds 3")
+    assert {run.folder for run in study.expand().runs} < {run.folder for run in again.runs}
+    with pytest.raises(ConfigError, match=r"(?s)--seeds: no such number.*at least 1"):
+        study.expand(seeds=0)
+
+
 def test_another_base_takes_the_grids_place(study):
     study.write(other=BASE.replace("lr: 0.1", "lr: 0.7"))
     other = grid.expand(study.grid, base=study.folder / "other.yaml")

@@ -18,6 +18,8 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument("--base", type=Path, help="another base config than the grid's")
     parser.add_argument("--out", type=Path, help="study folder [runs/ablation/<grid's name>]")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms only")
+    in_place = "seeds 0 to N - 1 in place of the grid's"
+    parser.add_argument("--seeds", type=int, metavar="N", help=in_place)
     side_by_side = "runs side by side; auto: as a short measurement says, or one a GPU [auto]"
     parser.add_argument("--jobs", default="auto", type=_jobs, metavar="N", help=side_by_side)
     parser.add_argument("--report-only", action="store_true", help="of what is there; run nothing")
@@ -31,5 +33,5 @@ def _jobs(text: str) -> int | str:
 def ablate(arguments: argparse.Namespace) -> int:
     from ssl_zoo.study.launch import run_study
 
-    names = ("out", "overrides", "only", "report_only", "base", "jobs")
+    names = ("out", "overrides", "only", "report_only", "base", "jobs", "seeds")
     return run_study(arguments.grid, **{name: getattr(arguments, name) for name in names})

@@ -98,6 +98,7 @@ class Grid:
         compare: contrasts that are planned, '"A > B"' each, where A and B are arms, or an arm and a
             point of its sweep: "MoCo, 4096 > end-to-end, 31". A is expected to be the better one.
         other_seeds: of what no contrast names; null: `seeds`, for all.
+        kept: a kept study, relative to the grid file, that the report draws these runs over.
         set: dotted keys for every arm.
         x: name of the swept quantity, for the figure.
         arms: by name; differences are taken against the first.
@@ -113,9 +114,11 @@ class Grid:
         x: str | None = None,
         compare: list[str] = [],  # noqa: B006
         other_seeds: list[NonNegativeInt] | None = None,
+        kept: str | None = None,
     ):
         self.arms: dict[str, Arm] = {name: arm() for name, arm in arms.items()}
         self.base, self.seeds, self.set, self.x = base, seeds, set, x
+        self.kept = kept
         self.contrasts = [Contrast.read(text, self.points) for text in compare]
         self.other_seeds = seeds if other_seeds is None else other_seeds
 
@@ -201,6 +204,7 @@ class Study:
     common: dict[str, Any]  # what all arms have in common, as the grid has it
     blocks: dict[str, dict[str, Any]]  # what each arm sets, as the grid has it
     contrasts: list[Contrast]  # that are planned
+    kept: Path | None  # a kept study that the report draws these runs over
     command: str  # what the user types to run or continue the study
 
     def division(self) -> Division | None:
@@ -228,6 +232,7 @@ def expand(
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
     base: str | Path | None = None,
+    seeds: int | None = None,
 ) -> Study:
     """Reads a grid file and resolves the config of every run.
 
@@ -237,13 +242,19 @@ def expand(
         out: the study's folder; None: runs/ablation/<name of the grid file>.
         overrides: 'key=value' for every arm.
         base: a config in place of the grid's own base.
+        seeds: so many, 0 and up, in place of the grid's `seeds`.
 
     Raises:
         ConfigError: the grid is wrong, an arm's config is wrong, an override sets what the arms
-            differ in, or `base` is given to arms with bases of their own.
+            differ in, `base` is given to arms with bases of their own, or `seeds` is below 1.
     """
     grid_path, overrides = Path(grid_path), list(overrides)
     file = config.load(grid_path)
+    if seeds is not None:
+        if seeds < 1:
+            problem, found = "no such number of seeds", repr(seeds)
+            raise ConfigError("--seeds", problem, found=found, expected="at least 1")
+        file.data["seeds"] = list(range(seeds))
     try:
         grid: Grid = bind(Grid, file.data)()
         _check_command_line(overrides, base, grid.arms)
@@ -258,6 +269,8 @@ def expand(
         base = grid_path.parent / grid.base
     if out is not None:
         command += ["--out", str(out)]
+    if seeds is not None:
+        command += ["--seeds", str(seeds)]
     out = Path(out) if out is not None else Path("runs", "ablation", name)
 
     runs = []
@@ -285,7 +298,8 @@ def expand(
     common = {"base": str(base or ""), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
     common = {name: value for name, value in common.items() if value}
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in grid.arms.items()}
-    study = Study(name, out, x, runs, common, blocks, grid.contrasts, shlex.join(command))
+    kept = grid_path.parent / grid.kept if grid.kept else None
+    study = Study(name, out, x, runs, common, blocks, grid.contrasts, kept, shlex.join(command))
     division = study.division()
     return study.with_threads(division.threads) if division else study
 
