@@ -74,7 +74,7 @@ class Kept:
         """An evaluation or one of MEASURED; None: the study's main evaluation."""
         known, name = MEASURED | self.evaluations, self.data["main"] if name is None else name
         if name not in known:
-            raise not_among("in", "neither an evaluation of the study nor measured", name, known)
+            raise not_among("on", "neither an evaluation of the study nor measured", name, known)
         return known[name]
 
     def runs(self, point: Point) -> list[Mapping[str, Any]]:

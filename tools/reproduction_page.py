@@ -18,8 +18,8 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installing
 
-import kept_results
 import claims
+import kept_results
 from claims import Claim, Entry, Held, Table
 
 from ssl_zoo.config import ConfigError
@@ -54,7 +54,7 @@ no more. A p says that an order is no accident of seeds on these data, and nothi
 | cannot tell at this size | neither | neither |
 
 Where nothing was run the verdict is *not shown*, or *cannot tell at this size* where our sizes
-could not tell, with the reason; *not run yet* is a study whose grid comes along, and not its result.
+could not tell, with the reason; *not run yet* is a study of which only the grid comes along.
 A study becomes a result by `ssl-zoo ablate GRID --report-only --keep results/NAME.json`."""
 
 HEADER = ("claim", "theirs", "ours", "deviation", "verdict")

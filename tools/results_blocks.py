@@ -6,8 +6,8 @@ A block says which file it is of, and what stands in it:
 
     <!-- results: fig3.json verdict MoCo, 4096 > MoCo, 32 -->...<!-- end of results -->
 
-What a kind (`table`, `verdict`, `number`, `origin`) takes is said by its function below; a new one
-is a function in `KINDS`. After ` | ` comes the quantity, or for a table several: evaluations, or
+What a kind (`study`, `table`, `verdict`, `number`, `origin`) takes is said by its function below; a
+new one is a function in `KINDS`. After ` | ` comes the quantity, or for a table several: evaluations, or
 pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the main evaluation is meant. A
 block within a paragraph stays there. Where the file is not there yet, the block has the command.
 """
@@ -62,8 +62,9 @@ def one(kept: Kept, quantities: list[str]) -> Quantity:
 
 
 def verdict(kept: Kept, of: str, quantities: list[str]) -> str:
-    """Of 'A > B', the sentence."""
-    return kept.compared(Contrast.read(of, kept.points), one(kept, quantities)).sentence
+    """Of 'A > B', the sentence; 'exploratory' of what was not planned."""
+    compared = kept.compared(Contrast.read(of, kept.points), one(kept, quantities))
+    return compared.sentence if compared.contrasts else f"{compared.sentence} (exploratory)"
 
 
 def number(kept: Kept, of: str, quantities: list[str]) -> str:
@@ -77,7 +78,15 @@ def origin(kept: Kept, of: str, quantities: list[str]) -> str:
     return kept.origin
 
 
+def study(kept: Kept, of: str, quantities: list[str]) -> str:
+    """The table, the verdict of each planned contrast in the main evaluation, the origin."""
+    verdicts = [f"- {verdict(kept, contrast, [])}" for contrast in kept.data["contrasts"]]
+    parts = [table(kept, "", quantities), "\n".join(verdicts), f"From {kept.origin}."]
+    return "\n\n".join(filter(None, parts))
+
+
 KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
+    "study": study,
     "table": table,
     "verdict": verdict,
     "number": number,
@@ -111,7 +120,7 @@ def render(text: str, where: str, folder: Path = kept_results.RESULTS) -> str:
     def block(match: re.Match) -> str:
         inside = content(match["asked"], folder)
         if "\n" in inside or match["inside"].startswith("\n"):
-            inside = f"\n{inside}\n"
+            inside = f"\n\n{inside}\n\n"  # a table needs empty lines around it
         return f"{START}{match['asked']} -->{inside}{END}"
 
     try:
