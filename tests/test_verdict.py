@@ -1,13 +1,20 @@
 """Verdicts: the statistics against plain Python and hand-computed numbers, and what is said."""
 
+import io
 import itertools
 import math
+import re
+import shutil
+from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from ssl_zoo.study import verdict
+from ssl_zoo import cli
+from ssl_zoo.study import grid, report, verdict
+from ssl_zoo.study.report import results, verdicts
 from ssl_zoo.study.verdict import Comparison
 
 DIFFERENCES = [0.3, 1.2, -0.1, 0.8, 2.0, 0.4, -0.6, 0.9]
@@ -178,7 +185,8 @@ def test_no_pair_no_verdict():
     none = comparison([], lacking=(0, 1))
     assert none.verdict == "cannot tell"
     assert none.sentence == (
-        "nothing to compare yet: A against B (without seeds 0, 1, not finished on both sides)"
+        "nothing to compare yet: A against B (without seeds 0, 1: "
+        "not finished on both sides, or evaluated in two ways)"
     )
 
 
@@ -205,3 +213,287 @@ def test_seeds_are_paired_and_those_of_one_side_left_out():
 def test_small_numbers_are_shown_with_the_digits_that_tell():
     small = comparison([d / 100 for d in DIFFERENCES], "")
     assert small.sentence == "cannot tell: A against B: +0.006 (-0.001 to 0.013), p 0.07"
+
+
+# ---------------------------------------------------------------- studies and the command
+
+
+GRID = """
+base: base.yaml
+seeds: [0, 1, 2, 3, 4, 5, 6, 7]
+other_seeds: [0, 1]
+compare: ["MoCo, 64 > bank", "bank > other"]
+arms:
+  MoCo: {sweep: {method.memory.size: [64, 128]}}
+  bank: {set: {method.memory: {type: MemoryBank}}}
+  other: {set: {optimizer.lr: 0.2}}
+"""
+BASE = """
+data:
+  dataset: {type: Digits}
+  views: {count: 2, ops: {}}
+  clean: {ops: {}}
+  batch_size: 32
+backbone: {type: TinyNet}
+method:
+  type: Contrastive
+  head: {type: Linear, out_features: 16}
+  memory: {type: MoCoQueue, size: 128}
+  loss: {type: InfoNCE}
+optimizer: {type: SGD, lr: 0.1}
+train: {epochs: 1}
+evaluations:
+  knn: {type: KNN, k: 20, every_epochs: null}
+  nearest: {type: KNN, k: 1, every_epochs: null}
+"""
+IMAGES, CLASSES = 400, 20
+# Of 400 test images, how many more than 200 are right, by seed.
+RIGHT = {
+    "MoCo, 64": [40, 44, 38, 41, 47, 39, 42, 45],
+    "MoCo, 128": [40, 43],
+    "bank": [30, 36, 33, 29, 35, 33, 30, 37],
+    "other": [50, 51, 55, 48, 49, 50, 57, 53],
+}
+
+
+def fake_run(run, right, k="20"):
+    """What a finished run leaves, without training."""
+    folder = run.files
+    labels = [i % CLASSES for i in range(IMAGES)]
+    rng = np.random.default_rng(run.seed)
+    hit = np.isin(np.arange(IMAGES), rng.permutation(IMAGES)[: 200 + right])
+    rows = "index,label,prediction,score\n" + "".join(
+        f"{i},{label},{label if h else CLASSES},0.5\n"
+        for i, (label, h) in enumerate(zip(labels, hit, strict=True))
+    )
+    evaluations = {}
+    for name in ("knn", "nearest"):
+        metrics = {"top1": 100 * hit.mean(), "top5": 99.0}
+        of = {"k": int(k), "data": {"test_images": IMAGES}}
+        evaluations[name] = {
+            "type": "KNN",
+            "metrics": metrics,
+            "main": "top1",
+            "unit": "%",
+            "protocol": {"k": int(k)},
+            "of": of,
+            "hash": f"h{k}",
+        }
+        folder.write_evaluation(name, evaluations[name], rows)
+    folder.write_config(run.config)
+    folder.write_result({"evaluations": evaluations})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with a study whose runs are finished, and the study."""
+    folder = tmp_path_factory.mktemp("written")
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "grid.yaml").write_text(GRID)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        expanded = grid.expand("grid.yaml", "out")
+        for run in expanded.runs:
+            fake_run(run, RIGHT[grid.title((run.arm, run.x))][run.seed])
+    return folder, expanded
+
+
+@pytest.fixture
+def study(written, tmp_path, monkeypatch):
+    """A copy, as the current folder."""
+    monkeypatch.setattr(report.figure, "draw", lambda table, path: path.touch())
+    shutil.copytree(written[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return written[1]
+
+
+def differences_of(a, b):
+    return [(x - y) / IMAGES * 100 for x, y in zip(RIGHT[a], RIGHT[b], strict=False)]
+
+
+def test_planned_contrasts_are_corrected_in_the_main_evaluation_alone(study):
+    table = results.read(study)
+    first, second = verdicts.planned(table)
+    assert list(first.differences.values()) == pytest.approx(differences_of("MoCo, 64", "bank"))
+    raw = [
+        enumerated_p(differences_of(*names)) for names in (("MoCo, 64", "bank"), ("bank", "other"))
+    ]
+    assert [first.raw_p, second.raw_p] == raw == [2 / 256, 2 / 256]
+    assert first.p == second.p == 4 / 256
+    assert (first.verdict, second.verdict) == ("better", "worse")
+    elsewhere = verdicts.planned(table, table.columns[1])
+    assert [c.p for c in elsewhere] == raw and elsewhere[0].contrasts == 0
+
+
+def test_what_is_not_planned_is_exploratory_at_the_same_point(study):
+    # 'bank' and 'other' have no sweep and MoCo has no point without one: nothing to compare.
+    assert verdicts.exploratory(results.read(study)) == []
+
+
+def test_every_form_of_the_report_has_the_verdicts(study):
+    report.write_report(study)
+    text = (study.out / "table.md").read_text()
+    assert "## Planned contrasts, knn top1" in text
+    shown = "- MoCo, 64 is better than bank by 2.3 points (1.7 to 2.9), p 0.016 [standard error 0.2"
+    assert shown in text and " over 8 seeds, " in text and " over 20 classes]" in text
+    assert "- contradicted, bank > other: other is better than bank by 4.7 points" in text
+    assert "by Holm over 2; 8 seeds can show p 0.016 at best" in text
+    assert "- nearest top1: MoCo, 64 is better than bank by 2.3 points" in text
+    page = (study.out / "report.html").read_text()
+    assert "MoCo, 64 is better than bank by 2.3 points (1.7 to 2.9), p 0.016" in page
+    assert "contradicted, bank &gt; other" in page
+    assert "bank &gt; other" in page.partition("What the arms set")[2]
+    console = Console(record=True, width=300, markup=False, file=io.StringIO())
+    report.print_table(study, console)
+    assert "MoCo, 64 is better than bank by 2.3 points" in console.export_text()
+
+
+def test_a_failed_run_is_left_out_and_said(study):
+    run = next(run for run in study.runs if (run.arm, run.seed) == ("bank", 3))
+    (run.folder / "result.json").unlink()
+    run.files.write_error("out of memory")
+    first, _ = verdicts.planned(results.read(study))
+    assert first.seeds == 7 and first.lacking == [3]
+    assert "(without seed 3: not finished on both sides" in first.sentence
+
+
+def test_runs_of_two_protocols_are_no_pair(study):
+    run = next(run for run in study.runs if (run.arm, run.seed) == ("bank", 3))
+    fake_run(run, 29, k="5")
+    assert verdicts.planned(results.read(study))[0].lacking == [3]
+
+
+def test_the_error_over_classes_is_of_the_rows(study):
+    table = results.read(study)
+    first, _ = verdicts.planned(table)
+    expected = np.zeros(CLASSES)
+    for run in study.runs:
+        sign = {"MoCo, 64": 1, "bank": -1}.get(grid.title((run.arm, run.x)), 0)
+        for line in (run.folder / "evaluations/knn/rows.csv").read_text().splitlines()[1:]:
+            _, label, prediction, _ = line.split(",")
+            expected[int(label)] += sign * (label == prediction)
+    of_class = 100 * expected / (8 * IMAGES / CLASSES)  # points
+    assert of_class.mean() == pytest.approx(first.mean)
+    assert first.over_classes.classes == CLASSES
+    assert first.over_classes.standard_error == pytest.approx(
+        of_class.std() / CLASSES**0.5, rel=0.1
+    )
+
+
+def test_rows_of_another_moment_are_not_taken_for_the_scores(study):
+    run = next(run for run in study.runs if (run.arm, run.seed) == ("bank", 3))
+    path = run.files.rows_path("knn")
+    path.write_text(path.read_text().replace(f",{CLASSES},0.5", ",0,0.5", 40))
+    first, _ = verdicts.planned(results.read(study))
+    assert first.over_classes is None and first.seeds == 8
+    path.unlink()
+    assert verdicts.planned(results.read(study))[0].over_classes is None
+
+
+def test_a_study_that_has_not_begun_and_one_without_evaluations_have_no_verdicts(study):
+    for run in study.runs:
+        (run.folder / "result.json").unlink()
+    assert verdicts.sections(results.read(study)) == []
+
+
+def exploratory_lines(folder, arms, seeds, right):
+    arms = ", ".join(f"a{i}: {{set: {{optimizer.lr: 0.{i + 1}}}}}" for i in range(arms))
+    text = f"base: base.yaml\nseeds: {seeds}\narms: {{{arms}}}\n"
+    (folder / "many.yaml").write_text(text)
+    study = grid.expand(folder / "many.yaml", Path("many") / str(len(seeds)))
+    for run in study.runs:
+        fake_run(run, right(int(run.arm[1:]), run.seed))
+    (section,) = verdicts.sections(results.read(study))
+    assert section.heading == "Exploratory"
+    return section.lines, section.note
+
+
+def test_a_grid_without_contrasts_compares_each_arm_with_the_first(study, tmp_path):
+    lines, note = exploratory_lines(
+        tmp_path, 3, list(range(6)), lambda arm, seed: 8 * arm + seed % 2
+    )
+    assert len(lines) == 2
+    assert lines[1].startswith("knn top1: a2 is better than a0 by 4.0 points (4.0 to 4.0), p 0.031")
+    assert "p is of each alone" in note and "6 seeds can show p 0.031 at best" in note
+
+
+def test_a_grid_of_many_arms_gets_a_line_for_each_outcome(study, tmp_path):
+    def right(arm, seed):
+        return [0, 8, -8, 8, 0, 1, 8, 8, 4][arm] * (1 if arm != 5 else (-1) ** seed)
+
+    lines, _ = exploratory_lines(tmp_path, 9, list(range(6)), right)
+    assert lines == [
+        "knn top1: better than a0: a1 +2.0; a3 +2.0; a6 +2.0; a7 +2.0; a8 +1.0",
+        "knn top1: worse than a0: a2 -2.0",
+        "knn top1: cannot tell from a0: a4 +0.0; a5 +0.0",
+    ]
+    lines, note = exploratory_lines(tmp_path, 9, [0], right)
+    assert lines == ["one seed ranks nothing: 8 differences to a0 are not judged"]
+    assert "1 seed can show p 1 at best and settle nothing" in note
+
+
+def compare(*words, capsys):
+    code = cli.main(["compare", *words])
+    return code, capsys.readouterr()
+
+
+def test_compare_takes_points_of_a_study_and_folders_of_arms(study, capsys):
+    code, said = compare("out:MoCo, 64", "out:bank", capsys=capsys)
+    assert code == 0
+    first, spreads, best, *configs = said.out.splitlines()
+    assert first == ("knn top1: MoCo, 64 is better than bank by 2.3 points (1.7 to 2.9), p 0.0078")
+    assert spreads.startswith("  standard error 0.2") and spreads.endswith("over 20 classes")
+    assert best == "  8 seeds can show p 0.0078 at best; p is not corrected"
+    assert configs[0] == "  configs differ in:"
+    assert "    method.memory.type: 'MoCoQueue' -> 'MemoryBank'" in configs
+    assert not any("seed" in line or "optimizer" in line for line in configs)
+    code, folders = compare("out/moco/64", "out/bank", "knn.top1", capsys=capsys)
+    assert code == 0
+    names = {"out/moco/64": "MoCo, 64", "out/bank": "bank"}
+    text = folders.out
+    for folder, name in names.items():
+        text = text.replace(folder, name)
+    assert text == said.out
+
+
+def test_compare_takes_runs_other_metrics_and_whole_studies(study, capsys):
+    code, said = compare("out/moco/64/seed0", "out/bank/seed0", capsys=capsys)
+    assert code == 0 and "one seed ranks nothing" in said.out and "+2.5 points" in said.out
+    code, said = compare("out:other", "out:bank", "nearest.top5", capsys=capsys)
+    assert code == 0 and "nearest top5: no difference" in said.out
+    assert "over classes: not known" in said.out
+    again = grid.expand("grid.yaml", Path("again"))
+    for run in again.runs:
+        fake_run(run, RIGHT[grid.title((run.arm, run.x))][run.seed] + 8)
+    code, said = compare("again", "out", capsys=capsys)
+    assert code == 0 and said.out.count("knn top1: ") == 4
+    assert "bank of again is better than bank of out by 2.0 points" in said.out
+    assert "configs are the same" in said.out
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["out:MoCo, 63", "out:bank"], r"A: no such point of out.*nearest:\s+moco/64"),
+        (["out:bank", "nowhere"], r"B: no such thing.*found:\s+nowhere.*STUDY:POINT"),
+        (["out", "out:bank"], r"A: several points.*moco/128.*'out:POINT'"),
+        (["out:bank", "out:other", "kn"], r"METRIC: no evaluation of bank.*nearest:\s+knn"),
+        (["out:bank", "out:other", "knn.top2"], r"METRIC: no metric of bank's knn.*one of top1"),
+        (["out/bank/seed0", "out/other/seed1"], r"no seed that both have finished.*: 0;.*: 1"),
+        (["empty", "out:bank"], r"A: no runs"),
+    ],
+)
+def test_compare_says_what_is_wrong(study, words, message, capsys):
+    Path("empty").mkdir()
+    code, said = compare(*words, capsys=capsys)
+    assert code == 2 and re.search(message, said.err, re.DOTALL), said.err
+
+
+def test_compare_refuses_other_protocols_and_says_which_argument(study, capsys):
+    for run in study.runs:
+        if run.arm == "bank":
+            fake_run(run, 20, k="5")
+    code, said = compare("out:MoCo, 64", "out:bank", capsys=capsys)
+    assert code == 2
+    assert "knn: MoCo, 64 and bank were evaluated in two ways, which do not compare" in said.err
+    assert re.search(r"found:\s+k: 20 -> 5\n", said.err)

@@ -118,8 +118,8 @@ def error_over_classes(hits: ArrayLike, images: ArrayLike) -> OverClasses | None
     """By a bootstrap over classes, of the seeds' mean; None for fewer than two classes.
 
     Args:
-        hits: [C], of each class, how many more test images A had right than B: a mean over seeds.
-        images: [C], test images of each class.
+        hits: [C], of each class, how many more test images A had right than B, over all seeds.
+        images: [C], of each class, test images, over all seeds.
     """
     if len(np.asarray(images)) < 2:
         return None
@@ -143,7 +143,7 @@ class Comparison:
     Args:
         differences: by seed, A's score less B's.
         unit: '%': differences are in points.
-        lacking: seeds that are wanted and that A or B has no score of.
+        lacking: seeds that are wanted of both, and that are no pair.
         contrasts: so many were planned, of which this is one; 0: it is exploratory.
         corrected: p by Holm over the planned contrasts.
         over_classes: None where that is unknown.
@@ -244,7 +244,9 @@ class Comparison:
     @property
     def _digits(self) -> int:
         """Decimals that show the half width's first figure, at least one."""
-        size = abs(self.mean) if self.seeds < 2 else (self.interval[1] - self.interval[0]) / 2
+        size = float(half_width(self.values)) if self.seeds > 1 else 0.0
+        if size < 1e-9 * abs(self.mean):  # equal differences, but for rounding
+            size = 0.0
         size = size or abs(self.mean)
         return 1 if not size else min(6, max(1, -math.floor(math.log10(size))))
 
@@ -261,7 +263,8 @@ class Comparison:
         if not self.lacking:
             return ""
         seeds = "seed" if len(self.lacking) == 1 else "seeds"
-        return f" (without {seeds} {', '.join(map(str, self.lacking))}, not finished on both sides)"
+        which = f"{seeds} {', '.join(map(str, self.lacking))}"
+        return f" (without {which}: not finished on both sides, or evaluated in two ways)"
 
     @property
     def spreads(self) -> str:
