@@ -15,11 +15,12 @@ from ssl_zoo.cli.command_line import parsed
 from ssl_zoo.config import ConfigError
 from ssl_zoo.study.grid import expand
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tools"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
 import claims
 import reproduction_page
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PAPER = """
 title: A paper

@@ -116,6 +116,13 @@ def test_a_file_that_is_no_kept_study_is_an_error(folder):
     assert "not JSON" in error_of(folder, "fig3.json table")
 
 
+def test_a_value_comes_from_a_file_of_any_form(folder):
+    (folder / "floor.json").write_text(json.dumps({"by arm": {"raw pixels": 18.06}}))
+    assert block(folder, "floor.json value by arm / raw pixels") == "18.06"
+    assert "nearest:  raw pixels" in error_of(folder, "floor.json value by arm / raw pixel")
+    assert "none at all" in error_of(folder, "floor.json value by arm / raw pixels / top1")
+
+
 def test_a_new_kind_is_a_function(folder, monkeypatch):
     monkeypatch.setitem(results_blocks.KINDS, "seeds", lambda kept, of, q: str(kept.data["seeds"]))
     assert block(folder, "fig3.json seeds") == "[0, 1, 2, 3, 4, 5, 6, 7]"

@@ -17,6 +17,13 @@ RESULTS, GRIDS = ROOT / "results", ROOT / "configs" / "ablation"
 NEEDED = ("name", "command", "commit", "date", "contrasts", "evaluations", "main", "runs")
 
 
+def read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError("", f"not JSON: {error}", where=str(path)) from error
+
+
 class Quantity(NamedTuple):
     """What runs are compared in: an evaluation, or a number that training leaves."""
 
@@ -49,10 +56,7 @@ class Kept:
         path = folder / name
         if not path.exists():
             return None
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ConfigError("", f"not JSON: {error}", where=str(path)) from error
+        data = read(path)
         found = list(data) if isinstance(data, dict) else []
         if missing := [key for key in NEEDED if key not in found]:
             shown = f"the keys {', '.join(found)}" if found else "no keys"
@@ -125,7 +129,8 @@ class Kept:
         cores = f"{machine['cores']} cores" if machine.get("cores") else None
         torch = f"torch {machine['torch']}" if machine.get("torch") else None
         on = [cores, machine.get("cuda") or machine.get("cpu"), torch, machine.get("precision")]
-        commit = f"commit {data['commit'][:7]}" if data["commit"] else None
+        commits = [commit[:7] for commit in (data["commit"] or "").split(", ") if commit]
+        commit = f"commit {' and '.join(commits)}" if commits else None
         said = [f"`{data['command']}`", data["date"], commit, *on]
         return ", ".join(filter(None, said))
 

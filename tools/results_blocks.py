@@ -6,10 +6,10 @@ A block says which file it is of, and what stands in it:
 
     <!-- results: fig3.json verdict MoCo, 4096 > MoCo, 32 -->...<!-- end of results -->
 
-What a kind (`study`, `table`, `verdict`, `number`, `origin`) takes is said by its function below; a
-new one is a function in `KINDS`. After ` | ` comes the quantity, or for a table several: evaluations, or
-pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the main evaluation is meant. A
-block within a paragraph stays there. Where the file is not there yet, the block has the command.
+What a kind takes is said by its function below; a new one is a function in `KINDS`, or in `VALUES`
+for files of any form. After ` | ` comes the quantity, or for a table several: evaluations, or
+pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the main evaluation is meant. A block
+within a paragraph stays there. Where the file is not there yet, the block has the command.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installing
 
@@ -85,6 +86,15 @@ def study(kept: Kept, of: str, quantities: list[str]) -> str:
     return "\n\n".join(filter(None, parts))
 
 
+def value(data: Any, of: str) -> str:
+    """Of 'a key / a key in that / ...', what stands there."""
+    for key in of.split(" / "):
+        if not isinstance(data, dict) or key not in data:
+            raise not_among(of, "no such key", key, data if isinstance(data, dict) else ())
+        data = data[key]
+    return str(data)
+
+
 KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
     "study": study,
     "table": table,
@@ -92,17 +102,20 @@ KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
     "number": number,
     "origin": origin,
 }
+VALUES: dict[str, Callable[[Any, str], str]] = {"value": value}
 
 
 def content(asked: str, folder: Path) -> str:
     """What stands in a block that says `asked`: 'NAME.json KIND ...'."""
     ask, _, quantities = asked.partition(" | ")
     name, kind, of, *_ = [*ask.split(" ", 2), "", ""]
-    if kind not in KINDS:
-        raise not_among(asked, "no kind of block", kind, KINDS)
-    kept = Kept.load(name, folder)
-    if kept is None:
+    if kind not in KINDS | VALUES:
+        raise not_among(asked, "no kind of block", kind, KINDS | VALUES)
+    if not (folder / name).exists():
         return f"not run yet: `{kept_results.command(name, asked)}`"
+    if kind in VALUES:
+        return VALUES[kind](kept_results.read(folder / name), of.strip())
+    kept = Kept.load(name, folder)
     return KINDS[kind](kept, of.strip(), [q.strip() for q in quantities.split(",") if q.strip()])
 
 
