@@ -8,8 +8,8 @@ A block says which file it is of, and what stands in it:
 
 What a kind takes is said by its function below; a new one is a function in `KINDS`, or in `VALUES`
 for files of any form. After ` | ` comes the quantity, or for a table several: evaluations, or
-pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the main evaluation is meant. A block
-within a paragraph stays there. Where the file is not there yet, the block has the command.
+pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the main evaluation is meant.
+A block within a paragraph stays there. Where the file is not there yet, it has the command.
 """
 
 from __future__ import annotations
