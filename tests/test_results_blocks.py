@@ -63,11 +63,11 @@ def test_a_verdict_is_the_sentence_of_the_paired_runs(folder):
 
 def test_a_table_has_a_row_for_each_point(folder):
     table = block(folder, "fig3.json table | knn, seconds").strip().splitlines()
-    assert table[0] == "|  | seeds | knn, % | seconds, s |"
+    assert table[0] == "|  | seeds | knn, % | seconds |"
     assert "| MoCo, 4096 | 8 | 70.00 ± 4.88 | 80.50 ± 0.53 |" in table
     assert len(table) == 2 + 4
     everything = block(folder, "fig3.json table").strip().splitlines()[0]
-    assert everything.count("|") == 8 and "images_per_s, images/s" in everything
+    assert everything.count("|") == 8 and "| images/s | peak GB |" in everything
 
 
 def test_a_study_is_table_verdicts_and_origin(folder):
@@ -88,6 +88,13 @@ def test_runs_that_are_not_finished_are_not_counted(folder):
     assert "| MoCo, 32 | 7 | 66.00 ± 4.32 |" in block(folder, "fig3.json table | knn")
     assert "without seed 7" in block(folder, "fig3.json verdict MoCo, 4096 > MoCo, 32")
     assert block(folder, "fig3.json number memory bank, 4096") == "not run yet"
+
+
+def test_what_was_judged_in_another_way_is_not_compared(folder):
+    data = kept_study.fig3()
+    data["runs"][0]["made_otherwise"] = {"knn": {"protocol": "KNN: k 1", "hash": "3c4d"}}
+    kept_study.write(folder, data)
+    assert "without seed 0" in block(folder, "fig3.json verdict MoCo, 4096 > MoCo, 32")
 
 
 def test_what_was_not_run_has_its_command_and_no_number(tmp_path):

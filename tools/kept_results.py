@@ -30,13 +30,14 @@ class Quantity(NamedTuple):
     name: str
     unit: str
     higher_is_better: bool
+    header: str  # of a column
 
 
 MEASURED = {
-    "pretext_top1": Quantity("pretext_top1", "%", True),
-    "images_per_s": Quantity("images_per_s", "images/s", True),
-    "peak_memory_gb": Quantity("peak_memory_gb", "GB", False),
-    "seconds": Quantity("seconds", "s", False),
+    "pretext_top1": Quantity("pretext_top1", "%", True, "pretext top-1, %"),
+    "images_per_s": Quantity("images_per_s", "images/s", True, "images/s"),
+    "peak_memory_gb": Quantity("peak_memory_gb", "GB", False, "peak GB"),
+    "seconds": Quantity("seconds", "s", False, "seconds"),
 }
 
 
@@ -71,8 +72,11 @@ class Kept:
 
     @property
     def evaluations(self) -> dict[str, Quantity]:
-        of = self.data["evaluations"].items()
-        return {name: Quantity(name, e["unit"], e["higher_is_better"]) for name, e in of}
+        found = {}
+        for name, of in self.data["evaluations"].items():
+            header = f"{name}, {of['unit']}" if of["unit"] else name
+            found[name] = Quantity(name, of["unit"], of["higher_is_better"], header)
+        return found
 
     def quantity(self, name: str | None = None) -> Quantity:
         """An evaluation or one of MEASURED; None: the study's main evaluation."""
@@ -85,7 +89,7 @@ class Kept:
         return [run for run in self.data["runs"] if (run["arm"], run["x"]) == point]
 
     def scores(self, point: Point, quantity: Quantity, highest: bool = False) -> dict[int, float]:
-        """By seed, of finished runs, at the end of training.
+        """By seed, of finished runs, at the end of training; but what was judged in another way.
 
         Args:
             highest: the best of all epochs instead, which test images have chosen; of the main
@@ -96,7 +100,7 @@ class Kept:
             raise ConfigError("at", problem, found=f"highest of {quantity.name}", expected=main)
         best, scores = max if quantity.higher_is_better else min, {}
         for run in self.runs(point):
-            if run["state"] == "finished":
+            if run["state"] == "finished" and quantity.name not in run.get("made_otherwise", ()):
                 score = {**run, **run["scores"]}.get(quantity.name)
                 scores[run["seed"]] = best(v for _, v in run["curve"]) if highest else score
         return {seed: score for seed, score in scores.items() if score is not None}

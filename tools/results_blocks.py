@@ -41,7 +41,7 @@ def table(kept: Kept, of: str, quantities: list[str]) -> str:
     """
     names = quantities or [*kept.evaluations, *kept_results.MEASURED]
     columns = [kept.quantity(name) for name in names]
-    header = ["", "seeds", *(f"{q.name}, {q.unit}" if q.unit else q.name for q in columns)]
+    header = ["", "seeds", *(quantity.header for quantity in columns)]
     rows = [header, ["---"] * len(header)]
     for point in kept.points:
         seeds = sum(run["state"] == "finished" for run in kept.runs(point))
