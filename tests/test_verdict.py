@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ssl_zoo import cli
 from ssl_zoo.study import grid, report, verdict
-from ssl_zoo.study.report import results, verdicts
+from ssl_zoo.study.report import kept, results, verdicts
 from ssl_zoo.study.verdict import Comparison
 
 DIFFERENCES = [0.3, 1.2, -0.1, 0.8, 2.0, 0.4, -0.6, 0.9]
@@ -499,7 +499,16 @@ def test_compare_refuses_other_protocols_and_says_which_argument(study, capsys):
     assert re.search(r"found:\s+k: 20 -> 5\n", said.err)
 
 
-def test_twins_are_compared_with_what_they_are_twins_of(study):
-    table = results.read(grid.expand("grid.yaml", Path("out"), aa=True))
-    pairs = {(c.a, c.b) for c in verdicts.exploratory(table)}
-    assert pairs == {(f"MoCo ({kind}), 64", "MoCo, 64") for kind in grid.TWINS}
+def test_compare_takes_a_kept_study(study, capsys):
+    kept.write(study, Path("kept.json"))
+    code, folders = compare("out:MoCo, 64", "out:bank", capsys=capsys)
+    assert code == 0
+    code, said = compare("kept.json:MoCo, 64", "kept.json:bank", capsys=capsys)
+    assert code == 0 and said.out == folders.out
+    code, said = compare("kept.json:bank", "out:other", capsys=capsys)
+    assert code == 0 and "other is better than bank by 4.7 points" in said.out
+    assert "    optimizer.lr: 0.1 -> 0.2\n" in said.out
+    code, said = compare("kept.json:bnk", "out:bank", capsys=capsys)
+    assert code == 2 and re.search(
+        r"A: no such point of kept.json.*nearest:\s+bank", said.err, re.S
+    )

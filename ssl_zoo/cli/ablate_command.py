@@ -28,6 +28,8 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument("--jobs", default="auto", type=_jobs, metavar="N", help=side_by_side)
     parser.add_argument("--aa", action="store_true", help=TWINS)
     parser.add_argument("--report-only", action="store_true", help="of what is there; run nothing")
+    one_file = "write what the report is made of into one small file, e.g. results/demo.json"
+    parser.add_argument("--keep", type=Path, metavar="FILE", help=one_file)
     parser.set_defaults(command=ablate)
 
 
@@ -38,5 +40,5 @@ def _jobs(text: str) -> int | str:
 def ablate(arguments: argparse.Namespace) -> int:
     from ssl_zoo.study.launch import run_study
 
-    names = ("out", "overrides", "only", "report_only", "base", "jobs", "seeds", "aa")
+    names = ("out", "overrides", "only", "report_only", "base", "jobs", "seeds", "aa", "keep")
     return run_study(arguments.grid, **{name: getattr(arguments, name) for name in names})

@@ -1,6 +1,11 @@
 """A whole config as a call, and what it builds."""
 
-from ssl_zoo.experiment.baselines import baselines_of, measure_baselines, seconds_per_step
+from ssl_zoo.experiment.baselines import (
+    baselines_of,
+    cost_of_step,
+    measure_baselines,
+    seconds_per_step,
+)
 from ssl_zoo.experiment.check import views_needed
 from ssl_zoo.experiment.resume import changes, longer, open_folder
 from ssl_zoo.experiment.sections import build_trainer, parse, seeded, whole_run

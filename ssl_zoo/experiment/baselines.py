@@ -2,6 +2,8 @@
 
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -9,11 +11,13 @@ import torch
 
 from ssl_zoo.config import Config, Part
 from ssl_zoo.data import Splits
+from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import baseline_network, baselines_for, splits_of
 from ssl_zoo.experiment.sections import build_trainer, parse, seeded
 from ssl_zoo.experiment.subject import Subject, run_splits
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
+from ssl_zoo.system.hardware import keep_freed_memory
 from ssl_zoo.system.rng import kept_random_state
 
 
@@ -63,16 +67,52 @@ def _block(sections: dict[str, Any], name: str) -> tuple[Part, Splits]:
 
 def seconds_per_step(config: dict[str, Any], threads: int, steps: int = 20) -> float:
     """The median time of a training step of a resolved config on this CPU, after a warm-up."""
-    torch.set_num_threads(threads)
-    config = {**config, "train": {**config["train"], "threads": threads}}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(Config(config), torch.device("cpu"), RunFolder(folder), False)
-        trainer.method.train()
-        trainer.method.before_epoch(trainer.data.clean_share(trainer.device))
+    with _built(config, threads, torch.device("cpu")) as trainer:
         times = []
         for batch in trainer.data.batches(0, min(steps, trainer.total_steps), trainer.device):
             began = time.perf_counter()
             trainer.train_step(batch)
             times.append(time.perf_counter() - began)
+    return _median_of_late(times)
+
+
+def cost_of_step(
+    config: dict[str, Any], threads: int, steps: int = 30, limit_s: float = 20.0
+) -> tuple[float, int]:
+    """What a training step costs on this machine, the making of its batch included.
+
+    Returns:
+        Its median seconds after a warm-up, and the peak memory in bytes, see `PeakMemory`. Of so
+        many steps, or as many as fit into `limit_s`, at least three.
+    """
+    keep_freed_memory()
+    with _built(config, threads, distributed.start()) as trainer:
+        trainer.peak_memory.restart()
+        times: list[float] = []
+        began = time.perf_counter()
+        for batch in trainer.data.batches(0, min(steps, trainer.total_steps), trainer.device):
+            trainer.train_step(batch)
+            if trainer.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            if len(times) >= 3 and sum(times) > limit_s:
+                break
+        return _median_of_late(times), trainer.peak_memory.peak()
+
+
+@contextmanager
+def _built(config: dict[str, Any], threads: int, device: torch.device) -> Iterator[Trainer]:
+    """A run that is ready for its first step."""
+    torch.set_num_threads(threads)
+    config = {**config, "train": {**config["train"], "threads": threads}}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(Config(config), device, RunFolder(folder), False)
+        trainer.method.train()
+        trainer.method.before_epoch(trainer.data.clean_share(trainer.device))
+        yield trainer
+
+
+def _median_of_late(times: list[float]) -> float:
     late = sorted(times[len(times) // 3 :])
     return late[len(late) // 2]

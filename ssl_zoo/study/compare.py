@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ssl_zoo.config import ConfigError, differences, not_among
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study.grid import Run, Study, slug, title
-from ssl_zoo.study.report import results
+from ssl_zoo.study.report import kept, results
 from ssl_zoo.study.report.results import Column, Table
 from ssl_zoo.study.report.verdicts import Side, compare
 from ssl_zoo.study.verdict import Comparison
@@ -78,9 +79,17 @@ def _compared(a: Side, b: Side, metric: str) -> Compared:
             found = "; ".join(differences(*(way.get("of", {}) for way in ways)))
             found = found or " | ".join(map(results.describe, ways))
             raise ConfigError(column.evaluation, problem, found=found, expected="one protocol")
-    configs = [{o.run.seed: o.run.config for o in side.row.outcomes} for side in (a, b)]
-    lines = (line for seed in both for line in differences(*(of[seed] for of in configs)))
+    recipes = [_recipes(side) for side in (a, b)]
+    lines = (line for seed in both for line in differences(*(of[seed] for of in recipes)))
     return Compared(column.title, compare(a, b, column), list(dict.fromkeys(lines)))
+
+
+def _recipes(side: Side) -> dict[int, dict[str, Any]]:
+    """By seed, dotted keys of what the run computes."""
+    if isinstance(side.table, kept.Kept):  # it has one for all seeds
+        recipe = side.table.recipes[side.row.arm, side.row.x]
+        return {outcome.run.seed: recipe for outcome in side.row.outcomes}
+    return {outcome.run.seed: kept.recipe(outcome.run) for outcome in side.row.outcomes}
 
 
 def _column(side: Side, metric: str) -> Column:
@@ -106,8 +115,6 @@ def _find(text: str, argument: str) -> list[Side]:
         runs = _runs(path)
         names = list(dict.fromkeys(runs.values()))
     elif path.is_file() and path.suffix == ".json":
-        from ssl_zoo.study.report import kept
-
         table = kept.load(path)
         names = [title((row.arm, row.x)) for row in table.rows]
     else:
@@ -142,16 +149,6 @@ def _table(path: Path, runs: dict[Path, str]) -> Table:
         config = RunFolder(folder).config()
         found.append(Run(name, None, config["seed"], folder, config))
     blocks = {name: {} for name in runs.values()}
-    study = Study(
-        name=path.name,
-        out=path,
-        x="",
-        runs=found,
-        common={},
-        blocks=blocks,
-        contrasts=[],
-        twins={},
-        kept=None,
-        command="",
-    )
+    nothing = {"common": {}, "contrasts": [], "twins": {}, "probes": [], "kept": None}
+    study = Study(path.name, path, x="", runs=found, blocks=blocks, command="", **nothing)
     return results.read(study)

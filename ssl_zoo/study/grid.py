@@ -7,9 +7,11 @@ the same images in the same order through the same views, and start from the sam
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +110,8 @@ class Grid:
             point of its sweep: "MoCo, 4096 > end-to-end, 31". A is expected to be the better one.
         other_seeds: of what no contrast names; null: `seeds`, for all.
         kept: a kept study, relative to the grid file, that the report draws these runs over.
+        costs: probe what a step costs at the grid's points and, by arm, at those of further
+            sweeps; null: not at all.
         set: dotted keys for every arm.
         x: name of the swept quantity, for the figure.
         arms: by name; differences are taken against the first.
@@ -124,10 +128,12 @@ class Grid:
         compare: list[str] = [],  # noqa: B006
         other_seeds: list[NonNegativeInt] | None = None,
         kept: str | None = None,
+        costs: dict[str, dict] | None = None,
     ):
         self.arms: dict[str, Arm] = {name: arm() for name, arm in arms.items()}
         self.base, self.seeds, self.set, self.x = base, seeds, set, x
         self.kept = kept
+        self.costs = None if costs is None else {n: Arm(sweep=sweep) for n, sweep in costs.items()}
         self.contrasts = [Contrast.read(text, self.points) for text in compare]
         self.other_seeds = seeds if other_seeds is None else other_seeds
 
@@ -152,10 +158,20 @@ class Grid:
 
     @staticmethod
     def validate(
-        *, arms: dict, base: str | None, seeds: list[int], other_seeds: list[int] | None, **_
+        *,
+        arms: dict,
+        base: str | None,
+        seeds: list[int],
+        other_seeds: list[int] | None,
+        costs: dict[str, dict] | None,
+        **_,
     ) -> None:
         if not arms:
             raise ConfigError("arms", "no arms", found="an empty block", expected="at least one")
+        for name, sweep in (costs or {}).items():
+            if name not in arms:
+                raise not_among("costs", "no arm of this name", name, arms)
+            Arm.validate(sweep=sweep)
         for key, of in {"seeds": seeds, "other_seeds": other_seeds}.items():
             if of is not None and (not of or len(set(of)) < len(of)):
                 expected = "a list of seeds without repeats"
@@ -220,6 +236,7 @@ class Study:
     out: Path
     x: str
     runs: list[Run]  # seed by seed, so that a study that was stopped has compared its arms
+    probes: list[Run]  # points of which is asked what a step costs; no run, and no folder
     common: dict[str, Any]  # what all arms have in common, as the grid has it
     blocks: dict[str, dict[str, Any]]  # what each arm sets, as the grid has it
     contrasts: list[Contrast]  # that are planned
@@ -233,13 +250,15 @@ class Study:
 
     def with_threads(self, threads: int) -> Study:
         """The same study, where runs that left `train.threads` open have so many."""
-        runs = []
-        for run in self.runs:
+
+        def settled(run: Run) -> Run:
             train = run.config["train"]
-            if train["threads"] == "auto":
-                run = replace(run, config={**run.config, "train": {**train, "threads": threads}})
-            runs.append(run)
-        return replace(self, runs=runs)
+            if train["threads"] != "auto":
+                return run
+            return replace(run, config={**run.config, "train": {**train, "threads": threads}})
+
+        runs, probes = ([settled(run) for run in some] for some in (self.runs, self.probes))
+        return replace(self, runs=runs, probes=probes)
 
 
 def slug(name: str) -> str:
@@ -298,29 +317,38 @@ def expand(
         command.append("--aa")
     out = Path(out) if out is not None else Path("runs", "ablation", name)
 
+    def resolved(name: str, at: str | None, seed: int, own: dict[str, Any]) -> dict[str, Any]:
+        """The whole config of an arm at a point, with what it sets on its own."""
+        arm = grid.arms[name]
+        points = {**dict(arm.points()), **further.get(name, {})}
+        arm_base = grid_path.parent / arm.base if arm.base is not None else base
+        settings = [*grid.set.items(), *overrides, *arm.set.items(), *points[at].items()]
+        loaded = config.load(arm_base, [*settings, *own.items(), ("seed", seed)])
+        return experiment.parse(loaded).spelled_out()
+
+    further = {name: dict(arm.points()) for name, arm in (grid.costs or {}).items() if arm.sweep}
     twins = grid.twins if aa else {}
     runs: list[Run] = []
     configs: dict[tuple[Point, int], dict[str, Any]] = {}
     for at, (like, kind) in [*((point, (point, "")) for point in grid.points), *twins.items()]:
-        arm = grid.arms[like[0]]
-        arm_base = grid_path.parent / arm.base if arm.base is not None else base
-        point = dict(arm.points())[like[1]]
-        settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
         folder = out.joinpath(*map(slug, filter(None, at)))
         for seed in grid.seeds_of(like):
             own = TWINS[kind](seed) if kind else {}
-            try:
-                loaded = config.load(arm_base, [*settings, *own.items(), ("seed", seed)])
-                resolved = experiment.parse(loaded).spelled_out()
-                if own and resolved == configs[like, seed]:
+            with _of_arm(grid_path, at[0]):
+                whole = resolved(*like, seed, own)
+                if own and whole == configs[like, seed]:
                     problem = f"a twin of {title(like)} that sets nothing else"
                     found, expected = f"{own} in both", "another value there, or no --aa"
                     raise ConfigError(next(iter(own)), problem, found=found, expected=expected)
-            except ConfigError as error:
-                error.where = f"{grid_path}, arm {at[0]!r}: {error.where}".rstrip(": ")
-                raise
-            configs[at, seed] = resolved
-            runs.append(Run(*at, seed, folder / f"seed{seed}", resolved))
+            configs[at, seed] = whole
+            runs.append(Run(*at, seed, folder / f"seed{seed}", whole))
+    probes = []
+    if grid.costs is not None:
+        more = [(name, label) for name, points in further.items() for label in points]
+        for name_of_arm, label in dict.fromkeys([*grid.points, *more]):
+            with _of_arm(grid_path, name_of_arm):
+                whole = resolved(name_of_arm, label, grid.seeds[0], {})
+            probes.append(Run(name_of_arm, label, grid.seeds[0], Path(), whole))
     last = {run.folder: run for run in runs}
     if twice := [f"{run}; {last[run.folder]}" for run in runs if last[run.folder] is not run]:
         problem = "two runs with one folder"
@@ -338,11 +366,21 @@ def expand(
         seed = grid.seeds_of(of)[0]
         blocks[twin] = {"twin of": title(of), f"set, with seed {seed}": TWINS[kind](seed)}
     originals = {twin: of for (twin, _), (of, _) in twins.items()}
-    kept = grid_path.parent / grid.kept if grid.kept else None
-    again = shlex.join(command)
-    study = Study(name, out, x, runs, common, blocks, grid.contrasts, originals, kept, again)
+    kept = Path(os.path.normpath(grid_path.parent / grid.kept)) if grid.kept else None
+    told = (grid.contrasts, originals, kept, shlex.join(command))
+    study = Study(name, out, x, runs, probes, common, blocks, *told)
     division = study.division()
     return study.with_threads(division.threads) if division else study
+
+
+@contextmanager
+def _of_arm(grid_path: Path, arm: str) -> Iterator[None]:
+    """An error inside says in which arm."""
+    try:
+        yield
+    except ConfigError as error:
+        error.where = f"{grid_path}, arm {arm!r}: {error.where}".rstrip(": ")
+        raise
 
 
 def _check_command_line(

@@ -19,13 +19,14 @@ from rich.console import Console
 from ssl_zoo import experiment
 from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.runs import Lock
+from ssl_zoo.study import costs
 from ssl_zoo.study.baselines import Baselines
 from ssl_zoo.study.child import Child, left_to
 from ssl_zoo.study.division import divide
 from ssl_zoo.study.grid import Run, Study, expand, slug
 from ssl_zoo.study.machine import available_memory, gpus
 from ssl_zoo.study.progress import Screen
-from ssl_zoo.study.report import print_table, write_report
+from ssl_zoo.study.report import kept, print_table, write_report
 from ssl_zoo.system import hardware
 
 TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train", "--no-baselines")
@@ -45,6 +46,7 @@ def run_study(
     jobs: int | str = "auto",
     seeds: int | None = None,
     aa: bool = False,
+    keep: Path | None = None,
     train: Sequence[str] = TRAIN,
 ) -> int:
     """Runs what a grid still lacks, and rewrites the report after each run.
@@ -55,6 +57,7 @@ def run_study(
         report_only: run nothing.
         jobs: runs side by side, no more than there are GPUs; auto: one on each GPU, or what
             `divide` finds.
+        keep: where to write the study as one small file, when it ends; see `report.kept`.
         train: the command that trains; it gets a config, `--out FOLDER` and `--resume`.
 
     Returns:
@@ -78,13 +81,18 @@ def run_study(
     ends: set[str] = set()
     lock = Lock(study.out / "study.lock")
     if report_only and lock.holder():  # who runs the study writes its report
+        if keep:
+            kept.write(study, keep)
         print_table(study, console)
         return 0
     lock.acquire()
     try:
         if not report_only:
             study, ends = _run(study, arms, given_jobs, train, console)
+            ends |= _measure_costs(study, console) if not ends - {"failed"} else set()
         write_report(study)
+        if keep:
+            kept.write(study, keep)
     finally:
         lock.release()
     print_table(study, console)
@@ -160,6 +168,15 @@ def _run(
     after_each = partial(write_report, study)
     launcher = Launcher(able, count, train, devices, environment, screen, after_each)
     return study, ends | launcher.run()
+
+
+def _measure_costs(study: Study, console: Console) -> set[str]:
+    """Last, when no run is under way that would share the machine."""
+    try:
+        worked = costs.measure(study, partial(console.print, soft_wrap=True))
+        return set() if worked else {"failed"}
+    except KeyboardInterrupt:
+        return {"stopped"}
 
 
 def _with_baselines(runs: list[Run], baselines: Baselines, screen: Screen) -> list[Run]:

@@ -68,6 +68,15 @@ def half_width(differences: ArrayLike) -> np.ndarray:
     return quantile * standard_error(differences)
 
 
+def of_one_more(values: ArrayLike) -> tuple[float, float]:
+    """The 95% prediction interval of [S], S at least 2: where one more value is expected.
+
+    mean ± t s sqrt(1 + 1/S), with S - 1 degrees of freedom.
+    """
+    half = float(half_width(values)) * (np.size(values) + 1) ** 0.5
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
 def holm(p: ArrayLike) -> np.ndarray:
     """p values [..., m] of m planned contrasts, corrected (Holm, 1979): [..., m].
 

@@ -1,21 +1,36 @@
-"""The figure: the main evaluation at the end of training, and on the way there."""
+"""The figure: the main evaluation at the end of training, on the way there, and what it costs.
 
+A sweep of three points or more is drawn over the swept quantity, over epochs and over the time that
+training takes; what a step costs stands beside, where it was probed. Other studies have a line for
+each point, and curves over epochs; theirs may be drawn over a kept study's.
+"""
+
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 from ssl_zoo.evaluation.base import UNTRAINED
+from ssl_zoo.study import costs
 from ssl_zoo.study.grid import Study
-from ssl_zoo.study.report.results import Column, Table
+from ssl_zoo.study.report import standing
+from ssl_zoo.study.report.results import Column, Row, Table
+from ssl_zoo.study.report.standing import ENOUGH
 from ssl_zoo.study.report.tables import spread
+from ssl_zoo.study.verdict import half_width, of_one_more
 from ssl_zoo.system.files import replacing
 
-GRAY = "#777777"
-FEW = 12  # arms; more are drawn closer
+GRAY, PALE = "#777777", "#d9d9d9"
+FEW = 12  # lines; more are drawn closer, and named in a legend
+SWEPT = 3  # points of an arm that make a curve
 # Okabe and Ito's colors, for color-blind readers too; markers and dashes say the same again.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -23,78 +38,147 @@ DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0
 
 
 def draw(table: Table, path: Path) -> None:
-    """Left: the main evaluation at the end, over the swept quantity if any. Right: over epochs."""
+    """Draws a study, over the kept one that its grid names if their numbers are of one kind."""
     with matplotlib.rc_context(fname=Path(__file__).with_name("figure.mplstyle")):
-        height = max(4.8, 0.28 * len(table.study.blocks))
-        drawn = Figure(figsize=(12, height), layout="constrained")
-        FigureCanvasAgg(drawn)  # no window system is asked for
-        left, right = drawn.subplots(1, 2)
-        main = table.main or Column("no", "evaluation")
-        swept = any(row.x is not None for row in table.rows)
-        (_draw_sweep if swept else _draw_arms)(left, table, main)
-        _draw_epochs(right, table, main)
+        drawn = _swept(table) if is_swept(table) else _not_swept(table, standing.comparable(table))
         with replacing(path) as staged:
             drawn.savefig(staged, format="png", dpi=150)
 
 
-def _look(study: Study, arm: str) -> dict[str, Any]:
-    """The same for an arm throughout; no two of the first 49 arms look alike."""
-    i, cycle = list(study.blocks).index(arm), len(COLORS)
+def is_swept(table: Table) -> bool:
+    arms = [row.arm for row in table.rows if row.x is not None]
+    return any(arms.count(arm) >= SWEPT for arm in set(arms))
+
+
+def _figure(width: float, height: float) -> Figure:
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(drawn)  # no window system is asked for
+    drawn.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
+    return drawn
+
+
+def _swept(table: Table) -> Figure:
+    main = table.main or Column("no", "evaluation")
+    if table.costs:
+        drawn = _figure(14, 10)
+        (left, right), (below, last) = drawn.subplots(2, 2)
+        _draw_costs(last, table)
+    else:
+        drawn = _figure(17, 5.4)
+        left, right, below = drawn.subplots(1, 3)
+    _draw_sweep(left, table, main)
+    _draw_curves(right, table, main, lambda row, epoch: epoch)
+    right.set(xlabel="epoch", title=f"{main.title} during training")
+    minutes, how = training_time(table)
+    _draw_curves(below, table, main, minutes)
+    below.set(xlabel=f"minutes of training{how}", title=f"{main.title} over time")
+    _name_arms(drawn, table)
+    return drawn
+
+
+def _not_swept(table: Table, below: Table | None) -> Figure:
+    main = table.main or Column("no", "evaluation")
+    drawn = _figure(13, max(5.2, 0.28 * len(table.rows)))
+    left, right = drawn.subplots(1, 2)
+    _draw_points(left, table, main, below)
+    if below and below.main:
+        _draw_bands(right, below)
+    _draw_curves(right, table, main, lambda row, epoch: epoch)
+    right.set(xlabel="epoch", title=f"{main.title} during training")
+    return drawn
+
+
+# ---------------------------------------------------------------- how arms and points look
+
+
+def look_of(study: Study, arm: str) -> dict[str, Any]:
+    """The same for an arm throughout; no two of the first 49 arms look alike.
+
+    By name, so that studies of the same arms in another order look the same.
+    """
+    i, cycle = sorted(study.blocks, key=str.casefold).index(arm), len(COLORS)
     other = (i + i // cycle) % cycle
-    return {"color": COLORS[i % cycle], "marker": MARKERS[other], "linestyle": DASHES[other]}
+    dashes = DASHES[i // cycle % len(DASHES)]  # few arms are told apart without
+    return {"color": COLORS[i % cycle], "marker": MARKERS[other], "linestyle": dashes}
 
 
-def _draw_arms(axes, table: Table, main: Column) -> None:
-    """A line an arm: a dot for each seed, a large one for their mean, a stroke for its start."""
-    starts = any(baseline.name == UNTRAINED and not baseline.shared for baseline in main.baselines)
-    for y, row in enumerate(table.rows):
-        look = {**_look(table.study, row.arm), "linestyle": "none"}
-        scores = main.of(row)
-        if not scores:
-            continue
-        axes.plot(fmean(scores), y, markersize=11, **look)
-        if starts and (start := row.start(main.evaluation, UNTRAINED)):
-            axes.plot(fmean(start), y, "|", color=GRAY, markersize=14)
-        if len(scores) > 1:
-            look |= {"markerfacecolor": "white", "markersize": 5, "zorder": 3}
-            axes.plot(scores, [y] * len(scores), **look)
-        place = {"xytext": (0, 11), "ha": "center", "va": "bottom"}
-        if len(table.rows) > FEW:  # above it would be another arm's
-            place = {"xytext": (9, 0), "ha": "left", "va": "center"}
-        axes.annotate(spread(scores), (fmean(scores), y), textcoords="offset points", **place)
-    axes.set_yticks(range(len(table.rows)), [row.arm for row in table.rows])
-    axes.set_ylim(len(table.rows) - 0.4, -0.8)
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=0.12)
-    _draw_baselines(axes.axvline, main)
-    axes.set_title(f"{main.title} at the end of training")
-    axes.set_xlabel(main.header + ("; gray: the arm's own start" if starts else ""))
+def planned(table: Table, row: Row) -> bool:
+    """Whether a contrast that is planned names the point; all are where none is planned."""
+    sides = [side for c in table.study.contrasts for side in (c.better, c.worse)]
+    return not sides or (row.arm, row.x) in sides
 
 
-def _draw_sweep(axes, table: Table, main: Column) -> None:
+def name_of(study: Study, row: Row) -> str:
+    return row.arm if row.x is None else f"{row.arm}, {study.x} {row.x}"
+
+
+def _marker(look: dict[str, Any], solid: bool) -> dict[str, Any]:
+    """A point's marker: filled, or hollow."""
+    face = look["color"] if solid else "white"
+    of = {name: look[name] for name in ("color", "marker")}
+    return {**of, "linestyle": "none", "markerfacecolor": face, "markeredgewidth": 1.4}
+
+
+def _name_arms(drawn: Figure, table: Table) -> None:
+    """A legend of arms for all panels, and what hollow points mean."""
+    looks = {arm: look_of(table.study, arm) for arm in table.study.blocks}
+    entries = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
+    if not all(planned(table, row) for row in table.rows):
+        for label, solid in (("planned contrast", True), ("exploratory", False)):
+            gray = _marker({"color": GRAY, "marker": "o"}, solid)
+            entries.append(Line2D([], [], label=label, **gray))
+    entries.append(Line2D([], [], color=GRAY, marker=".", linestyle="none", label="one seed"))
+    if any(len(table.main.of(row)) >= ENOUGH for row in table.rows if table.main):
+        entries.append(Line2D([], [], color=GRAY, marker="|", markersize=13, linestyle="none"))
+        entries[-1].set_label("95% interval of the mean")
+    drawn.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 8))
+
+
+# ---------------------------------------------------------------- at the end of training
+
+
+def _draw_sweep(axes: Axes, table: Table, main: Column) -> None:
     """Means over seeds, a line an arm; each seed as a small dot."""
     labels = list(dict.fromkeys(row.x for row in table.rows if row.x is not None))
     position, logarithmic = _positions(labels)
-    for arm in table.study.blocks:
-        look = _look(table.study, arm)
-        scores = {row.x: main.of(row) for row in table.rows if row.arm == arm and main.of(row)}
-        if not_swept := scores.pop(None, None):
-            line = {name: look[name] for name in ("color", "linestyle")}
-            axes.axhline(fmean(not_swept), label=arm, **line)
-        if not scores:
-            continue
-        points = sorted((position[x], values) for x, values in scores.items())
-        means = [(at, fmean(values)) for at, values in points]
-        axes.plot(*zip(*means, strict=True), label=arm, markersize=7, **look)
-        for at, values in points:
-            if len(values) > 1:
-                dots = {**look, "linestyle": "none", "markersize": 3.5, "alpha": 0.55}
-                axes.plot([at] * len(values), values, **dots)
+    arms = list(table.study.blocks)
+    for i, arm in enumerate(arms):
+        look = look_of(table.study, arm)
+        rows = [row for row in table.rows if row.arm == arm and main.of(row)]
+        for row in (row for row in rows if row.x is None):
+            axes.axhline(fmean(main.of(row)), color=look["color"], linestyle=look["linestyle"])
+        rows = sorted((row for row in rows if row.x is not None), key=lambda r: position[r.x])
+        # A little to the side, or arms of one size would hide each other.
+        aside = 0.09 * (i - (len(arms) - 1) / 2)
+        at = [position[r.x] * 2**aside if logarithmic else position[r.x] + aside for r in rows]
+        means = [fmean(main.of(row)) for row in rows]
+        axes.plot(at, means, color=look["color"], linestyle=look["linestyle"], linewidth=1.3)
+        for x, mean, row in zip(at, means, rows, strict=True):
+            _draw_seeds(axes, [x] * len(main.of(row)), main.of(row), look["color"])
+            if len(main.of(row)) >= ENOUGH:
+                half = half_width(main.of(row))
+                axes.errorbar(x, mean, half, color=look["color"], capsize=4, linewidth=1.6)
+            axes.plot(x, mean, **_marker(look, planned(table, row)), zorder=3)
     if logarithmic:
-        axes.set_xscale("log", base=2)
-    axes.set_xticks([position[label] for label in labels], labels)
+        _sizes_below(axes)
+    else:
+        axes.set_xticks([position[label] for label in labels], labels)
+    axes.set(xlabel=table.study.x, ylabel=main.header, title=f"{main.title} over {table.study.x}")
+    _draw_baselines(axes, main, across=False)
+
+
+def _draw_seeds(axes: Axes, x: list[float], y: list[float], color: str) -> None:
+    if len(x) > 1:
+        axes.plot(x, y, ".", color=color, markersize=5, alpha=0.4, markeredgewidth=0)
+
+
+def _sizes_below(axes: Axes) -> None:
+    axes.set_xscale("log", base=2)
+    low, high = axes.get_xlim()
+    sizes = [2**i for i in range(40) if low <= 2**i <= high]
+    sizes = sizes[:: -(-len(sizes) // 8)]
+    axes.set_xticks(sizes, map(str, sizes))
     axes.minorticks_off()
-    _finish(axes, main, table.study.x, f"{main.title} over {table.study.x}")
 
 
 def _positions(labels: list[str]) -> tuple[dict[str, float], bool]:
@@ -111,44 +195,256 @@ def _positions(labels: list[str]) -> tuple[dict[str, float], bool]:
     return {label: i for i, label in enumerate(sorted(values, key=values.__getitem__))}, False
 
 
-def _draw_epochs(axes, table: Table, main: Column) -> None:
-    """Mean over seeds, each seed as a thin line; of a swept arm, the point that ended best."""
-    for arm in table.study.blocks:
-        rows = [row for row in table.rows if row.arm == arm]
-        rows = [row for row in rows if any(o.curve(main) for o in row.outcomes)]
-        if not rows:
+def _draw_points(axes: Axes, table: Table, main: Column, below: Table | None) -> None:
+    """A line a point: a dot for each seed, a large one for their mean, a stroke for its start.
+
+    Below them in gray, the other study's seeds and between what one more of them is expected.
+    """
+    starts = any(baseline.name == UNTRAINED and not baseline.shared for baseline in main.baselines)
+    others = {(row.arm, row.x): row for row in below.rows} if below and below.main else {}
+    many = len(table.rows) > FEW
+    for y, row in enumerate(table.rows):
+        look, scores = look_of(table.study, row.arm), main.of(row)
+        known = below.main.of(others[row.arm, row.x]) if (row.arm, row.x) in others else []
+        if len(known) >= ENOUGH:
+            low, high = of_one_more(known)
+            axes.barh(y, high - low, left=low, height=0.4, color=PALE, zorder=1)
+            axes.plot(known, [y + 0.11] * len(known), ".", color=GRAY, markersize=6, zorder=2)
+            axes.plot([fmean(known)] * 2, [y - 0.2, y + 0.2], color=GRAY, zorder=2)
+        if not scores:
             continue
-        row = main.best(rows) or rows[0]
-        look = _look(table.study, arm)
-        curves = [curve for outcome in row.outcomes if (curve := outcome.curve(main))]
-        by_epoch: dict[float, list[float]] = {}
-        for curve in curves:
-            for epoch, value in curve:
-                by_epoch.setdefault(epoch, []).append(value)
-            if len(curves) > 1:
-                axes.plot(*zip(*curve, strict=True), color=look["color"], alpha=0.3, linewidth=0.8)
-        epochs = sorted(epoch for epoch, values in by_epoch.items() if len(values) == len(curves))
-        label = f"{arm}, {table.study.x} {row.x}" if row.x is not None else arm
-        means = [fmean(by_epoch[epoch]) for epoch in epochs]
-        axes.plot(epochs, means, label=label, markersize=4, **look)
-    _finish(axes, main, "epoch", f"{main.title} during training")
+        if starts and (start := row.start(main.evaluation, UNTRAINED)):
+            axes.plot(fmean(start), y, "|", color=GRAY, markersize=14)
+        _draw_seeds(axes, scores, [y] * len(scores), look["color"])
+        if len(scores) >= ENOUGH:
+            half = half_width(scores)
+            axes.errorbar(fmean(scores), y, xerr=half, color=look["color"], capsize=4)
+        own = {**_marker(look, True), "markersize": 10, "markeredgecolor": "white"}
+        own["markerfacecolor"] = _shade(table, row)
+        axes.plot(fmean(scores), y, **own, zorder=3)
+        place = {"xytext": (0, 15), "ha": "center", "va": "bottom"}
+        if many:  # above it would be another arm's
+            place = {"xytext": (9, 0), "ha": "left", "va": "center"}
+        axes.annotate(spread(scores), (fmean(scores), y), textcoords="offset points", **place)
+    axes.set_yticks(range(len(table.rows)), [name_of(table.study, row) for row in table.rows])
+    axes.set_ylim(len(table.rows) - 0.4, -0.8)
+    axes.grid(axis="y", visible=False)
+    axes.use_sticky_edges = False  # bars need not start at the axis
+    axes.margins(x=0.12)
+    axes.set_title(f"{main.title} at the end of training")
+    said = ["gray stroke: the arm's own start"] if starts else []
+    seeds = max((len(below.main.of(row)) for row in others.values()), default=0)
+    if seeds >= ENOUGH:
+        said.append(f"gray: {seeds} seeds of a kept study, and where one more is expected, 95%")
+    axes.set_xlabel("\n".join([main.header, *said]))
+    _draw_baselines(axes, main, across=True, lines=len(said))
 
 
-def _finish(axes, main: Column, x: str, title: str) -> None:
-    """Baselines, and a legend under the axes, or beside them if it is long: it hides no data."""
-    _draw_baselines(axes.axhline, main)
-    axes.set(xlabel=x, ylabel=main.header, title=title)
-    entries = len(axes.get_legend_handles_labels()[0])
-    if entries > FEW:
+# ---------------------------------------------------------------- during training
+
+
+Abscissa = Callable[[Row, float], float | None]
+
+
+def training_time(table: Table) -> tuple[Abscissa, str]:
+    """Minutes that a row's training takes until an epoch, and how that is known.
+
+    By the probes of single steps if all rows have one: runs at once slow each other down.
+    """
+    ms = {(cost.arm, cost.x): cost.ms for cost in table.costs}
+    trained = [row for row in table.rows if row.finished]
+    probed = bool(trained) and all((row.arm, row.x) in ms for row in trained)
+
+    def minutes(row: Row, epoch: float) -> float | None:
+        steps, epochs = row.values("steps"), row.values("epochs")
+        seconds = row.values("seconds")
+        if not epochs or not (steps if probed else seconds):
+            return None
+        whole = fmean(steps) * ms[row.arm, row.x] / 1000 if probed else fmean(seconds)
+        return whole / 60 * epoch / fmean(epochs)
+
+    return minutes, ": steps × a probed step's median" if probed else ", as the runs took"
+
+
+def curve_of(row: Row, main: Column) -> dict[float, list[float]]:
+    """Epoch -> the values of all seeds that have a curve."""
+    curves = [dict(curve) for outcome in row.outcomes if (curve := outcome.curve(main))]
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+    return {epoch: [curve[epoch] for curve in curves] for epoch in epochs}
+
+
+def _drawn_rows(table: Table, main: Column) -> list[Row]:
+    """Points whose curve is drawn: all, but of a sweep that would be too many.
+
+    Of its arms, what is planned and what lies beyond; without planned contrasts, what ended best.
+    """
+    rows = [row for row in table.rows if curve_of(row, main)]
+    if not is_swept(table):
+        return rows
+    chosen = []
+    for arm in table.study.blocks:
+        own = [row for row in rows if row.arm == arm]
+        if table.study.contrasts:
+            last = max((i for i, row in enumerate(own) if planned(table, row)), default=-1)
+            chosen += [row for i, row in enumerate(own) if i > last or planned(table, row)]
+        elif own:
+            chosen.append(main.best(own) or own[0])
+    return chosen
+
+
+def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
+    """Means over seeds with their interval as a band; each line is named at its end."""
+    ends: list[tuple[float, float, str, str]] = []
+    rows = _drawn_rows(table, main)
+    for row in rows:
+        curve = curve_of(row, main)
+        at = [x(row, epoch) for epoch in curve]
+        if None in at:
+            continue
+        look, solid, color = look_of(table.study, row.arm), planned(table, row), _shade(table, row)
+        means = [fmean(values) for values in curve.values()]
+        if solid and all(len(values) >= ENOUGH for values in curve.values()):
+            half = [half_width(values) for values in curve.values()]
+            low, high = ([m + s * h for m, h in zip(means, half, strict=True)] for s in (-1, 1))
+            axes.fill_between(at, low, high, color=color, alpha=0.18, linewidth=0)
+        line = {"linestyle": look["linestyle"], "linewidth": 1.9 if solid else 1.1}
+        face = color if solid else "white"
+        shape = {"marker": look["marker"], "markersize": 5, "markerfacecolor": face}
+        name = name_of(table.study, row)
+        axes.plot(at, means, color=color, label=name, **line, **shape)
+        ends.append((at[-1], means[-1], name, color))
+    axes.set_ylabel(main.header)
+    axes.margins(y=0.08)
+    _draw_baselines(axes, main, across=False)
+    if len(ends) > FEW:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9.5)
-    elif entries:
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.13), ncols=2, fontsize=9.5)
+    elif ends:
+        _name_lines(axes, ends)
 
 
-def _draw_baselines(line, main: Column) -> None:
-    """A line for each that all arms share."""
-    for baseline in main.baselines:
-        if baseline.shared:
-            value = fmean(baseline.scores)
-            look = {"color": GRAY, "linestyle": "--" if baseline.seeded else ":", "linewidth": 1.3}
-            line(value, label=f"{baseline.name}, {value:.2f}", **look)
+def _shade(table: Table, row: Row) -> tuple[float, float, float]:
+    """An arm's color; paler for points before the last of those that are drawn solid."""
+    own = [other for other in table.rows if other.arm == row.arm and planned(table, other)]
+    white = 0.45 * (1 - (own.index(row) + 1) / len(own)) if row in own else 0.0
+    return tuple(
+        white + (1 - white) * part for part in to_rgb(look_of(table.study, row.arm)["color"])
+    )
+
+
+def _name_lines(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Each line's name beside its end, moved up or down where names would meet."""
+    left, right = axes.get_xlim()
+    ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=right > 2).tick_values(0, right)
+    axes.set_xticks([tick for tick in ticks if left <= tick <= right])
+    axes.set_xlim(left, right + 0.42 * (right - left))
+    low, high = axes.get_ylim()
+    heights = spaced([y for _, y, _, _ in ends], 0.055 * (high - low), low, high)
+    for (x, y, name, color), height in zip(ends, heights, strict=True):
+        darker = tuple(0.8 * part for part in to_rgb(color))
+        place = {"xytext": (x + 0.035 * (right - left), height), "va": "center"}
+        pointer = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+        axes.annotate(name, (x, y), **place, color=darker, fontsize=9.5, arrowprops=pointer)
+        axes.texts[-1].set_bbox(
+            {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
+        )
+
+
+def spaced(values: list[float], gap: float, low: float, high: float) -> list[float]:
+    """The values, moved apart until each is `gap` or more from the next.
+
+    Those that would meet stay centered around their mean, if there is room between the bounds.
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    groups: list[tuple[float, list[int]]] = []  # the mean of what was wanted, and whose it is
+    for i in order:
+        wanted, members = values[i], [i]
+        while groups and wanted - groups[-1][0] < gap * (len(members) + len(groups[-1][1])) / 2:
+            other, earlier = groups.pop()
+            total = len(earlier) + len(members)
+            wanted = (other * len(earlier) + wanted * len(members)) / total
+            members = earlier + members
+        half = gap * (len(members) - 1) / 2
+        groups.append((max(low + half, min(wanted, high - half)), members))
+    moved = list(values)
+    for center, members in groups:
+        for place, i in enumerate(members):
+            moved[i] = center + gap * (place - (len(members) - 1) / 2)
+    return moved
+
+
+def _draw_bands(axes: Axes, below: Table) -> None:
+    """Between what one more run is expected at each epoch, in pale colors."""
+    for row in below.rows:
+        curve = curve_of(row, below.main)
+        if curve and all(len(values) >= ENOUGH for values in curve.values()):
+            low, high = zip(*map(of_one_more, curve.values()), strict=True)
+            pale = {"color": _shade(below, row), "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(list(curve), low, high, **pale)
+
+
+# ---------------------------------------------------------------- what it is held against
+
+
+def _draw_baselines(axes: Axes, main: Column, across: bool, lines: int = 0) -> None:
+    """A line for each that all arms share; those far from the arms are told below the axis.
+
+    Args:
+        across: scores grow to the right, and not upwards.
+        lines: of text that the x axis has below its name.
+    """
+    low, high = axes.get_xlim() if across else axes.get_ylim()
+    shared = {b.name: fmean(b.scores) for b in main.baselines if b.shared}
+    room = 0.12 * (high - low) if axes.has_data() else float("inf")
+    near = {n: value for n, value in shared.items() if low - room <= value <= high + room}
+    small = {"color": GRAY, "fontsize": 9}
+    for name, value in near.items():
+        line = {"color": GRAY, "linestyle": ":", "linewidth": 1.3, "zorder": 1}
+        text = f"{name} {value:.1f}"
+        if across:
+            axes.axvline(value, **line)
+            place = {"rotation": 90, "ha": "right", "va": "top"}
+            axes.text(value, 0.99, text, transform=axes.get_xaxis_transform(), **place, **small)
+        else:
+            axes.axhline(value, **line)
+            place = {"ha": "right", "va": "bottom"}
+            axes.text(0.99, value, text, transform=axes.get_yaxis_transform(), **place, **small)
+    if far := [f"{name} {value:.1f}" for name, value in shared.items() if name not in near]:
+        place = {"xytext": (0, -36 - 15 * lines), "textcoords": "offset points"}
+        place |= {"xycoords": "axes fraction", "va": "top"}
+        axes.annotate(f"not drawn: {', '.join(far)}", (0, 0), **place, **small)
+
+
+def _draw_costs(axes: Axes, table: Table) -> None:
+    """Peak memory over the swept quantity, above milliseconds a step."""
+    axes.set_axis_off()
+    memory = axes.inset_axes((0, 0.54, 1, 0.46))
+    step = axes.inset_axes((0, 0, 1, 0.46), sharex=memory)
+    panels: Iterable[tuple[Axes, str, str]] = (
+        (memory, "peak_memory_gb", "peak memory, GB"),
+        (step, "ms", "ms a step"),
+    )
+    extrapolated = costs.extrapolated(table.costs)
+    sized = [cost for cost in table.costs if costs.size(cost) is not None]
+    for panel, name, label in panels:
+        for arm in table.study.blocks:
+            look = look_of(table.study, arm)
+            points = sorted((costs.size(c), getattr(c, name)) for c in sized if c.arm == arm)
+            if points:
+                shown = {"markersize": 5, **look}
+                panel.plot(*zip(*points, strict=True), **shown)
+            if panel is memory and arm in extrapolated:
+                at = extrapolated[arm]
+                line = {"color": look["color"], "linestyle": ":", "linewidth": 1.4}
+                panel.plot([points[-1][0], at], [points[-1][1], costs.LIMIT_GB], **line)
+                panel.plot(at, costs.LIMIT_GB, **_marker(look, False))
+                text = f"{costs.LIMIT_GB:g} GB at {table.study.x} {at:,.0f}, extrapolated"
+                place = {"xytext": (8, -3), "textcoords": "offset points", "va": "top"}
+                panel.annotate(text, (at, costs.LIMIT_GB), color=look["color"], fontsize=9, **place)
+        panel.set_ylabel(label)
+    memory.set_ylim(bottom=0)
+    step.set_yscale("log")
+    step.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    _sizes_below(step)
+    memory.tick_params(labelbottom=False)
+    memory.set_title(f"What {table.study.x} costs")
+    step.set_xlabel(table.study.x)

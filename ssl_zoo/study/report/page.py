@@ -7,9 +7,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ssl_zoo import config
+from ssl_zoo.study.report.prose import sections
 from ssl_zoo.study.report.results import Outcome, Table
 from ssl_zoo.study.report.tables import cells, notes
-from ssl_zoo.study.report.verdicts import sections
 
 TEMPLATES = Environment(
     loader=PackageLoader("ssl_zoo.study.report", "."), autoescape=True, undefined=StrictUndefined

@@ -8,8 +8,10 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ssl_zoo.study import costs
 from ssl_zoo.study.baselines import Baselines
 from ssl_zoo.study.classes import Hits, hits
+from ssl_zoo.study.costs import Cost
 from ssl_zoo.study.grid import Point, Run, Study
 
 Result = dict[str, Any]  # of one evaluation: type, metrics, main, protocol, hash, ...
@@ -69,7 +71,7 @@ class Row:
 
     def start(self, evaluation: str, baseline: str) -> list[float]:
         """The arm's own baseline; of each seed, if it depends on the seed."""
-        return [score(result) for result in _distinct(self.outcomes, evaluation, baseline)]
+        return [score(result) for result in distinct(self.outcomes, evaluation, baseline)]
 
     def against(self, evaluation: str, baseline: str) -> list[float]:
         """The arm's score less its baseline's, seed by seed."""
@@ -128,12 +130,14 @@ class Table:
         main: the column that arms are compared in; None where nothing is evaluated.
         reference: the arm that others are compared with; '' where none can be yet.
         shared: baselines that all arms share, with their columns.
+        costs: what probes of single steps say.
     """
 
     study: Study
     rows: list[Row]
     columns: list[Column]
     main: Column | None
+    costs: list[Cost]
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -158,7 +162,7 @@ class Table:
 def read(study: Study) -> Table:
     """What all folders say; a run that is still being written is no error."""
     known = Baselines(study.out / "baselines.json")
-    groups: dict[tuple[str, str | None], list[Outcome]] = {}
+    groups: dict[Point, list[Outcome]] = {}
     for run in study.runs:
         groups.setdefault((run.arm, run.x), []).append(_outcome(run, known))
     outcomes = [outcome for group in groups.values() for outcome in group]
@@ -168,7 +172,14 @@ def read(study: Study) -> Table:
         baselines = _baselines(name, outcomes)
         columns[name] = Column(name, kind.metric, kind.unit, kind.higher_is_better, baselines)
     main = next((run.main for run in study.runs if run.main), "")
+    rows, known_costs = rows_of(groups, main, study), costs.read(study.out)
+    return Table(study, rows, list(columns.values()), columns.get(main), known_costs)
+
+
+def rows_of(groups: dict[Point, list[Outcome]], main: str, study: Study) -> list[Row]:
+    """Rows of outcomes by point, with their differences in the evaluation `main`."""
     first = next(iter(study.blocks))
+    outcomes = [outcome for group in groups.values() for outcome in group]
     scores = {(o.run.arm, o.run.x, o.run.seed): o.score(main) for o in outcomes}
     rows = []
     for (arm, x), group in groups.items():
@@ -177,7 +188,7 @@ def read(study: Study) -> Table:
         pairs = [(o.score(main), scores.get((*other, o.run.seed))) for o in group if arm != first]
         differences = [a - b for a, b in pairs if None not in (a, b)]
         rows.append(Row(arm, x, group, differences, twin_of))
-    return Table(study, rows, list(columns.values()), columns.get(main))
+    return rows
 
 
 def _outcome(run: Run, known: Baselines) -> Outcome:
@@ -197,13 +208,14 @@ def _baselines(evaluation: str, outcomes: list[Outcome]) -> tuple[Baseline, ...]
     for name in dict.fromkeys(name for by_name in wanted for name in by_name):
         depends_on = [by_name[name] for by_name in wanted if name in by_name]
         shared = len({json.dumps({**of, "seed": None}) for of in depends_on}) == 1
-        if results := _distinct(outcomes, evaluation, name):
+        if results := distinct(outcomes, evaluation, name):
             scores, protocol = [score(result) for result in results], describe(results[0])
             baselines.append(Baseline(name, shared, "seed" in depends_on[0], scores, protocol))
     return tuple(baselines)
 
 
-def _distinct(outcomes: Iterable[Outcome], evaluation: str, baseline: str) -> list[Result]:
+def distinct(outcomes: Iterable[Outcome], evaluation: str, baseline: str) -> list[Result]:
+    """A baseline's results, each once however many runs share it."""
     results = filter(None, (outcome.start(evaluation, baseline) for outcome in outcomes))
     return list({json.dumps(result["depends_on"]): result for result in results}.values())
 
@@ -224,6 +236,8 @@ def protocols(table: Table) -> list[str]:
 
 
 def describe(result: Result) -> str:
-    """'KNN: k 20; temperature 0.07 (hash 1a2b)'."""
+    """'KNN: k 20; temperature 0.07 (hash 1a2b)'; a kept study has it in these words already."""
+    if isinstance(result["protocol"], str):
+        return result["protocol"]
     parts = (f"{name} {value}" for name, value in result["protocol"].items() if value is not None)
     return f"{result['type']}: {'; '.join(parts)} (hash {result['hash']})"

@@ -84,8 +84,7 @@ def planned(table: Table, column: Column | None = None) -> list[Comparison]:
 def exploratory(table: Table) -> list[Comparison]:
     """What is not planned, in the main evaluation: each arm against the first, at the same point.
 
-    Of a grid with one arm, each point of its sweep against the first. A twin is compared with what
-    it is a twin of.
+    Of a grid with one arm, each point of its sweep against the first.
     """
     points = [(row.arm, row.x) for row in table.rows if not row.twin_of]
     first = points[0]
@@ -93,11 +92,16 @@ def exploratory(table: Table) -> list[Comparison]:
         pairs = [(point, first) for point in points[1:]]
     else:
         pairs = [(p, (first[0], p[1])) for p in points if p[0] != first[0]]
-    pairs += [((row.arm, row.x), row.twin_of) for row in table.rows if row.twin_of]
     named = [{c.better, c.worse} for c in table.study.contrasts]
     pairs = [(a, b) for a, b in pairs if b in points and {a, b} not in named]
     few = len(pairs) <= FEW
     return [_compare(table, table.main, pair, few) for pair in pairs] if table.main else []
+
+
+def noise(table: Table) -> list[Comparison]:
+    """Each twin against its original, in the main evaluation; see `Study.twins`."""
+    pairs = [((row.arm, row.x), row.twin_of) for row in table.rows if row.twin_of]
+    return [_compare(table, table.main, pair, False) for pair in pairs] if table.main else []
 
 
 def sections(table: Table) -> list[Section]:
@@ -109,12 +113,13 @@ def sections(table: Table) -> list[Section]:
     others = [column for column in table.columns if column is not main]
     elsewhere = [(column, c) for column in others for c in planned(table, column) if c.seeds]
     rest = [compared for compared in exploratory(table) if compared.seeds]
+    twins = noise(table)
     lines = [f"{column.title}: {_line(compared)}" for column, compared in elsewhere]
     lines += (
         _summary(rest, main) if len(rest) > FEW else [f"{main.title}: {_line(c)}" for c in rest]
     )
     found = []
-    if any(compared.seeds for compared in decided):
+    if decided and (lines or any(compared.seeds for compared in (*decided, *twins))):
         note = "p is of the exact sign-flip test over seeds, two-sided, by Holm over "
         note = _at_best(f"{note}{len(decided)}", decided)
         found.append(Section(f"Planned contrasts, {main.title}", list(map(_line, decided)), note))
@@ -122,11 +127,22 @@ def sections(table: Table) -> list[Section]:
         note = "p is of each alone, so about one in twenty is below 0.05 by chance"
         note = _at_best(note, [*rest, *(compared for _, compared in elsewhere)])
         found.append(Section("Exploratory", lines, note))
+    if any(compared.seeds for compared in twins):
+        note = "twins differ in what should not matter: as much of a difference is nothing"
+        lines = list(map(_noise_line, twins))
+        found.append(Section(f"Noise floor, {main.title}", lines, note))
     return found
 
 
 def _line(compared: Comparison) -> str:
     return f"{compared.sentence} [{compared.spreads}]" if compared.spreads else compared.sentence
+
+
+def _noise_line(compared: Comparison) -> str:
+    if compared.seeds < 2 or not compared.values.any():
+        return compared.sentence
+    low, high = compared.values.min(), compared.values.max()
+    return f"{compared.sentence} [with one seed from {low:+.2f} to {high:+.2f}]"
 
 
 def _at_best(note: str, compared: Sequence[Comparison]) -> str:
