@@ -155,7 +155,7 @@ class Start:
 
     def judge(self, weights: dict[str, Tensor]) -> dict[str, Any]:
         """The result of our kNN evaluation of a backbone with these weights."""
-        backbone = self.trainer.method.encoder.backbone
+        backbone = self.trainer.method.encoder.backbone.to(torch.float32)
         backbone.model.load_state_dict(weights)
         part = self.sections["evaluations"]["knn"]
         subject = Subject(self.sections, backbone, NETWORK)
@@ -314,7 +314,7 @@ def lightly_simclr(start: Start) -> Trained:
 
 
 def lightly_byol(start: Start) -> Trained:
-    """Other than in ours: the target moves at the head of a step, with that step's momentum.
+    """Other than in ours: the target moves at the head of a step, not at the end of the one before.
 
     The two directions are summed as in the paper's equation 2, where lightly's example takes a
     quarter of that: 2 - 2 cos each and not -cos / 2. Else one lr would mean two things.
@@ -339,7 +339,8 @@ def lightly_byol(start: Start) -> Trained:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, start.steps)
     losses = []
     for step, batch in enumerate(start.batches()):
-        now = cosine_schedule(step, start.steps + 1, m, 1.0)  # its last step is `max_steps - 1`
+        # Its schedule ends at `max_steps - 1`; the first update changes nothing.
+        now = cosine_schedule(max(step - 1, 0), start.steps + 1, m, 1.0)
         update_momentum(backbone, target_backbone, m=now)
         update_momentum(head, target_head, m=now)
         x_0, x_1 = batch.views

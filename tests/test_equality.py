@@ -31,12 +31,13 @@ def equality(root, monkeypatch):
 
 @pytest.fixture
 def start(root, tmp_path, monkeypatch):
-    """A run of 8 steps on digits at its start; the same each time."""
+    """A run of 8 steps on digits at its start, in double precision; the same each time."""
     monkeypatch.syspath_prepend(root / "benchmarks")
     import equality_workers
 
     config = tmp_path / "tiny.yaml"
     config.write_text(DIGITS.format(base=root / "configs/textures/moco_v1.yaml"))
+    monkeypatch.setattr(torch.Tensor, "float", equality_workers.float_or_double)
     threads = torch.get_num_threads()
 
     def make(method: str):
@@ -45,7 +46,7 @@ def start(root, tmp_path, monkeypatch):
             "train.epochs=1",
             "evaluations.knn.data={dataset: {type: Digits, limit: 128}}",
         ]
-        return equality_workers.Start(config, overrides, tmp_path / "run")
+        return equality_workers.Start(config, overrides, tmp_path / "run", double=True)
 
     yield make
     torch.set_num_threads(threads)
@@ -57,21 +58,25 @@ def contenders(method: str) -> dict:
     return CONTENDERS[method]
 
 
-def gap(a: dict, b: dict) -> float:
+def gap(a, b) -> float:
+    """The largest difference between two tensors, lists of them or state_dicts."""
+    if isinstance(a, torch.Tensor):
+        assert a.shape == b.shape
+        return float((a - b).abs().max())
+    if isinstance(a, list):
+        return gap(torch.stack(a), torch.stack(b))
     assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a if a[name].is_floating_point())
+    return max(gap(a[name], b[name]) for name in a)
 
 
 def test_algorithm_1_steps_as_ours_does(start):
-    by = contenders("moco")
-    mine, first = by["ours"](start("moco")), start("moco")
-    theirs = by["Algorithm 1"](first)
+    by, first = contenders("moco"), start("moco")
+    mine, theirs = by["ours"](start("moco")), by["Algorithm 1"](first)
     assert len(mine.losses) == len(theirs.losses) == 8
-    assert (torch.stack(mine.losses) - torch.stack(theirs.losses)).abs().max() < 1e-5
-    assert gap(mine.backbone, theirs.backbone) < 1e-5
-    assert gap(mine.key_backbone, theirs.key_backbone) < 1e-5
-    assert (mine.queue - theirs.queue).abs().max() < 1e-5
-    # 8 steps of 16 went twice through the 64 slots, and the weights have moved far more than that.
+    assert mine.losses[0].dtype == mine.queue.dtype == torch.float64
+    for name in mine._fields:  # losses, backbones with their statistics, queue
+        assert gap(getattr(mine, name), getattr(theirs, name)) < 1e-9, name
+    # 8 steps of 16 went twice through the 64 slots; the weights have moved by far more than that.
     assert (mine.queue - first.queue).abs().amax(dim=1).min() > 1e-2
     assert gap(mine.backbone, first.backbone().state_dict()) > 1e-3
 
@@ -80,8 +85,8 @@ def test_algorithm_1_steps_as_ours_does(start):
 def test_lightlys_parts_step_as_ours_do(start, method):
     by = contenders(method)
     mine, theirs = by["ours"](start(method)), by["lightly"](start(method))
-    assert (torch.stack(mine.losses) - torch.stack(theirs.losses)).abs().max() < 1e-4
-    assert gap(mine.backbone, theirs.backbone) < 1e-4
+    assert gap(mine.losses, theirs.losses) < 1e-9
+    assert gap(mine.backbone, theirs.backbone) < 1e-9
 
 
 def test_lightlys_moco_differs_by_its_draws_for_shuffle_bn_alone(start, monkeypatch):
@@ -92,8 +97,9 @@ def test_lightlys_moco_differs_by_its_draws_for_shuffle_bn_alone(start, monkeypa
     orders = {"randperm": lambda n, **_: first.order(next(steps), n)}
     monkeypatch.setattr(utils, "torch", Proxy(torch, orders))
     theirs = by["lightly"](first)
-    assert (torch.stack(mine.losses) - torch.stack(theirs.losses)).abs().max() < 1e-5
-    assert (mine.queue - theirs.queue).abs().max() < 1e-5
+    assert gap(mine.losses, theirs.losses) < 1e-9
+    assert gap(mine.backbone, theirs.backbone) < 1e-9
+    assert gap(mine.queue, theirs.queue) < 1e-9
 
 
 class Proxy:
@@ -139,7 +145,15 @@ def test_equal_runs_and_single_ones(equality):
 
 def line(by: str, seed: int, knn: float = 60.0, **changed) -> dict:
     losses = [5.0, 5.0 + knn / 1e6]
-    ran = {"method": "moco", "by": by, "seed": seed, "epochs": 6.0, "steps": 7260, "knn": knn}
+    ran = {
+        "method": "moco",
+        "by": by,
+        "seed": seed,
+        "epochs": 6.0,
+        "steps": 7260,
+        "knn": knn,
+        "double": False,
+    }
     where = {"commit": "abc", "date": "2026-01-02", "machine": "one", "protocol": {"k": 20}}
     return ran | {"losses": losses, "evaluation": "h", **where} | changed
 
@@ -152,13 +166,14 @@ def test_what_is_there_is_left_out(equality, tmp_path):
     assert equality.read(tmp_path) == done
     assert path.read_text() == whole
     left = equality.missing(done, ["moco"], [0, 1], None)
-    assert [(x.by, x.seed) for x in left] == [
-        ("Algorithm 1", 0),
-        ("Algorithm 1", 1),
-        ("lightly", 1),
+    assert [(x.by, x.seed, x.epochs) for x in left] == [
+        ("ours", 0, 0.04),  # in double precision
+        ("Algorithm 1", 0, 0.04),
+        ("Algorithm 1", 0, 6.0),
+        ("Algorithm 1", 1, 6.0),
+        ("lightly", 1, 6.0),
     ]
-    assert {x.epochs for x in left} == {6.0}
-    assert len(equality.missing(done, ["simclr"], [0, 1], None)) == 4
+    assert len(equality.missing(done, ["simclr"], [0, 1], None)) == 2 + 4
     with pytest.raises(ValueError, match="of 6 epochs, expected 1; give another --out"):
         equality.missing(done, ["moco"], [0], 1.0)
 
@@ -167,32 +182,40 @@ def test_runs_are_done_once(equality, tmp_path, monkeypatch):
     asked = []
 
     def trained(task):
-        asked.append((task.by, task.seed))
-        if asked == [("ours", 0)]:
+        asked.append((task.by, task.double))
+        if asked == [("ours", True)]:
             raise RuntimeError("killed")
-        return line(task.by, task.seed) | {"seconds": 60.0}
+        return line(task.by, task.seed) | {"seconds": 60.0, "double": task.double}
 
     monkeypatch.setattr(equality, "trained", trained)
     assert equality.run(tmp_path, ["moco"], [0], None, 1) == 1
     assert equality.run(tmp_path, ["moco"], [0], None, 1) == 0
-    assert asked == [("ours", 0), ("Algorithm 1", 0), ("lightly", 0), ("ours", 0)]
+    whole = [(by, False) for by in ("ours", "Algorithm 1", "lightly")]
+    assert asked == [("ours", True), ("Algorithm 1", True), *whole, ("ours", True)]
 
 
 def test_the_report_pairs_by_seed(equality, tmp_path, capsys):
     lines = [line("ours", s, 60.0 + s) for s in (0, 1, 2)]
     lines += [line("Algorithm 1", s, 60.0 + s + shift) for s, shift in ((1, 0.2), (2, -0.2))]
     lines += [line("lightly", 0, 63.0)]
+    short = {"double": True, "steps": 48, "epochs": 0.04}
+    lines += [
+        line("ours", 0, **short),
+        line("Algorithm 1", 0, **short, losses=[5.0, 5.00006 + 1e-9]),
+    ]
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     equality.report(tmp_path, tmp_path / "results" / "equality.json")
     kept = json.loads((tmp_path / "results" / "equality.json").read_text())
     plain, lightly = kept["rows"]
     assert plain["seeds"] == [1, 2] and plain["ours"] == [61.0, 62.0]
     assert plain["mean"] == 0.0 and plain["within"] is False
-    assert plain["loss_gap"]["50"] == pytest.approx(2e-7, rel=0.01)
-    assert lightly["seeds"] == [0] and "low" not in lightly
+    assert plain["losses"]["fp32"] == pytest.approx(2e-7, rel=0.01)
+    assert plain["losses"]["double"] == pytest.approx(1e-9, rel=0.01)
+    assert lightly["seeds"] == [0] and not {"low", "within"} & lightly.keys()
     shown = capsys.readouterr().out
     assert "| moco, 6 epochs | Algorithm 1 | 2 | 61.50 | 61.50 | " in shown
     assert "-1.26 to +1.26 | not shown" in shown and "two seeds or more" in shown
+    assert "; in double precision 1e-09 in 48 |" in shown
 
 
 @pytest.mark.parametrize("changed", [{"epochs": 1.0}, {"evaluation": "other"}, {"steps": 3}])
