@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test bench lint format pages clean
 
 demo: $(VENV)/installed
-	$(BIN)/ssl-zoo data get fashion_mnist
-	$(BIN)/ssl-zoo ablate configs/ablation/mechanisms_demo.yaml
+	$(BIN)/ssl-zoo data get textures
+	$(BIN)/ssl-zoo ablate configs/ablation/demo.yaml --jobs 2
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -q

@@ -34,14 +34,19 @@ def machine() -> str:
     return ", ".join(parts)
 
 
-def provenance(command: str) -> str:
-    """The line below a table: command, commit, date, machine."""
-    commit = ""
-    with suppress(OSError):  # a machine without git
-        commit = subprocess.run(
+def commit() -> str:
+    """Of this checkout, `-dirty` where files differ from it; 'unknown' on a machine without git."""
+    found = ""
+    with suppress(OSError):
+        found = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
         ).stdout.strip()
-    return f"`{command}`, commit {commit or 'unknown'}, {date.today()}; {machine()}"
+    return found or "unknown"
+
+
+def provenance(command: str) -> str:
+    """The line below a table: command, commit, date, machine."""
+    return f"`{command}`, commit {commit()}, {date.today()}; {machine()}"
 
 
 def seconds(function: Callable[[], object]) -> float:

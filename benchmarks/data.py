@@ -163,7 +163,7 @@ def rate(dataset: dict, workers: int, batch: int = 32, steps: int = 6) -> float:
         "batch_size": batch,
         "workers": workers,
     }
-    batches = bind(Data, block, "data")(seed=0, views_needed=2).batches(0, steps + 1, "cpu")
+    batches = bind(Data, block, "data")(run_seed=0, views_needed=2).batches(0, steps + 1, "cpu")
     next(batches)
     return batch * steps / seconds(lambda: [None for _ in batches])
 

@@ -218,6 +218,21 @@ def test_overrides_hold_for_every_arm_and_win_over_the_grid(study):
     assert settings == {(1, 5)}
 
 
+def test_an_arm_may_have_its_own_seed_of_order_and_views(study):
+    study.write(grid="base: base.yaml\narms: {A: {}, B: {set: {data.seed: 5}}}\n")
+    a, b = (run.config for run in study.expand().runs)
+    assert config.differences(a, b) == ["data.seed: None -> 5"]
+
+
+def test_a_number_of_seeds_takes_the_place_of_the_grids(study):
+    again = study.expand(seeds=3)
+    assert [run.seed for run in again.runs] == [seed for seed in range(3) for _ in range(5)]
+    assert again.command.endswith("--seeds 3")
+    assert {run.folder for run in study.expand().runs} < {run.folder for run in again.runs}
+    with pytest.raises(ConfigError, match=r"(?s)--seeds: no such number.*at least 1"):
+        study.expand(seeds=0)
+
+
 def test_another_base_takes_the_grids_place(study):
     study.write(other=BASE.replace("lr: 0.1", "lr: 0.7"))
     other = grid.expand(study.grid, base=study.folder / "other.yaml")
@@ -392,11 +407,95 @@ def test_finished_runs_go_on_for_more_epochs(study, capfd):
         study.ablate(only=["MoCo"])
 
 
+def test_runs_of_before_a_key_existed_are_kept(study):
+    study.ablate(only=["MoCo"])
+    for path in study.out.glob("moco/*/*/config.yaml"):
+        written = config.load(path).data
+        del written["data"]["seed"], written["nudge_weights"]
+        path.write_text(config.dump(written))
+    study.calls()
+    assert study.ablate(only=["MoCo"]) == 0 and study.calls() == []
+
+
 def test_a_run_that_trained_nothing_takes_a_new_config(study):
     study.fake("moco: no")
     study.ablate(only=["MoCo"])
     study.fake("")
     assert study.ablate(only=["MoCo"], overrides=["method.loss.temperature=0.3"]) == 0
+
+
+# ---------------------------------------------------------------- twins
+
+TWINS = [f"moco-{kind}/64/seed{seed}" for seed in (0, 1) for kind in ("one-ulp", "data-seed")]
+
+
+def test_twins_join_a_study_that_is_there_and_a_report_without_them_still_works(study):
+    study.ablate()
+    assert study.calls() == ALL
+    assert study.ablate(aa=True) == 0 and study.calls() == TWINS
+    assert "MoCo (one ulp)" in study.text("table.csv") and "--aa`" in study.text("table.md")
+    study.ablate()
+    assert study.calls() == [] and "one ulp" not in study.text("table.csv")
+
+
+def test_a_twin_differs_from_its_original_in_one_key(study):
+    runs = {(run.arm, run.x, run.seed): run.config for run in study.expand(aa=True).runs}
+    assert len(runs) == 14
+    for seed in (0, 1):
+        ulp, order = (runs[f"MoCo ({kind})", "64", seed] for kind in ("one ulp", "data seed"))
+        original = runs["MoCo", "64", seed]
+        assert config.differences(original, ulp) == ["nudge_weights: False -> True"]
+        assert config.differences(original, order) == [f"data.seed: None -> {1_000_000 + seed}"]
+
+
+def test_twins_are_of_the_first_planned_contrasts_better_side_with_its_seeds(study):
+    planned = "compare: ['memory bank, 256 > MoCo, 64']\nother_seeds: [7]\n"
+    study.write(grid=planned + GRID)
+    found = study.expand(aa=True)
+    names = ["memory bank (one ulp)", "memory bank (data seed)"]
+    assert found.twins == dict.fromkeys(names, ("memory bank", "256"))
+    assert {(r.x, r.seed) for r in found.runs if r.arm in names} == {("256", 0), ("256", 1)}
+    assert not study.expand().twins
+
+
+def test_the_table_shows_what_twins_differ_by_and_takes_none_for_the_best_arm(study):
+    """The fake trainer gives an arm that it does not know 60, and MoCo 80."""
+    study.write(grid="compare: ['MoCo, 256 > memory bank, 64']\n" + GRID)
+    (study.folder / "train.py").write_text(TRAIN.replace('{"moco"', '{"moco-one-ulp": 90, "moco"'))
+    study.ablate(aa=True)
+    header, _, *rows = study.text("table.md").splitlines()[2:]
+    start = "| arm | K | seeds | knn top1, % | against MoCo | noise, against MoCo, 256 | pretext"
+    assert header.startswith(start)
+    assert "| MoCo (one ulp) | 256 | 2 | 92.00 ± 1.41 |  | +10.00 ± 0.00 |" in "\n".join(rows)
+    assert "| memory bank | 256 | 2 | 72.00 ± 1.41 | -10.00 ± 0.00 |  |" in "\n".join(rows)
+    (best,) = (row for row in rows if row.startswith("| **"))
+    assert best.startswith("| **MoCo** | **256** |")
+    assert "- MoCo (data seed): MoCo, 256 again, so that its difference is noise" in rows
+    table = study.table()
+    assert table["MoCo (one ulp)", "256"]["twin_of"] == "MoCo, 256"
+    assert table["memory bank", "256"]["twin_of"] == ""
+    assert "twin of: MoCo, 256" in study.text("report.html")
+
+
+def test_twins_alone_make_no_column_of_the_first_arm(study):
+    """In a grid whose arms have no point in common, nothing is compared with the first arm."""
+    grid = "arms: {A: {sweep: {optimizer.lr: [1]}}, B: {sweep: {optimizer.lr: [2]}}}"
+    study.write(grid=f"base: base.yaml\ncompare: ['B, 2 > A, 1']\n{grid}\n")
+    study.ablate(aa=True)
+    header = study.text("table.md").splitlines()[2]
+    assert "against A" not in header and "| noise, against B, 2 |" in header
+
+
+def test_a_twin_that_would_not_differ_is_an_error(study):
+    with pytest.raises(ConfigError, match=r"(?s)'MoCo \(one ulp\)': nudge_weights: a twin of MoCo"):
+        study.expand(aa=True, overrides=["nudge_weights=true"])
+    study.expand(overrides=["nudge_weights=true"])
+
+
+def test_a_twin_of_the_name_of_an_arm_is_an_error(study):
+    study.write(grid="base: base.yaml\narms: {MoCo: {}, MoCo (one ulp): {}}\n")
+    with pytest.raises(ConfigError, match="two runs with one folder"):
+        study.expand(aa=True)
 
 
 # ---------------------------------------------------------------- side by side
@@ -630,6 +729,15 @@ def test_seeds_that_only_one_arm_has_are_left_out_of_the_differences(study):
     assert float(table["memory bank", "256"]["difference_mean"]) == -10.0
 
 
+def test_points_with_fewer_seeds_are_compared_by_the_seeds_they_share(study):
+    study.write(grid="compare: ['MoCo, 256 > MoCo, 64']\nother_seeds: [1]\n" + GRID)
+    study.ablate()
+    table = study.table()
+    assert table["MoCo", "64"]["seeds"] == "0 1" and table["memory bank", "64"]["seeds"] == "1"
+    assert float(table["memory bank", "64"]["difference_mean"]) == -10.0
+    assert table["memory bank", "64"]["difference_std"] == ""
+
+
 def test_a_report_can_be_asked_for_before_anything_has_run(study, measured):
     assert study.ablate(report_only=True) == 0
     assert study.calls() == [] and measured == []
@@ -699,14 +807,17 @@ def test_grids_that_come_along_are_valid_also_with_the_papers_recipe(path):
     own = grid.expand(path)
     if any("base" in block for block in own.blocks.values()):
         return  # another base is refused, see above
+    settings = [own.common.get("set", {}), *(block.get("set", {}) for block in own.blocks.values())]
+    if any(key.startswith("data.dataset.") for keys in settings for key in keys):
+        return  # about one data set, whose keys another's recipe need not have
     paper = grid.expand(path, base=path.parents[1] / "imagenet" / "moco_v1.yaml")
     assert [str(run) for run in own.runs] == [str(run) for run in paper.runs]
     assert len(own.blocks) == len(paper.blocks) >= 1
 
 
-def test_figure_3_compares_with_as_many_keys_in_every_arm():
-    (path,) = (path for path in GRIDS if path.stem == "fig3")
+@pytest.mark.parametrize("name", ["fig3", "fig3_imagenet"])
+def test_figure_3_says_with_how_many_keys_an_arm_compares(name):
+    (path,) = (path for path in GRIDS if path.stem == name)
     for run in grid.expand(path).runs:
-        memory = run.config["method"]["memory"]
-        keys = memory.get("size") or memory.get("num_negatives") or run.config["data"]["batch_size"]
-        assert keys == int(run.x)
+        memory, others = run.config["method"]["memory"], run.config["data"]["batch_size"] - 1
+        assert int(run.x) == (memory.get("size") or memory.get("num_negatives") or others)

@@ -186,7 +186,7 @@ def data_of(root, **arguments):
         "batch_size": 5,
         "workers": 0,
     }
-    return bind(Data, block, "data")(seed=0, views_needed=2)
+    return bind(Data, block, "data")(run_seed=0, views_needed=2)
 
 
 def decibels(a, b):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, rgb_to_grayscale
 from torchvision.utils import save_image
 
 from ssl_zoo import config, experiment
@@ -30,9 +30,9 @@ VIEWS = {
 CLEAN = {"ops": {"resize": {"type": "Resize", "size": [8, 8]}, "normalize": NORMALIZE}}
 
 
-def data_of(seed=0, **arguments):
+def data_of(run_seed=0, **arguments):
     block = {"dataset": SYNTHETIC, "views": VIEWS, "clean": CLEAN, "batch_size": 16, **arguments}
-    return bind(Data, block, "data")(seed=seed, views_needed=2)
+    return bind(Data, block, "data")(run_seed=run_seed, views_needed=2)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,18 @@ def test_an_epoch_sees_each_sample_once_in_disjoint_shares(n, batch, world, drop
     assert not torch.equal(whole.permutation(0), Sampler(n, batch, 4, drop_last).permutation(0))
 
 
+def test_order_and_views_take_the_seed_of_data_or_else_the_runs():
+    run, own, other = data_of(run_seed=3), data_of(run_seed=0, seed=3), data_of(run_seed=3, seed=0)
+    assert_same(run.batches(0, 6, "cpu"), own.batches(0, 6, "cpu"))
+    assert_same(data_of().batches(0, 6, "cpu"), other.batches(0, 6, "cpu"))
+    assert not torch.equal(run.indices(0), other.indices(0))
+    index = torch.arange(8)
+    images = run.dataset.fetch(index)
+    views = (data.views(images, data.seed, 0, index)[0] for data in (run, other))
+    assert not torch.equal(*views)
+    assert [data.splits.seed for data in (run, own, other)] == [3, 0, 3]  # evaluations: the run's
+
+
 def test_a_resume_is_a_slice():
     sampler = Sampler(50, 16, 0, drop_last=False)
     steps = list(sampler.steps(0, 11))
@@ -135,8 +147,8 @@ def test_batches_hold_what_they_say():
 def test_boxes_are_those_of_the_views_if_asked_for(workers, scaled, folder):
     block = {"dataset": folder | {"scaled": scaled}, "views": VIEWS, "clean": CLEAN}
     part = bind(Data, block | {"batch_size": 6, "workers": workers}, "data")
-    assert next(part(seed=2).batches(0, 1, "cpu")).boxes == []
-    data = part(seed=2, boxes=True, views_needed=2)
+    assert next(part(run_seed=2).batches(0, 1, "cpu")).boxes == []
+    data = part(run_seed=2, boxes=True, views_needed=2)
     for step, batch in enumerate(data.batches(0, 3, "cpu")):
         shapes = torch.tensor([image.shape for image in data.dataset.fetch(batch.index)])
         epoch = step // data.steps_per_epoch
@@ -279,12 +291,29 @@ def test_splits_of_other_images_may_take_a_runs_clean_operations():
             {"clean": {"ops": {"f": {"type": "HorizontalFlip"}}}},
             r"data\.clean\.ops\.f: evaluation takes no random operation\n.*HorizontalFlip",
         ),
+        (
+            {"clean": {"ops": {"g": {"type": "RandomGrayscale", "p": 1.0}}}},
+            r"data\.clean\.ops\.g: .*no random operation\n.*RandomGrayscale\n.*, Grayscale, ",
+        ),
     ],
 )
 def test_bad_values_are_refused_when_the_configuration_is_checked(arguments, message):
     block = {"dataset": SYNTHETIC, "views": VIEWS, "clean": CLEAN, "batch_size": 16, **arguments}
     with pytest.raises(ConfigError, match=message):
         bind(Data, block, "data")
+
+
+def test_evaluation_takes_gray_images():
+    colored, gray = (
+        bind(Splits, {"dataset": SYNTHETIC, "clean": {"ops": ops}})()
+        for ops in ({}, {"gray": {"type": "Grayscale"}})
+    )
+    (images, labels), (grays, same) = (
+        next(x.clean_batches("test", "cpu")) for x in (colored, gray)
+    )
+    torch.testing.assert_close(grays, rgb_to_grayscale(images, 3), atol=1e-6, rtol=0)
+    assert torch.equal(labels, same) and not torch.equal(grays, images)
+    assert gray.identity() != colored.identity()
 
 
 @pytest.mark.parametrize("which", ["views", "clean"])

@@ -43,7 +43,7 @@ def data_of(dataset, **arguments):
     ops = {"crop": {"type": "RandomResizedCrop", "size": 16}}
     clean = {"resize": {"type": "Resize", "size": 32}, "crop": {"type": "CenterCrop", "size": 24}}
     block = {"dataset": dataset, "views": {"ops": ops}, "clean": {"ops": clean}, "batch_size": 4}
-    return bind(Data, block | arguments, "data")(seed=0)
+    return bind(Data, block | arguments, "data")(run_seed=0)
 
 
 def test_round_trip(root, pack):

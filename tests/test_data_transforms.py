@@ -11,7 +11,7 @@ from ssl_zoo.config import TRANSFORMS, ConfigError, bind
 from ssl_zoo.data import Views
 from ssl_zoo.data.image import Samples
 from ssl_zoo.data.image.blur import GaussianBlur
-from ssl_zoo.data.image.color import ColorJitter, Normalize, RandomGrayscale, Solarize
+from ssl_zoo.data.image.color import ColorJitter, Grayscale, Normalize, RandomGrayscale, Solarize
 from ssl_zoo.data.image.geometry import CenterCrop, HorizontalFlip, RandomResizedCrop, Resize
 from ssl_zoo.data.image.transform import GeometricTransform
 from ssl_zoo.ops import patches
@@ -88,7 +88,8 @@ CASES = {
         jitter,
     ),
     "hue": (ColorJitter(hue=0.5), jitter),
-    "gray": (
+    "gray": (Grayscale(), lambda x, _: F.rgb_to_grayscale(x, num_output_channels=len(x))),
+    "gray-random": (
         RandomGrayscale(p=1.0),
         lambda x, _: F.rgb_to_grayscale(x, num_output_channels=len(x)),
     ),

@@ -56,6 +56,13 @@ def test_vote_equals_the_equation(k, temperature):
     assert 20 < found["top1"] < 99  # a task on which being wrong would show
 
 
+@pytest.mark.parametrize("k", [1, 20])
+def test_the_nearest_neighbor_alone_is_what_one_neighbor_votes(k):
+    bank, queries = clusters(400), clusters(150, seed=1)
+    expected, _ = plain_vote(bank, queries, 1, 0.07)
+    assert vote(bank, queries, k=k).metrics["nearest"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_vote_over_several_chunks_of_queries(monkeypatch):
     bank, queries = clusters(300), clusters(100, seed=1)
     whole = vote(bank, queries, k=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import json
 import math
@@ -397,7 +398,9 @@ def test_key_drift_follows_a_few_keys_until_they_are_overwritten(memory, symmetr
         drift.after_step(method, whole, out)
         probe.after_step(method, whole)
         random = torch.get_rng_state()
-        assert drift.scalars(method, None) == pytest.approx(probe.told(method), abs=1e-5)
+        scalars = drift.scalars(method, None)
+        scalars.pop("own_older_keys")  # has a test of its own
+        assert scalars == pytest.approx(probe.told(method), abs=1e-5)
         assert torch.equal(random, torch.get_rng_state())
         assert all(module.training for module in method.modules())
     if drift.followed is not None:
@@ -410,7 +413,8 @@ def test_keys_that_are_not_stored_have_no_age_and_a_method_without_memory_nothin
     drift, whole = KeyDrift(), batch(N)
     method = make(MEMORIES["end-to-end"])
     drift.after_step(method, whole, {})
-    assert drift.scalars(method, None) == {"key_age": 0.0, "key_cosine": 1.0}
+    nothing = {"key_age": 0.0, "key_cosine": 1.0, "own_older_keys": 0.0}
+    assert drift.scalars(method, None) == nothing
     plain = Method()
     drift.after_step(plain, whole, {})
     assert drift.scalars(plain, None) == SameLabel().scalars(plain, torch.zeros(9)) == {}
@@ -422,6 +426,27 @@ def test_a_bank_of_half_the_embedding_has_an_age_alone():
     method.memory.update(method.encoder, torch.ones(N, 1, 3), torch.ones(N, 1, 3), whole.index)
     drift.after_step(method, whole, {})
     assert drift.scalars(method, None) == {"key_age": 1 - N / SAMPLES}
+
+
+@pytest.mark.parametrize(
+    ("name", "symmetric"),
+    [("queue", False), ("queue", True), ("mochi", False), ("bank", False), ("end-to-end", False)],
+)
+def test_keys_that_are_an_images_own_older_ones_are_counted(name, symmetric):
+    """By hand: a list of the queue's 20 images. Others hold no older key of a query's own image."""
+    method, drift = make(MEMORIES[name], symmetric=symmetric), KeyDrift()
+    queue, counts = collections.deque(maxlen=20), []
+    for step in range(6):
+        whole = batch(N, step, num_samples=12)
+        images = whole.index.tolist()
+        out = {key: value.detach() for key, value in method(whole).items()}
+        counts.append(sum(images.count(image) for image in queue) / N)
+        method.after_step(whole, out)
+        drift.after_step(method, whole, out)
+        expected = counts[-1] if name in ("queue", "mochi") else 0.0
+        assert drift.scalars(method, None)["own_older_keys"] == expected
+        queue.extend(images * (1 + symmetric))
+    assert counts[0] == 0 < min(counts[1:])  # so that a count of this step's own keys is seen
 
 
 def test_share_of_same_label_negatives():

@@ -226,6 +226,18 @@ def test_a_run_goes_on_under_other_keys_of_the_machine_and_is_the_same_to_the_bi
     assert steps(part) == [1, 2, 3, 4, 6, 9, 10]
 
 
+def test_a_run_of_before_a_key_existed_goes_on_and_is_the_same_to_the_bit(tmp_path, capsys):
+    assert train(tmp_path / "whole", "checkpoint.every_epochs=0.2", "checkpoint.keep=9") == 0
+    part = cut_short(tmp_path / "whole", tmp_path / "part", 4)
+    written = config.load(part / "config.yaml").data
+    del written["data"]["seed"], written["nudge_weights"]
+    (part / "config.yaml").write_text(config.dump(written))
+    assert train(part, "checkpoint.every_epochs=0.2", "checkpoint.keep=9", "--resume") == 0
+    assert same(trained(part), trained(tmp_path / "whole")) and steps(part) == list(range(1, 11))
+    assert train(part, "data.seed=5", "--resume") == 2
+    assert "data.seed: None -> 5" in capsys.readouterr().err
+
+
 def test_keys_of_the_run_make_another_and_are_listed(tmp_path, capsys):
     assert train(tmp_path) == 0
     other = ["method.memory.size=40", "optimizer.lr=0.5", "train.log_every=3", "train.threads=1"]

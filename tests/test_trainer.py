@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -90,6 +91,49 @@ def full_and_resumed(folder: str, overrides: list, resumed_overrides: list) -> t
     return same(everything(second), everything(whole)), early
 
 
+KEYS = "memory.key_encoder.encoder"  # the momentum encoder starts as a copy
+
+
+def test_nudged_weights_are_the_first_layers_next_floats_and_all_else_is_the_same(tmp_path):
+    plain, nudged = make(tmp_path / "a"), make(tmp_path / "b", "nudge_weights=true")
+    one, other = everything(plain), everything(nudged)
+    moved = {name for name in one["method"] if not same(one["method"][name], other["method"][name])}
+    assert moved == {f"{where}.backbone.net.0.weight" for where in ("encoder", KEYS)}
+    for name in moved:
+        before, after = one["method"][name].numpy(), other["method"][name].numpy()
+        assert (after == np.nextafter(before, np.float32(np.inf))).all() and (after > before).all()
+    assert same(one["rng"], other["rng"])
+    ends = []
+    for run in (plain, nudged):
+        run.fit()
+        ends.append(run.method.state_dict()["encoder.backbone.net.3.weight"])
+    assert not torch.equal(*ends) and torch.allclose(*ends, atol=0.1)
+
+
+def test_a_nudge_moves_a_vits_patches_and_not_its_class_token():
+    options = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    block = {"type": "Timm", "name": "vit_tiny_patch16_224", "in_chans": 1, "options": options}
+    plain, nudged = (
+        experiment.seeded(0, config.bind(config.BACKBONES, block), torch.device("cpu"), nudged)
+        for nudged in (False, True)
+    )
+    one, other = plain.state_dict(), nudged.state_dict()
+    moved = [name for name in one if not torch.equal(one[name], other[name])]
+    assert [name.rpartition("patch_embed.")[2] for name in moved] == ["proj.weight"]
+    images = torch.rand(2, 1, 8, 8)
+    assert not torch.equal(plain.eval()(images), nudged.eval()(images))
+
+
+def test_another_seed_of_data_starts_from_the_same_weights_and_trains_others(tmp_path):
+    runs = [make(tmp_path / name, f"data.seed={name}") for name in ("null", "0", "5")]
+    starts = [everything(run) for run in runs]
+    assert same(starts[0], starts[1]) and same(starts[0], starts[2])
+    for run in runs:
+        run.fit()
+    ends = [everything(run) for run in runs]
+    assert same(ends[0], ends[1]) and not same(ends[0], ends[2])
+
+
 def with_steps(trainer, steps, call) -> None:
     kept, trainer.total_steps = trainer.total_steps, steps
     call(trainer)
@@ -114,6 +158,11 @@ def test_resume_is_bitwise_with_other_workers_and_a_kept_last_batch(tmp_path):
     resumed, early = full_and_resumed(
         str(tmp_path), ["data.drop_last=false", "data.dataset.limit=150"], ["data.workers=2"]
     )
+    assert resumed and not early
+
+
+def test_resume_is_bitwise_with_another_seed_of_data_and_nudged_weights(tmp_path):
+    resumed, early = full_and_resumed(str(tmp_path), ["data.seed=5", "nudge_weights=true"], [])
     assert resumed and not early
 
 

@@ -3,6 +3,10 @@
 import argparse
 from pathlib import Path
 
+TWINS = """also two twins of one point: one starts from weights that differ by one unit in the last
+place, the other has another data.seed, so their differences to it show how much of a difference is
+nothing; the point is the better side of the grid's first planned contrast, else the first point"""
+
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
     parser = commands.add_parser(
@@ -18,8 +22,11 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument("--base", type=Path, help="another base config than the grid's")
     parser.add_argument("--out", type=Path, help="study folder [runs/ablation/<grid's name>]")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms only")
+    in_place = "seeds 0 to N - 1 in place of the grid's"
+    parser.add_argument("--seeds", type=int, metavar="N", help=in_place)
     side_by_side = "runs side by side; auto: as a short measurement says, or one a GPU [auto]"
     parser.add_argument("--jobs", default="auto", type=_jobs, metavar="N", help=side_by_side)
+    parser.add_argument("--aa", action="store_true", help=TWINS)
     parser.add_argument("--report-only", action="store_true", help="of what is there; run nothing")
     parser.set_defaults(command=ablate)
 
@@ -31,5 +38,5 @@ def _jobs(text: str) -> int | str:
 def ablate(arguments: argparse.Namespace) -> int:
     from ssl_zoo.study.launch import run_study
 
-    names = ("out", "overrides", "only", "report_only", "base", "jobs")
+    names = ("out", "overrides", "only", "report_only", "base", "jobs", "seeds", "aa")
     return run_study(arguments.grid, **{name: getattr(arguments, name) for name in names})

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train one config",
     "ablate": "run a grid of arms and report",
     "evaluate": "evaluate a trained backbone",
+    "compare": "whether one arm is better than another",
     "list": "what is registered: name, one line, paper",
     "data": "get a data set, or look at a config's views",
 }

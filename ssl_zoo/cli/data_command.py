@@ -10,8 +10,16 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser = commands.add_parser(name, help=summary, description=summary + ".")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     get = actions.add_parser("get", parents=[common], help="obtain a data set")
-    get.add_argument("name", metavar="NAME", help="fashion_mnist, cifar10, cifar100 or stl10")
+    get.add_argument(
+        "name", metavar="NAME", help="fashion_mnist, textures, cifar10, cifar100 or stl10"
+    )
     get.add_argument("--root", type=Path, help="folder [$SSL_ZOO_DATA, or ./data]")
+    get.add_argument(
+        "--packages",
+        nargs="+",
+        metavar="NAME",
+        help="of textures: any of ufoai, openarena, nexuiz [ufoai openarena]",
+    )
     get.set_defaults(command=get_data)
     show = actions.add_parser("show", parents=[common], help="a PNG of images and a config's views")
     add_config(show)
@@ -36,7 +44,8 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 def get_data(arguments: argparse.Namespace) -> int:
     from ssl_zoo.data import fetch
 
-    print(f"{arguments.name} is in {fetch.get(arguments.name, arguments.root)}")
+    folder = fetch.get(arguments.name, arguments.root, packages=arguments.packages)
+    print(f"{arguments.name} is in {folder}")
     return 0
 
 
@@ -47,7 +56,8 @@ def show_views(arguments: argparse.Namespace) -> int:
     if arguments.samples < 1:
         raise ValueError(f"--samples {arguments.samples}: expected at least 1")
     sections = _sections(arguments)
-    data = sections["data"](seed=sections["seed"], views_needed=views_needed(sections["method"]))
+    needed = views_needed(sections["method"])
+    data = sections["data"](run_seed=sections["seed"], views_needed=needed)
     view_grid(data, arguments.out, arguments.samples)
     print(arguments.out)
     return 0

@@ -10,7 +10,15 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import save_image
 
-from ssl_zoo.config import DATASETS, ConfigError, OfMachine, Part, PositiveInt, join
+from ssl_zoo.config import (
+    DATASETS,
+    ConfigError,
+    NonNegativeInt,
+    OfMachine,
+    Part,
+    PositiveInt,
+    join,
+)
 from ssl_zoo.config.constraints import constrained
 from ssl_zoo.core import Batch
 from ssl_zoo.data.image import Samples, Views
@@ -49,7 +57,7 @@ class Splits:
     def validate(*, clean: Part | None, **_) -> None:
         for label, op in clean.kwargs["ops"].items() if clean else ():
             if op.target.random:
-                found, expected = op.target.__name__, "Resize, CenterCrop or Normalize"
+                found, expected = op.target.__name__, "Resize, CenterCrop, Grayscale, Normalize"
                 key, problem = join("clean.ops", label), "evaluation takes no random operation"
                 raise ConfigError(key, problem, found=found, expected=expected)
 
@@ -109,11 +117,14 @@ class Data:
     """A data set, its views and its batches, each a function of (seed, step).
 
     Args:
+        run_seed: of the run; evaluations start from it, whatever `seed` is.
         boxes: batches say where their views lie in the images.
         views_needed: how many views are made where `views.count` is null.
         dataset, clean, workers: of `Splits`.
         views: random views for training.
         batch_size, drop_last: of `Sampler`.
+        seed: of the order of the samples and of their views, and of nothing else: weights and what
+            methods and evaluations draw stay the run's. null: the run's seed.
 
     Attributes:
         splits: the same data set for evaluations.
@@ -124,7 +135,7 @@ class Data:
 
     def __init__(
         self,
-        seed: int,
+        run_seed: int,
         boxes: bool = False,
         views_needed: int = 1,
         *,
@@ -134,19 +145,19 @@ class Data:
         batch_size: PositiveInt,
         drop_last: bool = True,
         workers: OfMachine[Workers] = "auto",
+        seed: NonNegativeInt | None = None,
     ):
-        self.seed, self.boxes = seed, boxes
+        self.seed, self.boxes = run_seed if seed is None else seed, boxes
         self.batch_size, self.workers = batch_size, workers
         self.views: Views = views(views_needed=views_needed)
-        self.splits = Splits(seed, dataset=dataset, clean=clean, workers=workers)
+        self.splits = Splits(run_seed, dataset=dataset, clean=clean, workers=workers)
         self.dataset: ImageSet = self.splits.split("pretrain")
         self.views.check_sizes(self.dataset.varies)
         self.num_samples = len(self.dataset)
         self.num_classes = self.dataset.num_classes
         self.labels = self.dataset.labels
-        self.sampler = Sampler(
-            self.num_samples, batch_size, seed, drop_last, distributed.rank(), distributed.world()
-        )
+        ranks = distributed.rank(), distributed.world()
+        self.sampler = Sampler(self.num_samples, batch_size, self.seed, drop_last, *ranks)
         self.steps_per_epoch = self.sampler.steps_per_epoch
 
     def batches(self, start: int, stop: int, device: torch.device | str) -> Iterator[Batch]:

@@ -109,9 +109,10 @@ class KNN(Evaluation):
 
     @faiss_threads()
     def judge(self, train: Labeled, test: Labeled, device: torch.device | str = "cpu") -> Outcome:
-        """'top1' and 'top5' in %, and for each query the winner's share of the votes.
+        """'top1', 'top5' and 'nearest' in %, and for each query the winner's share of the votes.
 
-        A class that none of the k neighbors belongs to is not among the top five.
+        A class that none of the k neighbors belongs to is not among the top five. 'nearest' is what
+        the nearest neighbor alone says.
 
         Raises:
             ValueError: k exceeds the bank, unknown labels, features that are not finite.
@@ -122,7 +123,7 @@ class KNN(Evaluation):
         bank, queries = (F.normalize(x.features.float(), dim=1).contiguous() for x in (train, test))
         search, described = build_index(bank, self.index, self.k)
 
-        best, predicted, shares = [], [], []
+        best, predicted, shares, first = [], [], [], []
         for q in queries.split(QUERIES_AT_ONCE):
             nearest = search.search(q.numpy(), self.k)
             similarity, neighbors = map(torch.from_numpy, nearest)  # [m, k]
@@ -136,6 +137,7 @@ class KNN(Evaluation):
             best.append(top.values)
             predicted.append(top.indices)
             shares.append(top.values[:, 0] / score.sum(1))
+            first.append(votes[:, 0])
         ranked = torch.cat(predicted)  # [m, 5]
         hits = (ranked == test.labels[:, None]) & (torch.cat(best) > 0)
         protocol = {
@@ -149,4 +151,5 @@ class KNN(Evaluation):
             "precision": self.precision,
         }
         rows = Rows.of(test, ranked[:, 0], torch.cat(shares))
-        return Outcome(top1_and_top5(hits), protocol, rows)
+        nearest = 100 * (torch.cat(first) == test.labels).float().mean().item()
+        return Outcome(top1_and_top5(hits) | {"nearest": nearest}, protocol, rows)

@@ -20,7 +20,8 @@ from ssl_zoo.system.rng import kept_random_state
 def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """What each baseline of each evaluation of a resolved config depends on, as plain values.
 
-    Reads no data. The untrained network's depends on the backbone's block and the seed as well.
+    Reads no data. The untrained network's depends on the backbone's block and the seed as well, and
+    is the one that a run with `nudge_weights` has moved away from: arms keep one start in common.
     """
     sections = parse(Config(config)).arguments()
     network = {"backbone": sections["backbone"].spelled_out(), "seed": sections["seed"]}

@@ -1,5 +1,6 @@
 """The sections of a config, as the signature of one function, and the run that they make."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ def whole_run(
     evaluations: dict[str, Part[EVALUATIONS, Monitored]] = {},  # noqa: B006
     best: str | None = None,
     observers: dict[str, Part[OBSERVERS]] = _OBSERVERS,
+    nudge_weights: bool = False,
 ) -> Trainer:
     """A whole run; the top level of a config is a call of this function.
 
@@ -61,12 +63,15 @@ def whole_run(
         baselines: whether evaluations measure theirs before the first step.
         best: 'NAME.metric' that decides what is best.pt; null: the first evaluation's main metric.
         observers: what looks on; a block of one's own takes the place of all.
+        nudge_weights: the backbone starts one unit in the last place away, see `nudge`. What
+            comes of that is what rounding alone can do.
     """
     settings: TrainSettings = train()
     if settings.threads != "auto":
         torch.set_num_threads(settings.threads)
-    images = data(seed=seed, boxes=method.target.needs_boxes, views_needed=views_needed(method))
-    network = seeded(seed, backbone, device)
+    boxes, views = method.target.needs_boxes, views_needed(method)
+    images = data(run_seed=seed, boxes=boxes, views_needed=views)
+    network = seeded(seed, backbone, device, nudge_weights)
     pretext = method(
         backbone=network,
         num_samples=images.num_samples,
@@ -99,12 +104,26 @@ def whole_run(
 whole_run.named = "a config"  # in errors
 
 
-def seeded(seed: int, backbone: Part, device: torch.device) -> nn.Module:
+def seeded(seed: int, backbone: Part, device: torch.device, nudged: bool = False) -> nn.Module:
     """The first thing drawn from the seed, so that runs with one seed start from one backbone."""
     seed_all(seed)
     # Channels last is what convolutions run fastest in, in training and in evaluation alike.
     network = backbone().to(memory_format=torch.channels_last)
+    if nudged:
+        nudge(network)
     return speed_up(network) if device.type == "cpu" else network
+
+
+@torch.no_grad()
+def nudge(network: nn.Module) -> None:
+    """Moves every weight of the first layer up to the next number that a float can be.
+
+    The first layer, and not the first parameter: that is a ViT's class token, which starts so near
+    zero that the sum with its position loses the last place.
+    """
+    layers = (p for name, p in network.named_parameters() if name.endswith("weight") and p.ndim > 1)
+    first = next(layers)
+    first.copy_(first.nextafter(first.new_tensor(math.inf)))
 
 
 def parse(config: Config) -> Part:

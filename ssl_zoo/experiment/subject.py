@@ -124,7 +124,8 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     """
     if path.suffix in (".yaml", ".yml"):
         sections = parse(configs.load(path)).arguments()
-        backbone = seeded(sections["seed"], sections["backbone"], device)
+        seed, nudged = sections["seed"], sections["nudge_weights"]
+        backbone = seeded(seed, sections["backbone"], device, nudged)
         return Subject(sections, backbone.to(device), UNTRAINED, path=path)
     if path.is_dir():
         saved = RunFolder(path).checkpoints()

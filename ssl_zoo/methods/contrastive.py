@@ -67,7 +67,8 @@ class Contrastive(Method):
             q.append(self.embed(x2))
             k.append(self.memory.encode(self.encoder, x1, batch.index))
         lookups = self.memory.lookups(q, k, batch.index)
-        self.compared = batch.index, lookups[-1].index
+        keys = lookups[-1].index  # a queue's own, which the update overwrites
+        self.compared = batch.index, None if keys is None else keys.clone()
         losses, nearer = zip(*map(self.loss, lookups), strict=True)
         return {
             "loss": sum(losses) / len(losses),

@@ -77,6 +77,10 @@ class RunFolder:
         """The newest result of an evaluation; {} before the first."""
         return self._json(f"evaluations/{name}/result.json")
 
+    def rows_path(self, name: str) -> Path:
+        """An evaluation's row for each test image; no file before the first, or without any."""
+        return self.path / "evaluations" / name / "rows.csv"
+
     def check_format(self) -> None:
         """Raises ValueError for a folder that another version wrote."""
         environment = self.environment()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,16 @@ from ssl_zoo.study.division import Division
 Point = tuple[str, str | None]  # an arm, and where on its sweep
 
 
+# With --aa: what a twin of a point sets besides, for a run's seed. None of it should matter, so
+# as much as a twin differs do arms differ for nothing.
+TWINS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "one ulp": lambda seed: {"nudge_weights": True},
+    "data seed": lambda seed: {"data.seed": 1_000_000 + seed},  # far from a grid's seeds
+}
+
+
 def title(point: Point) -> str:
+    """As contrasts and reports name a point: 'MoCo, 4096'."""
     return ", ".join(filter(None, point))
 
 
@@ -98,6 +107,7 @@ class Grid:
         compare: contrasts that are planned, '"A > B"' each, where A and B are arms, or an arm and a
             point of its sweep: "MoCo, 4096 > end-to-end, 31". A is expected to be the better one.
         other_seeds: of what no contrast names; null: `seeds`, for all.
+        kept: a kept study, relative to the grid file, that the report draws these runs over.
         set: dotted keys for every arm.
         x: name of the swept quantity, for the figure.
         arms: by name; differences are taken against the first.
@@ -113,9 +123,11 @@ class Grid:
         x: str | None = None,
         compare: list[str] = [],  # noqa: B006
         other_seeds: list[NonNegativeInt] | None = None,
+        kept: str | None = None,
     ):
         self.arms: dict[str, Arm] = {name: arm() for name, arm in arms.items()}
         self.base, self.seeds, self.set, self.x = base, seeds, set, x
+        self.kept = kept
         self.contrasts = [Contrast.read(text, self.points) for text in compare]
         self.other_seeds = seeds if other_seeds is None else other_seeds
 
@@ -124,7 +136,17 @@ class Grid:
         """What is compared: an arm at one point of its sweep, if it has one."""
         return [(name, label) for name, arm in self.arms.items() for label, _ in arm.points()]
 
+    @property
+    def twins(self) -> dict[Point, tuple[Point, str]]:
+        """Those that --aa adds: of which point, and which of `TWINS`.
+
+        The point is the better side of the first planned contrast, or else the first of all.
+        """
+        point = self.contrasts[0].better if self.contrasts else self.points[0]
+        return {(f"{point[0]} ({kind})", point[1]): (point, kind) for kind in TWINS}
+
     def seeds_of(self, point: Point) -> list[int]:
+        """`seeds` of a point that a contrast names, of others `other_seeds`."""
         planned = any(point in (c.better, c.worse) for c in self.contrasts)
         return self.seeds if planned else self.other_seeds
 
@@ -201,6 +223,8 @@ class Study:
     common: dict[str, Any]  # what all arms have in common, as the grid has it
     blocks: dict[str, dict[str, Any]]  # what each arm sets, as the grid has it
     contrasts: list[Contrast]  # that are planned
+    twins: dict[str, Point]  # arms that --aa adds, and the point that each is a twin of
+    kept: Path | None  # a kept study that the report draws these runs over
     command: str  # what the user types to run or continue the study
 
     def division(self) -> Division | None:
@@ -228,6 +252,8 @@ def expand(
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
     base: str | Path | None = None,
+    seeds: int | None = None,
+    aa: bool = False,
 ) -> Study:
     """Reads a grid file and resolves the config of every run.
 
@@ -237,13 +263,21 @@ def expand(
         out: the study's folder; None: runs/ablation/<name of the grid file>.
         overrides: 'key=value' for every arm.
         base: a config in place of the grid's own base.
+        seeds: so many, 0 and up, in place of the grid's `seeds`.
+        aa: with twins of one point, see `Grid.twins`.
 
     Raises:
         ConfigError: the grid is wrong, an arm's config is wrong, an override sets what the arms
-            differ in, or `base` is given to arms with bases of their own.
+            differ in, `base` is given to arms with bases of their own, `seeds` is below 1, or a
+            twin would not differ from its original.
     """
     grid_path, overrides = Path(grid_path), list(overrides)
     file = config.load(grid_path)
+    if seeds is not None:
+        if seeds < 1:
+            problem, found = "no such number of seeds", repr(seeds)
+            raise ConfigError("--seeds", problem, found=found, expected="at least 1")
+        file.data["seeds"] = list(range(seeds))
     try:
         grid: Grid = bind(Grid, file.data)()
         _check_command_line(overrides, base, grid.arms)
@@ -258,22 +292,35 @@ def expand(
         base = grid_path.parent / grid.base
     if out is not None:
         command += ["--out", str(out)]
+    if seeds is not None:
+        command += ["--seeds", str(seeds)]
+    if aa:
+        command.append("--aa")
     out = Path(out) if out is not None else Path("runs", "ablation", name)
 
-    runs = []
-    for arm_name, arm in grid.arms.items():
+    twins = grid.twins if aa else {}
+    runs: list[Run] = []
+    configs: dict[tuple[Point, int], dict[str, Any]] = {}
+    for at, (like, kind) in [*((point, (point, "")) for point in grid.points), *twins.items()]:
+        arm = grid.arms[like[0]]
         arm_base = grid_path.parent / arm.base if arm.base is not None else base
-        for label, point in arm.points():
-            settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
-            folder = out.joinpath(*map(slug, filter(None, (arm_name, label))))
-            for seed in grid.seeds_of((arm_name, label)):
-                try:
-                    loaded = config.load(arm_base, [*settings, ("seed", seed)])
-                    resolved = experiment.parse(loaded).spelled_out()
-                except ConfigError as error:
-                    error.where = f"{grid_path}, arm {arm_name!r}: {error.where}".rstrip(": ")
-                    raise
-                runs.append(Run(arm_name, label, seed, folder / f"seed{seed}", resolved))
+        point = dict(arm.points())[like[1]]
+        settings = [*grid.set.items(), *overrides, *arm.set.items(), *point.items()]
+        folder = out.joinpath(*map(slug, filter(None, at)))
+        for seed in grid.seeds_of(like):
+            own = TWINS[kind](seed) if kind else {}
+            try:
+                loaded = config.load(arm_base, [*settings, *own.items(), ("seed", seed)])
+                resolved = experiment.parse(loaded).spelled_out()
+                if own and resolved == configs[like, seed]:
+                    problem = f"a twin of {title(like)} that sets nothing else"
+                    found, expected = f"{own} in both", "another value there, or no --aa"
+                    raise ConfigError(next(iter(own)), problem, found=found, expected=expected)
+            except ConfigError as error:
+                error.where = f"{grid_path}, arm {at[0]!r}: {error.where}".rstrip(": ")
+                raise
+            configs[at, seed] = resolved
+            runs.append(Run(*at, seed, folder / f"seed{seed}", resolved))
     last = {run.folder: run for run in runs}
     if twice := [f"{run}; {last[run.folder]}" for run in runs if last[run.folder] is not run]:
         problem = "two runs with one folder"
@@ -283,9 +330,17 @@ def expand(
     swept = (k for arm in grid.arms.values() for k, at in arm.sweep.items() if isinstance(at, list))
     x = grid.x or next(swept, "point").rpartition(".")[2]
     common = {"base": str(base or ""), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
+    if grid.contrasts:
+        common |= {"compare": list(map(str, grid.contrasts)), "other_seeds": grid.other_seeds}
     common = {name: value for name, value in common.items() if value}
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in grid.arms.items()}
-    study = Study(name, out, x, runs, common, blocks, grid.contrasts, shlex.join(command))
+    for (twin, _), (of, kind) in twins.items():
+        seed = grid.seeds_of(of)[0]
+        blocks[twin] = {"twin of": title(of), f"set, with seed {seed}": TWINS[kind](seed)}
+    originals = {twin: of for (twin, _), (of, _) in twins.items()}
+    kept = grid_path.parent / grid.kept if grid.kept else None
+    again = shlex.join(command)
+    study = Study(name, out, x, runs, common, blocks, grid.contrasts, originals, kept, again)
     division = study.division()
     return study.with_threads(division.threads) if division else study
 

@@ -43,12 +43,14 @@ def run_study(
     report_only: bool = False,
     base: str | Path | None = None,
     jobs: int | str = "auto",
+    seeds: int | None = None,
+    aa: bool = False,
     train: Sequence[str] = TRAIN,
 ) -> int:
     """Runs what a grid still lacks, and rewrites the report after each run.
 
     Args:
-        grid_path, out, overrides, base: as of `expand`.
+        grid_path, out, overrides, base, seeds, aa: as of `expand`.
         only: names of the arms to run; None: all.
         report_only: run nothing.
         jobs: runs side by side, no more than there are GPUs; auto: one on each GPU, or what
@@ -65,7 +67,7 @@ def run_study(
         FileExistsError: another process runs this study.
     """
     given_jobs = None if jobs == "auto" else _number(jobs, len(gpus()))
-    study = expand(grid_path, out, overrides, base)
+    study = expand(grid_path, out, overrides, base, seeds, aa)
     arms = _chosen(only, list(study.blocks))
     console = Console(markup=False, emoji=False, highlight=False)  # names are shown as they are
     if not console.is_terminal:

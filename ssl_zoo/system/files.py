@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -25,3 +26,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file; a last line that a kill cut short is left out."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(x) for x in text.splitlines(keepends=True) if x.endswith("\n")]
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal; memory stays small."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

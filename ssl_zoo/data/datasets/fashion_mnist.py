@@ -12,7 +12,8 @@ from torch import Tensor
 from ssl_zoo.config import DATASETS, OfMachine, PositiveInt
 from ssl_zoo.data.source import InMemory, Split, check_split, roots
 
-SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+DEBIAN = "dataset-fashion-mnist"  # a package
+SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # where it puts the files
 PARTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 # Of the contents; the gzip around them differs between distributors.
 SHA256 = {

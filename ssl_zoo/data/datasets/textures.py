@@ -1,8 +1,10 @@
 """Textures of three free games: many classes in color, from Debian packages."""
 
-import hashlib
 import io
+import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -15,12 +17,38 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ssl_zoo.config import DATASETS, ConfigError, OfMachine
+from ssl_zoo.data import debian
 from ssl_zoo.data.source import InMemory, Split, check_split, roots
-from ssl_zoo.system.files import replacing
+from ssl_zoo.system.files import sha256
 
 LIST = Path(__file__).with_name("textures.yaml")
 SIDE, TILES = 256, 8  # pixels of a texture's side, and tiles along it
 Package = Literal["ufoai", "openarena", "nexuiz"]
+DEFAULT: list[Package] = ["ufoai", "openarena"]
+# Whence: the archive of textures in each, a .pk3, which is a zip of PNG and JPEG.
+DEBIAN = {
+    "ufoai": debian.Package(
+        name="ufoai-textures",
+        file="usr/share/games/ufoai/base/0textures.pk3",
+        pool="pool/main/u/ufoai-maps/ufoai-textures_2.5-2_all.deb",
+        sha256="51c9c6a778249a3fa432c81c8c30ac5675ae5a1e675a33b0ce04545753d3218c",
+        megabytes=336,
+    ),
+    "openarena": debian.Package(
+        name="openarena-081-textures",
+        file="usr/share/games/openarena/baseoa/pak4-textures.pk3",
+        pool="pool/main/o/openarena-textures/openarena-081-textures_0.8.5split-14_all.deb",
+        sha256="72bf05abd5286a1523b56ca04e25bceb775813d747f92ecd20749d512361a81f",
+        megabytes=94,
+    ),
+    "nexuiz": debian.Package(
+        name="nexuiz-textures",
+        file="usr/share/games/nexuiz/data/textures.pk3",
+        pool="pool/main/n/nexuiz-data/nexuiz-textures_2.5.2-12_all.deb",
+        sha256="d1ebefbcc7c730f9b68c286f11d3430906c111a99e0c3ec60ad25a32de175510",
+        megabytes=456,
+    ),
+}
 # Columns of tiles that train, and that test.
 COLUMNS = {"choose": (range(5), range(5, 6)), "verdict": (range(6), range(6, 8))}
 
@@ -30,6 +58,11 @@ class ColorStatistics(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+
+
+# What reading a damaged zip raises.
+DAMAGED = (ValueError, KeyError, OSError, EOFError, RuntimeError)
+DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
 
 
 @DATASETS.register_module()
@@ -54,7 +87,7 @@ class Textures(InMemory):
         split: Split,
         *,
         root: OfMachine[str | None] = None,
-        packages: list[Package] = ["ufoai", "openarena"],  # noqa: B006
+        packages: list[Package] = DEFAULT,
         stage: Literal["choose", "verdict"] = "verdict",
     ):
         split = check_split(split)
@@ -88,18 +121,26 @@ def load(package: str, folders: Iterable[Path]) -> np.ndarray:
     """
     paths = [folder / "textures" / f"{package}.npz" for folder in folders]
     path = next((path for path in paths if path.is_file()), None)
+    command = f"`ssl-zoo data get textures --packages {package}`"
     if path is None:
         raise FileNotFoundError(
             f"Textures: {package} was not found in {', '.join(map(str, paths))}; get it with "
-            f"`ssl-zoo data get textures`, or name the folder of textures/ in data.dataset.root"
+            f"{command}, or name the folder of textures/ in data.dataset.root"
         )
-    again = "delete it and run `ssl-zoo data get textures`"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            pixels, names = file["pixels"], file["names"].tolist()
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged ({error}); {again}") from error
-    if names != listed()[package]["textures"] or pixels.shape != (len(names), SIDE, SIDE, 3):
+    again = f"delete it and run {command}"
+    with open(path, "rb") as file:
+        try:
+            # Checksums first: what numpy makes of a damaged header can be any exception.
+            with zipfile.ZipFile(file) as members:
+                if wrong := members.testzip():
+                    raise ValueError(f"{wrong} has another checksum")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as members:
+                pixels, names = members["pixels"], members["names"].tolist()
+        except DAMAGED as error:
+            raise ValueError(f"{path}: damaged ({error}); {again}") from error
+    expected = (len(names), SIDE, SIDE, 3)
+    if names != listed()[package]["textures"] or pixels.shape != expected:
         raise ValueError(f"{path}: holds {len(names)} textures of another list; {again}")
     return pixels
 
@@ -118,18 +159,17 @@ def build(package: str, archive: Path, path: Path, log: Callable = print) -> Non
     Raises:
         ValueError: the archive is not the one that the list was made from.
     """
-    with open(archive, "rb") as file:
-        found, expected = hashlib.file_digest(file, "sha256").hexdigest(), listed()[package]
-    if found != expected["sha256"]:
-        raise ValueError(f"{archive}: sha256 {found}, expected {expected['sha256']}")
-    names = expected["textures"]
+    names, expected = listed()[package]["textures"], listed()[package]["sha256"]
+    found = sha256(archive)
+    if found != expected:
+        raise ValueError(f"{archive}: found sha256 {found}, expected {expected}")
     pixels = np.empty((len(names), SIDE, SIDE, 3), np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive) as files:
-        for number, name in enumerate(names):
-            pixels[number] = square(Image.open(io.BytesIO(files.read(name))))
-            if number % 200 == 199:
-                log(f"  {package}: {number + 1} of {len(names)} textures")
-    with replacing(path) as staged, open(staged, "wb") as file:
+        for number, name in enumerate(names, start=1):
+            pixels[number - 1] = square(Image.open(io.BytesIO(files.read(name))))
+            if number % 200 == 0 or number == len(names):
+                log(f"  {package}: {number} of {len(names)} textures")
+    with open(path, "wb") as file:
         np.savez(file, pixels=pixels, names=np.array(names))
-    log(f"{path}: {len(names)} textures, {path.stat().st_size / 1e6:.0f} MB")
+        file.flush()
+        os.fsync(file.fileno())

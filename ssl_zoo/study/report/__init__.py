@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_zoo.study.grid import Study
-from ssl_zoo.study.report import figure, page, results, tables
+from ssl_zoo.study.report import figure, page, results, tables, verdicts
 from ssl_zoo.system.files import write_text
 
 
@@ -33,6 +33,11 @@ def print_table(study: Study, console: Console) -> None:
     for i, row in enumerate(body):
         shown.add_row(*row, style="bold" if i == best else None)
     console.print(shown, *tables.failures(table), sep="\n")
+    for section in verdicts.sections(table):
+        console.print(section.heading, style="bold")
+        for line in section.lines:
+            console.print(f"  {line}", soft_wrap=True)
+        console.print(f"  {section.note}", style="dim", soft_wrap=True)
     for note in tables.notes(table):
         console.print(note, style="dim")
     console.print(f"report: {study.out / 'report.html'}", soft_wrap=True)

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ssl_zoo import config
 from ssl_zoo.study.report.results import Outcome, Table
 from ssl_zoo.study.report.tables import cells, notes
+from ssl_zoo.study.report.verdicts import sections
 
 TEMPLATES = Environment(
     loader=PackageLoader("ssl_zoo.study.report", "."), autoescape=True, undefined=StrictUndefined
@@ -29,6 +30,7 @@ def render(table: Table, picture: Path) -> str:
         header=header,
         body=body,
         best=best,
+        sections=sections(table),
         notes=notes(table),
         blocks={name: config.dump(x).strip() if x else "nothing" for name, x in blocks.items()},
         own_bases=any("base" in block for block in study.blocks.values()),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ssl_zoo.study.baselines import Baselines
-from ssl_zoo.study.grid import Run, Study
+from ssl_zoo.study.classes import Hits, hits
+from ssl_zoo.study.grid import Point, Run, Study
 
 Result = dict[str, Any]  # of one evaluation: type, metrics, main, protocol, hash, ...
 
@@ -55,7 +56,8 @@ class Row:
     arm: str
     x: str | None
     outcomes: list[Outcome]
-    differences: list[float]  # of the main evaluation to the first arm's, by seed at this point
+    differences: list[float]  # of the main evaluation, by seed: to the first arm's at this point
+    twin_of: Point | None = None  # see `Study.twins`; differences are then to this
 
     @property
     def finished(self) -> list[Outcome]:
@@ -139,11 +141,18 @@ class Table:
 
     @property
     def reference(self) -> str:
-        return next(iter(self.study.blocks)) if any(row.differences for row in self.rows) else ""
+        some = any(row.differences for row in self.rows if not row.twin_of)
+        return next(iter(self.study.blocks)) if some else ""
 
     @property
     def shared(self) -> list[tuple[Column, Baseline]]:
         return [(column, b) for column in self.columns for b in column.baselines if b.shared]
+
+    def hits(self, row: Row, column: Column, seeds: Container[int]) -> Hits | None:
+        """What the row's runs with these seeds had right of each class; None if not known."""
+        runs = [outcome for outcome in row.finished if outcome.run.seed in seeds]
+        scores = [o.evaluations[column.evaluation]["metrics"][column.metric] for o in runs]
+        return hits(zip((o.run.files for o in runs), scores, strict=True), column.evaluation)
 
 
 def read(study: Study) -> Table:
@@ -160,11 +169,14 @@ def read(study: Study) -> Table:
         columns[name] = Column(name, kind.metric, kind.unit, kind.higher_is_better, baselines)
     main = next((run.main for run in study.runs if run.main), "")
     first = next(iter(study.blocks))
-    reference = {(o.run.x, o.run.seed): o.score(main) for o in outcomes if o.run.arm == first}
+    scores = {(o.run.arm, o.run.x, o.run.seed): o.score(main) for o in outcomes}
     rows = []
     for (arm, x), group in groups.items():
-        pairs = [(o.score(main), reference.get((x, o.run.seed))) for o in group if arm != first]
-        rows.append(Row(arm, x, group, [a - b for a, b in pairs if None not in (a, b)]))
+        twin_of = study.twins.get(arm)
+        other = twin_of or (first, x)
+        pairs = [(o.score(main), scores.get((*other, o.run.seed))) for o in group if arm != first]
+        differences = [a - b for a, b in pairs if None not in (a, b)]
+        rows.append(Row(arm, x, group, differences, twin_of))
     return Table(study, rows, list(columns.values()), columns.get(main))
 
 

@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from ssl_zoo.study.grid import slug
+from ssl_zoo.study.grid import slug, title
 from ssl_zoo.study.report.results import Row, Table, describe, protocols
+from ssl_zoo.study.report.verdicts import sections
 from ssl_zoo.system.files import replacing
 
 
@@ -31,7 +32,10 @@ def _cells(table: Table) -> dict[str, Callable[[Row], str]]:
         if column is not table.main:
             continue
         if table.reference:
-            shown[f"against {table.reference}"] = lambda row: spread(row.differences, sign="+")
+            shown[f"against {table.reference}"] = lambda row: _differences(row, of_twins=False)
+        for original in table.study.twins.values():
+            header = f"noise, against {title(original)}"
+            shown[header] = lambda row: _differences(row, of_twins=True)
         for other in (baseline.name for baseline in column.baselines if not baseline.shared):
             of = (column.evaluation, other)
             shown[other] = lambda row, of=of: spread(row.start(*of))
@@ -43,6 +47,10 @@ def _cells(table: Table) -> dict[str, Callable[[Row], str]]:
     if any(outcome.state != "finished" for outcome in table.outcomes):
         shown["state"] = _state
     return shown
+
+
+def _differences(row: Row, of_twins: bool) -> str:
+    return spread(row.differences, sign="+") if bool(row.twin_of) == of_twins else ""
 
 
 def _state(row: Row) -> str:
@@ -64,8 +72,9 @@ def cells(table: Table) -> tuple[list[str], list[list[str]], int | None]:
         row |= {"seeds": seeds, column.header: spread(baseline.scores)}
     body = [[row.get(header, "") for header in shown] for row in above.values()]
     body += [[cell(row) for cell in shown.values()] for row in table.rows]
-    several = table.main and sum(bool(table.main.of(row)) for row in table.rows) > 1
-    best = len(above) + table.rows.index(table.main.best(table.rows)) if several else None
+    own = [row for row in table.rows if not row.twin_of]
+    several = table.main and sum(bool(table.main.of(row)) for row in own) > 1
+    best = len(above) + table.rows.index(table.main.best(own)) if several else None
     return list(shown), body, best
 
 
@@ -81,6 +90,8 @@ def notes(table: Table) -> list[str]:
             unit = "percentage points" if main.unit == "%" else main.unit
             line = f"differences to {table.reference} are taken seed by seed"
             lines.append(f"{line}, in {unit}" if unit else line)
+        for twin, original in table.study.twins.items():
+            lines.append(f"{twin}: {title(original)} again, so that its difference is noise")
         own = [baseline.name for baseline in main.baselines if not baseline.shared]
         lines += [f"{name}: {main.title} of each arm's own" for name in own]
     return lines + protocols(table)
@@ -98,6 +109,9 @@ def markdown(table: Table) -> str:
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, "|" + " --- |" * len(header))
     said = [f"- {x}" for x in (*notes(table), f"`{table.study.command}`", *failures(table))]
+    for section in sections(table):
+        lines += ["", f"## {section.heading}", "", *(f"- {line}" for line in section.lines)]
+        lines += ["", section.note]
     return "\n".join([f"# {table.study.name}", "", *lines, "", *said, ""])
 
 
@@ -115,6 +129,8 @@ def write_csv(table: Table, path: Path) -> None:
         line = {"arm": row.arm, table.study.x: row.x or "", "seeds": seeds}
         for column in table.columns:
             line |= _mean_std(f"{column.evaluation}_{column.metric}", column.of(row))
+        if table.study.twins:
+            line["twin_of"] = title(row.twin_of) if row.twin_of else ""
         line |= _mean_std("difference", row.differences)
         for baseline in table.main.baselines if table.main else ():
             of = (table.main.evaluation, baseline.name)

@@ -1,0 +1,160 @@
+"""Verdicts on a study: its planned contrasts, and what else its arms invite to compare.
+
+All of it is made from a `Table`, be that a study's folders or a kept study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ssl_zoo.study.classes import over_classes
+from ssl_zoo.study.grid import Point, title
+from ssl_zoo.study.report.results import Column, Result, Row, Table
+from ssl_zoo.study.verdict import LEVEL, Comparison, smallest_p
+from ssl_zoo.study.verdict import planned as corrected
+
+FEW = 6  # exploratory comparisons; more are told in one line for each outcome
+
+
+@dataclass(frozen=True)
+class Section:
+    """Comparisons that a reader should take alike, in words."""
+
+    heading: str
+    lines: list[str]
+    note: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """A row of a table, under the name that the verdict gives it."""
+
+    name: str
+    table: Table
+    row: Row
+
+    def by_seed(self, column: Column) -> dict[int, Result]:
+        """The evaluation's results, of finished runs."""
+        name = column.evaluation
+        made = [o for o in self.row.finished if name in o.evaluations]
+        return {outcome.run.seed: outcome.evaluations[name] for outcome in made}
+
+
+def compare(a: Side, b: Side, column: Column, classes: bool = True) -> Comparison:
+    """In one evaluation: by seed, where both were evaluated in the same way.
+
+    Args:
+        classes: also the spread over classes, which takes reading.
+    """
+    of_a, of_b = a.by_seed(column), b.by_seed(column)
+    pairs = {
+        seed: of_a[seed]["metrics"][column.metric] - of_b[seed]["metrics"][column.metric]
+        for seed in of_a
+        if seed in of_b and of_a[seed]["hash"] == of_b[seed]["hash"]
+    }
+    wanted = [{outcome.run.seed for outcome in side.row.outcomes} for side in (a, b)]
+    lacking = sorted(wanted[0] & wanted[1] - pairs.keys())
+    spread = None
+    if classes and len(pairs) > 1:
+        spread = over_classes(*(side.table.hits(side.row, column, pairs) for side in (a, b)))
+    unit, higher = column.unit, column.higher_is_better
+    return Comparison(a.name, b.name, pairs, unit, higher, lacking, over_classes=spread)
+
+
+def _compare(table: Table, column: Column, pair: tuple[Point, Point], classes=True) -> Comparison:
+    rows = {(row.arm, row.x): row for row in table.rows}
+    return compare(*(Side(title(p), table, rows[p]) for p in pair), column, classes)
+
+
+def planned(table: Table, column: Column | None = None) -> list[Comparison]:
+    """The planned contrasts, in the grid's order, in the main evaluation: p corrected by Holm.
+
+    Args:
+        column: another evaluation's, in which they are exploratory and p is as it is.
+    """
+    column = column or table.main
+    if column is None:
+        return []
+    contrasts = [(contrast.better, contrast.worse) for contrast in table.study.contrasts]
+    found = [_compare(table, column, pair) for pair in contrasts]
+    return corrected(found) if column is table.main and found else found
+
+
+def exploratory(table: Table) -> list[Comparison]:
+    """What is not planned, in the main evaluation: each arm against the first, at the same point.
+
+    Of a grid with one arm, each point of its sweep against the first.
+    """
+    points = [(row.arm, row.x) for row in table.rows]
+    first = points[0]
+    if len({arm for arm, _ in points}) == 1:
+        pairs = [(point, first) for point in points[1:]]
+    else:
+        pairs = [(p, (first[0], p[1])) for p in points if p[0] != first[0]]
+    named = [{c.better, c.worse} for c in table.study.contrasts]
+    pairs = [(a, b) for a, b in pairs if b in points and {a, b} not in named]
+    few = len(pairs) <= FEW
+    return [_compare(table, table.main, pair, few) for pair in pairs] if table.main else []
+
+
+def sections(table: Table) -> list[Section]:
+    """All verdicts in words; none before there is a pair of runs."""
+    found = []
+    if main := table.main:
+        decided = planned(table)
+        count = len(decided)
+        note = f"p is of the exact sign-flip test over seeds, two-sided, by Holm over {count}"
+        heading = f"Planned contrasts, {main.title}"
+        found.append(Section(heading, list(map(_line, decided)), _at_best(note, decided)))
+        others = [column for column in table.columns if column is not main]
+        elsewhere = {column.title: planned(table, column) for column in others if decided}
+        lines = [f"{name}: {_line(c)}" for name, all_of in elsewhere.items() for c in all_of]
+        rest = exploratory(table)
+        if len(rest) > FEW:
+            lines += _summary(rest, main)
+        else:
+            lines += [f"{main.title}: {_line(c)}" for c in rest]
+        compared = [*rest, *(c for all_of in elsewhere.values() for c in all_of)]
+        note = "exploratory: p is of each alone, so about one in twenty is below 0.05 by chance"
+        found.append(Section("Exploratory", lines, _at_best(note, compared)))
+        started = any(c.seeds for c in (*decided, *compared))
+        return [section for section in found if section.lines and started]
+    return found
+
+
+def _line(compared: Comparison) -> str:
+    return f"{compared.sentence} [{compared.spreads}]" if compared.spreads else compared.sentence
+
+
+def _at_best(note: str, compared: Sequence[Comparison]) -> str:
+    """With what so few seeds can show."""
+    for seeds in sorted({c.seeds for c in compared if c.seeds}):
+        factor = max(1, *(c.contrasts for c in compared if c.seeds == seeds), 1)
+        best = min(1.0, factor * smallest_p(seeds))
+        note += f"; {seeds} seed{'s' * (seeds > 1)} can show p {best:.2g} at best"
+        note += " and settle nothing" if best >= LEVEL else ""
+    return note
+
+
+def _summary(compared: Sequence[Comparison], main: Column) -> list[str]:
+    """A line for each outcome, for a grid of many arms."""
+    against = compared[0].b.partition(", ")[0]
+    told: dict[str, list[str]] = {}
+    for c in compared:
+        if c.seeds:
+            how = c.verdict if c.seeds > 1 else "one seed"
+            told.setdefault(how, []).append(f"{c.a} {round(c.mean, 1) + 0.0:+.1f}")
+    words = {
+        "better": f"better than {against}: {{}}",
+        "worse": f"worse than {against}: {{}}",
+        "cannot tell": f"cannot tell from {against}: {{}}",
+    }
+    lines = [
+        f"{main.title}: {words[how].format('; '.join(told[how]))}" for how in words if how in told
+    ]
+    if alone := told.get("one seed"):
+        lines.append(
+            f"one seed ranks nothing: {len(alone)} differences to {against} are not judged"
+        )
+    return lines
