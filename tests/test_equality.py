@@ -38,14 +38,11 @@ def start(root, tmp_path, monkeypatch):
     config = tmp_path / "tiny.yaml"
     config.write_text(DIGITS.format(base=root / "configs/textures/moco_v1.yaml"))
     monkeypatch.setattr(torch.Tensor, "float", equality_workers.float_or_double)
+    monkeypatch.setattr(equality_workers, "CONFIG", config)
     threads = torch.get_num_threads()
 
     def make(method: str):
-        overrides = [
-            *equality_workers.RECIPES[method],
-            "train.epochs=1",
-            "evaluations.knn.data={dataset: {type: Digits, limit: 128}}",
-        ]
+        overrides = [*equality_workers.RECIPES[method], "train.epochs=1"]
         return equality_workers.Start(config, overrides, tmp_path / "run", double=True)
 
     yield make
@@ -118,6 +115,18 @@ def test_every_contender_is_judged_by_the_same_evaluation(start):
     first, second = one.judge(by["ours"](one).backbone), other.judge(other.backbone().state_dict())
     assert first["hash"] == second["hash"]
     assert first["metrics"]["top1"] != second["metrics"]["top1"]
+
+
+def test_a_line_says_what_ran_and_how_it_was_judged(start, tmp_path):
+    from equality_workers import Task, run
+
+    whole = run(Task("moco", "Algorithm 1", 3, 0.5), tmp_path)
+    assert (whole["by"], whole["seed"], whole["steps"]) == ("Algorithm 1", 3, 4)
+    assert len(whole["losses"]) == 4 and whole["protocol"]["k"] == 20
+    assert 0 < whole["knn"] < 100 and len(whole["evaluation"]) == 12
+    short = run(Task("moco", "Algorithm 1", 3, 0.5, double=True), tmp_path)
+    assert "knn" not in short and short["losses"] != whole["losses"]
+    assert short["losses"][0] == pytest.approx(whole["losses"][0], rel=1e-4)
 
 
 def test_the_interval_is_that_of_the_t_distribution(equality):
