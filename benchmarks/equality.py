@@ -96,6 +96,7 @@ def trained(task: Task) -> dict[str, Any]:
         )
         with process:
             answer = process.stdout.read()
+            process.wait()
         if process.returncode:
             log.seek(0)
             tail = "\n".join(log.read().strip().splitlines()[-15:])
