@@ -372,12 +372,13 @@ def run(task: Task, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     trained = CONTENDERS[task.method][task.by](start)
     seconds = time.perf_counter() - began
+    commit = describe_environment(CPU)["git_commit"] or "unknown"
     line = {
         **vars(task),
         "losses": [float(loss) for loss in trained.losses[:FIRST]],
         "steps": len(trained.losses),
         "seconds": round(seconds, 1),
-        "commit": describe_environment(CPU)["git_commit"],
+        "commit": commit[:7] + "+" * commit.endswith("+"),
         "date": str(date.today()),
         "machine": machine(),
     }
