@@ -142,4 +142,6 @@ def _table(path: Path, runs: dict[Path, str]) -> Table:
         config = RunFolder(folder).config()
         found.append(Run(name, None, config["seed"], folder, config))
     blocks = {name: {} for name in runs.values()}
-    return results.read(Study(path.name, path, "", found, {}, blocks, [], None, ""))
+    nothing = {"common": {}, "contrasts": [], "twins": {}, "probes": [], "kept": None}
+    study = Study(path.name, path, x="", runs=found, blocks=blocks, command="", **nothing)
+    return results.read(study)
