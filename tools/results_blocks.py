@@ -11,8 +11,8 @@ for files of any form. After ` | ` comes the quantity, or for a table several: e
 pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the main evaluation is meant.
 A block within a paragraph stays there. Where the file is not there yet, it has the command.
 
-Where a page shows docs/NAME.png and there is a kept study results/NAME.json, that is its figure. The
-PNG says of which file it was drawn, so it is drawn anew when that changes.
+A page that shows docs/NAME.png, where there is a kept study results/NAME.json, shows that study.
+The PNG says of which file it was drawn, so it is drawn anew when that changes.
 """
 
 from __future__ import annotations
