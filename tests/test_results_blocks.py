@@ -42,6 +42,12 @@ def test_the_pages_have_what_would_be_rendered(page):
     assert render(text, page.name) == text, "run: python tools/results_blocks.py"
 
 
+def test_pictures_of_kept_studies_are_drawn_from_what_is_kept():
+    for picture, kept in results_blocks.figures().items():
+        again = "run: python tools/results_blocks.py"
+        assert results_blocks.drawn_from(picture) == results_blocks.source(kept), again
+
+
 def test_a_number_stays_in_its_sentence(folder):
     text = f"MoCo has <!-- results: fig3.json number MoCo, 32 -->old{END} here."
     rendered = render(text, "page.md", folder)

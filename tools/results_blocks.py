@@ -1,4 +1,4 @@
-"""Writes the marked blocks of README.md and docs/*.md anew, from results/*.json.
+"""Writes the marked blocks of README.md and docs/*.md anew, and figures, from results/*.json.
 
     python tools/results_blocks.py
 
@@ -10,6 +10,9 @@ What a kind takes is said by its function below; a new one is a function in `KIN
 for files of any form. After ` | ` comes the quantity, or for a table several: evaluations, or
 pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the main evaluation is meant.
 A block within a paragraph stays there. Where the file is not there yet, it has the command.
+
+A page that shows docs/NAME.png, where there is a kept study results/NAME.json, shows that study.
+The PNG says of which file it was drawn, so it is drawn anew when that changes.
 """
 
 from __future__ import annotations
@@ -24,10 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without ins
 
 import kept_results
 from kept_results import Kept, Quantity, find_point
+from PIL import Image
 
 from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.study.grid import Contrast, title
+from ssl_zoo.study.report.figure import draw
+from ssl_zoo.study.report.kept import load
 from ssl_zoo.study.report.tables import mean, spread
+from ssl_zoo.system.files import sha256
 
 ROOT = kept_results.ROOT
 START, END = "<!-- results: ", "<!-- end of results -->"
@@ -148,6 +155,28 @@ def render(text: str, where: str, folder: Path = kept_results.RESULTS) -> str:
     return rendered
 
 
+def figures() -> dict[Path, Path]:
+    """The pictures of kept studies that pages show, and the files that they are drawn from."""
+    shown = {}
+    for page in pages():
+        for link in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", page.read_text(encoding="utf-8")):
+            picture = (page.parent / link).resolve()
+            kept = kept_results.RESULTS / f"{picture.stem}.json"
+            if kept.exists():
+                shown[picture] = kept
+    return shown
+
+
+def source(kept: Path) -> str:
+    """What a picture says of the file that it was drawn from."""
+    return f"results/{kept.name}, sha256 {sha256(kept)}"
+
+
+def drawn_from(picture: Path) -> str:
+    """What it says; '' for none, or for a picture that says nothing."""
+    return Image.open(picture).info.get("Source", "") if picture.exists() else ""
+
+
 def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -160,6 +189,10 @@ def main() -> int:
             if rendered != text:
                 page.write_text(rendered, encoding="utf-8")
                 print(page.relative_to(ROOT))
+        for picture, kept in figures().items():
+            if drawn_from(picture) != source(kept):
+                draw(load(kept), picture, source(kept))
+                print(picture.relative_to(ROOT))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
