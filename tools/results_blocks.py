@@ -81,6 +81,18 @@ def number(kept: Kept, of: str, quantities: list[str]) -> str:
     return shown(list(scores.values())) if scores else "not run yet"
 
 
+def baseline(kept: Kept, of: str, quantities: list[str]) -> str:
+    """Of one that all points share, by name: mean and standard deviation."""
+    name = one(kept, quantities).name
+    known = {b["name"]: b for b in kept.data["baselines"] if b["evaluation"] == name}
+    if of not in known:
+        raise not_among("", f"no baseline of {name}", of, known)
+    if "arm" in known[of]:
+        problem = "a baseline of each arm and not of all"
+        raise ConfigError("", problem, found=of, expected="one that all points share")
+    return shown(known[of]["scores"])
+
+
 def origin(kept: Kept, of: str, quantities: list[str]) -> str:
     """The command, the date, the commit and the machine."""
     return kept.origin
@@ -107,6 +119,7 @@ KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
     "table": table,
     "verdict": verdict,
     "number": number,
+    "baseline": baseline,
     "origin": origin,
 }
 VALUES: dict[str, Callable[[Any, str], str]] = {"value": value}
