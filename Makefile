@@ -38,10 +38,13 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-# What is rendered from the code: line counts in docs/methods.md and docs/architecture.md.
+# What is rendered from code, configs, ledger/ and results/: docs/methods.md, docs/reproduction.md, and
+# the marked blocks of README.md and docs/.
 pages: $(VENV)/installed-test
 	$(BIN)/python tools/methods_page.py
 	$(BIN)/python tools/reading_path.py
+	$(BIN)/python tools/results_blocks.py
+	$(BIN)/python tools/reproduction_page.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -470,7 +470,11 @@ def test_the_table_shows_what_twins_differ_by_and_takes_none_for_the_best_arm(st
     assert "| memory bank | 256 | 2 | 72.00 ± 1.41 | -10.00 ± 0.00 |  |" in "\n".join(rows)
     (best,) = (row for row in rows if row.startswith("| **"))
     assert best.startswith("| **MoCo** | **256** |")
-    assert "- MoCo (data seed): MoCo, 256 again, so that its difference is noise" in rows
+    said = rows[rows.index("## Noise floor, knn top1") :]
+    assert any("MoCo (one ulp), 256 against MoCo, 256: +10.0 points" in row for row in said)
+    assert any("MoCo (data seed), 256 against MoCo" in row and "-20.00" in row for row in said)
+    others = "\n".join(rows[rows.index("## Exploratory") : rows.index("## Noise floor, knn top1")])
+    assert "memory bank" in others and "data seed" not in others
     table = study.table()
     assert table["MoCo (one ulp)", "256"]["twin_of"] == "MoCo, 256"
     assert table["memory bank", "256"]["twin_of"] == ""

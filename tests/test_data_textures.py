@@ -654,7 +654,7 @@ def root_of_data():
     return found
 
 
-@pytest.mark.parametrize(("name", "every"), [("color statistics", 1), ("raw pixels", 10)])
+@pytest.mark.parametrize(("name", "every"), [("color statistics", 1), ("raw pixels", 40)])
 def test_baselines_equal_a_plain_vote_on_openarena(name, every, openarena, root):
     """Through the evaluation, and as they are kept, which is of all test images."""
     (bank, labels), (queries, true) = openarena["train"], openarena["test"]
@@ -698,6 +698,20 @@ def test_the_page_shows_the_kept_baselines(root):
     page = bench.PAGE.read_text(encoding="utf-8")
     assert f"{bench.START}\n{bench.render(results)}\n{bench.END}" in page
     assert len(results["found"]) == len(bench.IMAGES) * len(bench.K)
+
+
+def test_the_benchmark_measures_each_network_on_each_set(packs, root, monkeypatch):
+    bench = module(root / "benchmarks" / "textures.py")
+    monkeypatch.setenv("SSL_ZOO_DATA", packs)
+    found = bench.measure(torch.device("cpu"))
+    assert found.keys() == {f"{name}_{k}" for name in bench.IMAGES for k in bench.K}
+    for name, of in found.items():
+        assert of.keys() == {"protocol", *bench.NETWORKS}
+        assert of["protocol"]["k"] == int(name.rpartition("_")[2])
+        if name.startswith(("unseen", "small")):  # a single texture
+            assert all(of[network]["top1"] == 100 for network in bench.NETWORKS)
+    assert found["all_1"]["color statistics"]["top1"] > found["gray_1"]["color statistics"]["top1"]
+    assert found["all_1"]["protocol"]["classes"] == 3
 
 
 @pytest.fixture(scope="module")

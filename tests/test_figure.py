@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import fmean
 
 import pytest
+from PIL import Image
 
 from ssl_zoo.study.costs import Cost
 from ssl_zoo.study.report import figure, kept, standing
@@ -64,6 +65,15 @@ SWEEP = {
 }
 COMPARE = ["MoCo, 4096 > MoCo, 32", "MoCo, 4096 > end-to-end, 31"]
 DEMO = {("end-to-end", "31"): [54.0, 55.0, 56.5], ("MoCo", "32"): [50.0, 51.0, 52.5]}
+
+
+def test_a_picture_says_what_it_was_drawn_from(tmp_path):
+    picture = tmp_path / "figure.png"
+    table = kept_study(tmp_path / "kept.json", SWEEP)
+    figure.draw(table, picture, "results/kept.json")
+    assert Image.open(picture).info["Source"] == "results/kept.json"
+    figure.draw(table, picture)
+    assert "Source" not in Image.open(picture).info
 
 
 def probes(points):

@@ -4,7 +4,7 @@
     python tools/methods_page.py --check                     # is the page what would be written?
     python tools/methods_page.py --study runs/ablation/zoo   # takes the figures of a study first
 
-The figures live in docs/zoo_results.json, study by study; all else comes from the code and configs.
+The figures live in results/zoo.json, study by study; all else comes from the code and configs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ssl_zoo.study.report.tables import spread
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, DOCS = ROOT / "configs", ROOT / "docs"
 ZOO, COLOR = (CONFIGS / "ablation" / f"{name}.yaml" for name in ("zoo", "zoo_color"))
-PAGE, RESULTS = DOCS / "methods.md", DOCS / "zoo_results.json"
+PAGE, RESULTS = DOCS / "methods.md", ROOT / "results" / "zoo.json"
 CITED = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 ABOVE = """\

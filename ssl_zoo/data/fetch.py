@@ -133,33 +133,37 @@ def _from_mirror(folder: Path) -> Iterable[Path]:
 
 
 def _textures(root: Path, log: Log, packages: Sequence[str] = textures.DEFAULT) -> Path:
-    """A pack of each; it is built from an archive that `_archives` finds, and kept."""
     for package in packages:
         if package not in textures.DEBIAN:
             raise not_among("packages", "no package of textures", package, textures.DEBIAN)
     for package in packages:
-        target, deb = root / "textures", textures.DEBIAN[package]
-        pack = target / f"{package}.npz"
-        log(f"textures: looking for {pack}")
-        if pack.is_file():
-            textures.load(package, [root])
-            log("  found, whole")
-            continue
-
-        def built(archive: Callable[[Path], Path], folder: Path, package=package) -> Iterable[Path]:
-            path = folder / f"{package}.npz"
-            textures.build(package, archive(folder), path, log)
-            return [path]
-
-        sources = [(say, partial(built, archive)) for say, archive in _archives(deb, root, log)]
-        file = deb.file.rpartition("/")[2]
-        by_hand = (
-            f"Put {file} (of the game, or of Debian's {deb.pool.rpartition('/')[2]}) "
-            f"or that .deb itself in {target} by hand and try again."
-        )
-        tried = [f"{pack}: not there"]
-        _first_that_works(f"textures of {package}", target, sources, tried, by_hand, log)
+        _package_of_textures(package, root, log)
     return root
+
+
+def _package_of_textures(package: str, root: Path, log: Log) -> None:
+    """Its pack: the one that is there, or built from an archive that `_archives` finds."""
+    target, deb = root / "textures", textures.DEBIAN[package]
+    pack = target / f"{package}.npz"
+    log(f"textures: looking for {pack}")
+    if pack.is_file():
+        textures.load(package, [root])
+        log("  found, whole")
+        return
+
+    def built(archive: Callable[[Path], Path], folder: Path) -> Iterable[Path]:
+        path = folder / pack.name
+        textures.build(package, archive(folder), path, log)
+        return [path]
+
+    sources = [(say, partial(built, archive)) for say, archive in _archives(deb, root, log)]
+    file, of_package = (Path(path).name for path in (deb.file, deb.pool))
+    by_hand = (
+        f"Put {file} (of the game, or of Debian's {of_package}) or that .deb itself in {target}"
+    )
+    by_hand += " by hand and try again."
+    tried = [f"{pack}: not there"]
+    _first_that_works(f"textures of {package}", target, sources, tried, by_hand, log)
 
 
 def _archives(

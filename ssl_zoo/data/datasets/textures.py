@@ -51,6 +51,9 @@ DEBIAN = {
 }
 # Columns of tiles that train, and that test.
 COLUMNS = {"choose": (range(5), range(5, 6)), "verdict": (range(6), range(6, 8))}
+# What reading a damaged zip raises.
+DAMAGED = (ValueError, KeyError, OSError, EOFError, RuntimeError)
+DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
 
 
 class ColorStatistics(nn.Module):
@@ -58,11 +61,6 @@ class ColorStatistics(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
-
-
-# What reading a damaged zip raises.
-DAMAGED = (ValueError, KeyError, OSError, EOFError, RuntimeError)
-DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
 
 
 @DATASETS.register_module()

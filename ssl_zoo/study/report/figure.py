@@ -37,12 +37,17 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (3, 3)))
 
 
-def draw(table: Table, path: Path) -> None:
-    """Draws a study, over the kept one that its grid names if their numbers are of one kind."""
+def draw(table: Table, path: Path, source: str = "") -> None:
+    """Draws a study, over the kept one that its grid names if their numbers are of one kind.
+
+    Args:
+        source: what the PNG says it was drawn from.
+    """
     with matplotlib.rc_context(fname=Path(__file__).with_name("figure.mplstyle")):
         drawn = _swept(table) if is_swept(table) else _not_swept(table, standing.comparable(table))
         with replacing(path) as staged:
-            drawn.savefig(staged, format="png", dpi=150)
+            about = {"Source": source} if source else {}
+            drawn.savefig(staged, format="png", dpi=150, metadata=about)
 
 
 def is_swept(table: Table) -> bool:

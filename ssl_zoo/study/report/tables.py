@@ -90,8 +90,6 @@ def notes(table: Table) -> list[str]:
             unit = "percentage points" if main.unit == "%" else main.unit
             line = f"differences to {table.reference} are taken seed by seed"
             lines.append(f"{line}, in {unit}" if unit else line)
-        for twin, original in table.study.twins.items():
-            lines.append(f"{twin}: {title(original)} again, so that its difference is noise")
         own = [baseline.name for baseline in main.baselines if not baseline.shared]
         lines += [f"{name}: {main.title} of each arm's own" for name in own]
     return lines + protocols(table)

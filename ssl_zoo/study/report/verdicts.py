@@ -86,7 +86,7 @@ def exploratory(table: Table) -> list[Comparison]:
 
     Of a grid with one arm, each point of its sweep against the first.
     """
-    points = [(row.arm, row.x) for row in table.rows]
+    points = [(row.arm, row.x) for row in table.rows if not row.twin_of]
     first = points[0]
     if len({arm for arm, _ in points}) == 1:
         pairs = [(point, first) for point in points[1:]]
@@ -96,6 +96,12 @@ def exploratory(table: Table) -> list[Comparison]:
     pairs = [(a, b) for a, b in pairs if b in points and {a, b} not in named]
     few = len(pairs) <= FEW
     return [_compare(table, table.main, pair, few) for pair in pairs] if table.main else []
+
+
+def noise(table: Table) -> list[Comparison]:
+    """Each twin against its original, in the main evaluation; see `Study.twins`."""
+    pairs = [((row.arm, row.x), row.twin_of) for row in table.rows if row.twin_of]
+    return [_compare(table, table.main, pair, False) for pair in pairs] if table.main else []
 
 
 def sections(table: Table) -> list[Section]:
@@ -118,13 +124,24 @@ def sections(table: Table) -> list[Section]:
         compared = [*rest, *(c for all_of in elsewhere.values() for c in all_of)]
         note = "exploratory: p is of each alone, so about one in twenty is below 0.05 by chance"
         found.append(Section("Exploratory", lines, _at_best(note, compared)))
-        started = any(c.seeds for c in (*decided, *compared))
+        twins = noise(table)
+        heading, lines = f"Noise floor, {main.title}", list(map(_noise_line, twins))
+        note = "twins differ in what should not matter: as much of a difference is nothing"
+        found.append(Section(heading, lines, note))
+        started = any(c.seeds for c in (*decided, *compared, *twins))
         return [section for section in found if section.lines and started]
     return found
 
 
 def _line(compared: Comparison) -> str:
     return f"{compared.sentence} [{compared.spreads}]" if compared.spreads else compared.sentence
+
+
+def _noise_line(compared: Comparison) -> str:
+    if compared.seeds < 2 or not compared.values.any():
+        return compared.sentence
+    low, high = compared.values.min(), compared.values.max()
+    return f"{compared.sentence} [with one seed from {low:+.2f} to {high:+.2f}]"
 
 
 def _at_best(note: str, compared: Sequence[Comparison]) -> str:

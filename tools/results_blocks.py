@@ -1,0 +1,203 @@
+"""Writes the marked blocks of README.md and docs/*.md anew, and figures, from results/*.json.
+
+    python tools/results_blocks.py
+
+A block says which file it is of, and what stands in it:
+
+    <!-- results: fig3.json verdict MoCo, 4096 > MoCo, 32 -->...<!-- end of results -->
+
+What a kind takes is said by its function below; a new one is a function in `KINDS`, or in `VALUES`
+for files of any form. After ` | ` comes the quantity, or for a table several: evaluations, or
+pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the main evaluation is meant.
+A block within a paragraph stays there. Where the file is not there yet, it has the command.
+
+A page that shows docs/NAME.png, where there is a kept study results/NAME.json, shows that study.
+The PNG says of which file it was drawn, so it is drawn anew when that changes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installing
+
+import kept_results
+from kept_results import Kept, Quantity, find_point
+from PIL import Image
+
+from ssl_zoo.config import ConfigError, not_among
+from ssl_zoo.study.grid import Contrast, title
+from ssl_zoo.study.report.figure import draw
+from ssl_zoo.study.report.kept import load
+from ssl_zoo.study.report.tables import mean, spread
+from ssl_zoo.system.files import sha256
+
+ROOT = kept_results.ROOT
+START, END = "<!-- results: ", "<!-- end of results -->"
+BLOCK = re.compile(f"{START}(?P<asked>[^\\n]*?) -->(?P<inside>.*?){END}", flags=re.DOTALL)
+
+
+def table(kept: Kept, of: str, quantities: list[str]) -> str:
+    """A row for each point: seeds, then mean and standard deviation of each quantity.
+
+    Without quantities: all evaluations, then what training leaves.
+    """
+    names = quantities or [*kept.evaluations, *kept_results.MEASURED]
+    columns = [kept.quantity(name) for name in names]
+    header = ["", "seeds", *(quantity.header for quantity in columns)]
+    rows = [header, ["---"] * len(header)]
+    for point in kept.points:
+        seeds = sum(run["state"] == "finished" for run in kept.runs(point))
+        scores = [list(kept.scores(point, quantity).values()) for quantity in columns]
+        rows.append([title(point), str(seeds), *map(shown, scores)])
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+
+
+def shown(values: list[float]) -> str:
+    """Two decimals below a hundred, none above, where only costs are."""
+    return spread(values, 2) if values and max(values) <= 100 else mean(values, 0)
+
+
+def one(kept: Kept, quantities: list[str]) -> Quantity:
+    if len(quantities) > 1:
+        raise ConfigError("", "one quantity at most", found=", ".join(quantities))
+    return kept.quantity(*quantities)
+
+
+def verdict(kept: Kept, of: str, quantities: list[str]) -> str:
+    """Of 'A > B', the sentence; 'exploratory' of what was not planned."""
+    compared = kept.compared(Contrast.read(of, kept.points), one(kept, quantities))
+    return compared.sentence if compared.contrasts else f"{compared.sentence} (exploratory)"
+
+
+def number(kept: Kept, of: str, quantities: list[str]) -> str:
+    """Of 'an arm' or 'arm, point': mean and standard deviation over seeds."""
+    scores = kept.scores(find_point(of, kept.points), one(kept, quantities))
+    return shown(list(scores.values())) if scores else "not run yet"
+
+
+def origin(kept: Kept, of: str, quantities: list[str]) -> str:
+    """The command, the date, the commit and the machine."""
+    return kept.origin
+
+
+def study(kept: Kept, of: str, quantities: list[str]) -> str:
+    """The table, the verdict of each planned contrast in the main evaluation, the origin."""
+    verdicts = [f"- {verdict(kept, contrast, [])}" for contrast in kept.data["contrasts"]]
+    parts = [table(kept, "", quantities), "\n".join(verdicts), f"From {kept.origin}."]
+    return "\n\n".join(filter(None, parts))
+
+
+def value(data: Any, of: str) -> str:
+    """Of 'a key / a key in that / ...', what stands there."""
+    for key in of.split(" / "):
+        if not isinstance(data, dict) or key not in data:
+            raise not_among(of, "no such key", key, data if isinstance(data, dict) else ())
+        data = data[key]
+    return str(data)
+
+
+KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
+    "study": study,
+    "table": table,
+    "verdict": verdict,
+    "number": number,
+    "origin": origin,
+}
+VALUES: dict[str, Callable[[Any, str], str]] = {"value": value}
+
+
+def content(asked: str, folder: Path) -> str:
+    """What stands in a block that says `asked`: 'NAME.json KIND ...'."""
+    ask, _, quantities = asked.partition(" | ")
+    name, kind, of, *_ = [*ask.split(" ", 2), "", ""]
+    if kind not in KINDS | VALUES:
+        raise not_among(asked, "no kind of block", kind, KINDS | VALUES)
+    if not (folder / name).exists():
+        return f"not run yet: `{kept_results.command(name, asked)}`"
+    if kind in VALUES:
+        return VALUES[kind](kept_results.read(folder / name), of.strip())
+    kept = Kept.load(name, folder)
+    return KINDS[kind](kept, of.strip(), [q.strip() for q in quantities.split(",") if q.strip()])
+
+
+def render(text: str, where: str, folder: Path = kept_results.RESULTS) -> str:
+    """The text with what is in its blocks made anew.
+
+    Args:
+        where: the file, for errors.
+        folder: where results are.
+
+    Raises:
+        ConfigError: a block that is not closed, of no kind, or of what its file has not.
+    """
+
+    def block(match: re.Match) -> str:
+        inside = content(match["asked"], folder)
+        if "\n" in inside or match["inside"].startswith("\n"):
+            inside = f"\n\n{inside}\n\n"  # a table needs empty lines around it
+        return f"{START}{match['asked']} -->{inside}{END}"
+
+    try:
+        rendered, blocks = BLOCK.subn(block, text)
+        if not blocks == text.count(START) == text.count(END):
+            problem = "a block of results that is not closed, or one within another"
+            found = f"{text.count(START)} opened, {text.count(END)} closed"
+            raise ConfigError("", problem, found=found, expected=f"{START}... -->...{END}")
+    except ConfigError as error:
+        error.where = error.where or where
+        raise
+    return rendered
+
+
+def figures() -> dict[Path, Path]:
+    """The pictures of kept studies that pages show, and the files that they are drawn from."""
+    shown = {}
+    for page in pages():
+        for link in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", page.read_text(encoding="utf-8")):
+            picture = (page.parent / link).resolve()
+            kept = kept_results.RESULTS / f"{picture.stem}.json"
+            if kept.exists():
+                shown[picture] = kept
+    return shown
+
+
+def source(kept: Path) -> str:
+    """What a picture says of the file that it was drawn from."""
+    return f"results/{kept.name}, sha256 {sha256(kept)}"
+
+
+def drawn_from(picture: Path) -> str:
+    """What it says; '' for none, or for a picture that says nothing."""
+    return Image.open(picture).info.get("Source", "") if picture.exists() else ""
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> int:
+    try:
+        for page in pages():
+            text = page.read_text(encoding="utf-8")
+            rendered = render(text, str(page.relative_to(ROOT)))
+            if rendered != text:
+                page.write_text(rendered, encoding="utf-8")
+                print(page.relative_to(ROOT))
+        for picture, kept in figures().items():
+            if drawn_from(picture) != source(kept):
+                draw(load(kept), picture, source(kept))
+                print(picture.relative_to(ROOT))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
