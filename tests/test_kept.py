@@ -49,9 +49,10 @@ def test_a_kept_study_says_how_it_was_made(whole):
     assert data["contrasts"] == ["MoCo, 256 > memory bank, 256"] and data["seeds"] == [0, 1]
     assert data["machine"]["torch"] == "2.6" and data["x"] == "K" and data["main"] == "knn"
     assert data["evaluations"]["knn"]["protocol"].endswith("index flat (hash k20)")
-    assert data["config"]["train.epochs"] == 3 and "seed" not in data["config"]
+    assert data["config"]["train"]["epochs"] == 3 and "seed" not in data["config"]
     (point,) = (p["set"] for p in data["points"] if p["arm"] == "<b>end-to-end</b>")
-    assert point["data.batch_size"] == 64 and point["method.memory.type"] == "EndToEnd"
+    assert point["data"] == {"batch_size": 64} and point["optimizer"] == {"lr": 0.2}
+    assert point["method"]["memory"]["type"] == "EndToEnd"
 
 
 def test_a_run_that_is_not_finished_is_kept_as_such(whole):

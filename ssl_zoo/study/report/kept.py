@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssl_zoo import experiment
-from ssl_zoo.config import Config, ConfigError, join
+from ssl_zoo.config import Config, ConfigError
 from ssl_zoo.study.classes import Hits
 from ssl_zoo.study.costs import Cost
 from ssl_zoo.study.grid import Contrast, Point, Run, Study
@@ -37,7 +37,7 @@ class Kept(Table):
 
     Attributes:
         data: the file as it stands.
-        recipes: by point, dotted keys of the config that are of the run and not of the machine.
+        recipes: by point, what `recipe` says of its runs.
     """
 
     data: dict[str, Any]
@@ -54,16 +54,29 @@ class Kept(Table):
 
 
 def recipe(run: Run) -> dict[str, Any]:
-    """Dotted keys of what a run computes, whatever its seed and wherever it runs."""
+    """The config of what a run computes, whatever its seed and wherever it runs."""
     whole = experiment.parse(Config(run.config)).spelled_out(machine=False)
     del whole["seed"]
-    return json.loads(json.dumps(dict(_leaves(whole))))  # as a file has it: no tuples
+    return json.loads(json.dumps(whole))  # as a file has it: no tuples
 
 
-def _leaves(block: dict[str, Any], key: str = "") -> Iterable[tuple[str, Any]]:
+def _leaves(block: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """By path. Names may hold dots, as those of schedules do."""
+    found: dict[tuple[str, ...], Any] = {}
     for name, value in block.items():
         inner = isinstance(value, dict) and value
-        yield from _leaves(value, join(key, name)) if inner else [(join(key, name), value)]
+        found |= _leaves(value, (*above, name)) if inner else {(*above, name): value}
+    return found
+
+
+def _nested(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    for (*above, last), value in leaves.items():
+        block = whole
+        for name in above:
+            block = block.setdefault(name, {})
+        block[last] = value
+    return whole
 
 
 def keep(study: Study) -> dict[str, Any]:
@@ -77,7 +90,7 @@ def keep(study: Study) -> dict[str, Any]:
     for run in study.runs:
         _check_config(run)
     table = results.read(study)
-    points = {(row.arm, row.x): recipe(row.outcomes[0].run) for row in table.rows}
+    points = {(row.arm, row.x): _leaves(recipe(row.outcomes[0].run)) for row in table.rows}
     first, *others = points.values()
     common = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
     own = {p: {k: v for k, v in r.items() if k not in common} for p, r in points.items()}
@@ -95,8 +108,8 @@ def keep(study: Study) -> dict[str, Any]:
         "twins": {twin: list(of) for twin, of in study.twins.items()},
         "main": table.main.evaluation if table.main else None,
         "evaluations": {column.evaluation: _evaluation(column, table) for column in table.columns},
-        "config": common,
-        "points": [{"arm": arm, "x": x, "set": own[arm, x]} for arm, x in points],
+        "config": _nested(common),
+        "points": [{"arm": arm, "x": x, "set": _nested(own[arm, x])} for arm, x in points],
         "baselines": list(chain.from_iterable(_baselines(c, table) for c in table.columns)),
         "costs": [asdict(cost) for cost in table.costs],
         "runs": [_run(outcome, table) for outcome in table.outcomes],
@@ -108,19 +121,19 @@ def write(study: Study, path: Path) -> None:
     """Writes `keep`'s answer as JSON that can be read and compared: a line for each run."""
     blocks = []
     for name, value in keep(study).items():
-        lines = value.items() if isinstance(value, dict) else value
-        if isinstance(value, dict):
-            lines = [f"{json.dumps(key)}: {_text(of)}" for key, of in lines]
+        text = _text(value)
+        if isinstance(value, dict) and value:
+            text = _on_lines("{}", [f"{_text(key)}: {_text(of)}" for key, of in value.items()])
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            lines = [_text(item) for item in value]
-        else:
-            blocks.append(f" {json.dumps(name)}: {_text(value)}")
-            continue
-        opened, closed = "{}" if isinstance(value, dict) else "[]"
-        inside = ",\n  ".join(lines)
-        blocks.append(f" {json.dumps(name)}: {opened}\n  {inside}\n {closed}")
+            text = _on_lines("[]", map(_text, value))
+        blocks.append(f" {_text(name)}: {text}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "{\n" + ",\n".join(blocks) + "\n}\n")
+
+
+def _on_lines(brackets: str, items: Iterable[str]) -> str:
+    inside = ",\n  ".join(items)
+    return f"{brackets[0]}\n  {inside}\n {brackets[1]}"
 
 
 def _text(value: Any) -> str:
@@ -247,7 +260,13 @@ def load(path: str | Path) -> Kept:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{path}: a kept study of format {found!r}; expected {FORMAT}")
     points = [(point["arm"], point["x"]) for point in data["points"]]
-    runs = [Run(r["arm"], r["x"], r["seed"], Path(), {}) for r in data["runs"]]
+    common = _leaves(data["config"])
+    configs = [_nested(common | _leaves(point["set"])) for point in data["points"]]
+    recipes = dict(zip(points, configs, strict=True))
+    runs = [
+        Run(r["arm"], r["x"], r["seed"], Path(), {"seed": r["seed"], **recipes[r["arm"], r["x"]]})
+        for r in data["runs"]
+    ]
     study = Study(
         name=data["name"],
         out=path.parent,
@@ -266,7 +285,6 @@ def load(path: str | Path) -> Kept:
     groups = {p: [o for o in outcomes if (o.run.arm, o.run.x) == p] for p in points}
     main = columns.get(data["main"])
     rows = results.rows_of(groups, main.evaluation if main else "", study)
-    recipes = {p: data["config"] | of["set"] for p, of in zip(points, data["points"], strict=True)}
     costs = [Cost(**cost) for cost in data["costs"]]
     return Kept(study, rows, list(columns.values()), main, costs, data, recipes)
 
