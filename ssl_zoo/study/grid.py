@@ -244,6 +244,11 @@ class Study:
     kept: Path | None  # a kept study that the report draws these runs over
     command: str  # what the user types to run or continue the study
 
+    def planned(self, point: Point) -> bool:
+        """Whether a planned contrast names the point; all are where none is planned."""
+        sides = [side for c in self.contrasts for side in (c.better, c.worse)]
+        return not sides or point in sides
+
     def division(self) -> Division | None:
         """As an earlier start has settled it; None while nothing is trained."""
         return Division.read(self.out) if any(run.trained for run in self.runs) else None

@@ -107,12 +107,6 @@ def look_of(study: Study, arm: str) -> dict[str, Any]:
     return {"color": COLORS[i % cycle], "marker": MARKERS[other], "linestyle": dashes}
 
 
-def planned(table: Table, row: Row) -> bool:
-    """Whether a contrast that is planned names the point; all are where none is planned."""
-    sides = [side for c in table.study.contrasts for side in (c.better, c.worse)]
-    return not sides or (row.arm, row.x) in sides
-
-
 def name_of(study: Study, row: Row) -> str:
     return row.arm if row.x is None else f"{row.arm}, {study.x} {row.x}"
 
@@ -128,7 +122,7 @@ def _name_arms(drawn: Figure, table: Table) -> None:
     """A legend of arms for all panels, and what hollow points mean."""
     looks = {arm: look_of(table.study, arm) for arm in table.study.blocks}
     entries = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
-    if not all(planned(table, row) for row in table.rows):
+    if not all(table.study.planned((row.arm, row.x)) for row in table.rows):
         for label, solid in (("planned contrast", True), ("exploratory", False)):
             gray = _marker({"color": GRAY, "marker": "o"}, solid)
             entries.append(Line2D([], [], label=label, **gray))
@@ -163,7 +157,7 @@ def _draw_sweep(axes: Axes, table: Table, main: Column) -> None:
             if len(main.of(row)) >= ENOUGH:
                 half = half_width(main.of(row))
                 axes.errorbar(x, mean, half, color=look["color"], capsize=4, linewidth=1.6)
-            axes.plot(x, mean, **_marker(look, planned(table, row)), zorder=3)
+            axes.plot(x, mean, **_marker(look, table.study.planned((row.arm, row.x))), zorder=3)
     if logarithmic:
         _sizes_below(axes)
     else:
@@ -290,8 +284,15 @@ def _drawn_rows(table: Table, main: Column) -> list[Row]:
     for arm in table.study.blocks:
         own = [row for row in rows if row.arm == arm]
         if table.study.contrasts:
-            last = max((i for i, row in enumerate(own) if planned(table, row)), default=-1)
-            chosen += [row for i, row in enumerate(own) if i > last or planned(table, row)]
+            last = max(
+                (i for i, row in enumerate(own) if table.study.planned((row.arm, row.x))),
+                default=-1,
+            )
+            chosen += [
+                row
+                for i, row in enumerate(own)
+                if i > last or table.study.planned((row.arm, row.x))
+            ]
         elif own:
             chosen.append(main.best(own) or own[0])
     return chosen
@@ -306,7 +307,11 @@ def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
         at = [x(row, epoch) for epoch in curve]
         if None in at:
             continue
-        look, solid, color = look_of(table.study, row.arm), planned(table, row), _shade(table, row)
+        look, solid, color = (
+            look_of(table.study, row.arm),
+            table.study.planned((row.arm, row.x)),
+            _shade(table, row),
+        )
         means = [fmean(values) for values in curve.values()]
         if solid and all(len(values) >= ENOUGH for values in curve.values()):
             half = [half_width(values) for values in curve.values()]
@@ -329,7 +334,11 @@ def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
 
 def _shade(table: Table, row: Row) -> tuple[float, float, float]:
     """An arm's color; paler for points before the last of those that are drawn solid."""
-    own = [other for other in table.rows if other.arm == row.arm and planned(table, other)]
+    own = [
+        other
+        for other in table.rows
+        if other.arm == row.arm and table.study.planned((other.arm, other.x))
+    ]
     white = 0.45 * (1 - (own.index(row) + 1) / len(own)) if row in own else 0.0
     return tuple(
         white + (1 - white) * part for part in to_rgb(look_of(table.study, row.arm)["color"])
