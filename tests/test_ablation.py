@@ -218,6 +218,17 @@ def test_overrides_hold_for_every_arm_and_win_over_the_grid(study):
     assert settings == {(1, 5)}
 
 
+def test_what_is_planned_runs_first_whatever_its_seed(study):
+    contrast = 'compare: ["MoCo, 256 > MoCo, 64"]\n'
+    study.write(grid=study.grid.read_text() + contrast)
+    assert study.ablate() == 0
+    planned = [name for name in ALL if name.startswith("moco/")]
+    others = [name for name in ALL if name not in planned]
+    assert study.calls() == planned + others
+    rows = [(row.arm, row.x) for row in report.results.read(study.expand()).rows]
+    assert rows[:3] == [("MoCo", "64"), ("MoCo", "256"), ("memory bank", "64")]  # the grid's order
+
+
 def test_an_arm_may_have_its_own_seed_of_order_and_views(study):
     study.write(grid="base: base.yaml\narms: {A: {}, B: {set: {data.seed: 5}}}\n")
     a, b = (run.config for run in study.expand().runs)
