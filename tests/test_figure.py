@@ -190,6 +190,13 @@ def test_a_run_is_told_to_lie_inside_or_outside(beside, tmp_path):
     assert figure._not_swept(table, standing.comparable(table)).axes[0].patches
 
 
+def test_of_many_runs_those_inside_are_counted_and_those_outside_told(beside):
+    scores = [55.0, 55.5, 56.0, 55.2, 55.1, 55.3, 55.4, 55.6, 99.0]
+    count, outside, *_ = standing.section(beside({("end-to-end", "31"): scores})).lines
+    assert count == "8 of 9 runs lie in the prediction interval of their point; the others:"
+    assert outside.startswith("end-to-end, 31, seed 8: 99.00, outside of the prediction interval")
+
+
 def test_what_is_of_another_kind_is_not_compared(beside, monkeypatch):
     longer = beside(DEMO, epochs=8)
     assert "not compared: MoCo, 32: epochs 4.0 -> 8.0" in standing.section(longer).lines

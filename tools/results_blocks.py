@@ -93,6 +93,16 @@ def baseline(kept: Kept, of: str, quantities: list[str]) -> str:
     return shown(known[of]["scores"])
 
 
+def costs(kept: Kept, of: str, quantities: list[str]) -> str:
+    """What a training step costs: a row for each point that was probed."""
+    rows = [["", "ms a step", "images/s", "peak GB"], ["---"] * 4]
+    for cost in kept.data["costs"]:
+        rate = 1000 * cost["batch_size"] / cost["ms"]
+        numbers = [f"{cost['ms']:.1f}", f"{rate:.0f}", f"{cost['peak_memory_gb']:.2f}"]
+        rows.append([title((cost["arm"], cost["x"])), *numbers])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def origin(kept: Kept, of: str, quantities: list[str]) -> str:
     """The command, the date, the commit and the machine."""
     return kept.origin
@@ -120,6 +130,7 @@ KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
     "verdict": verdict,
     "number": number,
     "baseline": baseline,
+    "costs": costs,
     "origin": origin,
 }
 VALUES: dict[str, Callable[[Any, str], str]] = {"value": value}

@@ -11,6 +11,8 @@ from ssl_zoo.study.report.verdicts import Section
 from ssl_zoo.study.verdict import of_one_more
 
 ENOUGH = 3  # seeds for an interval; two say too little
+IN, OUTSIDE = "in the prediction interval", "outside of the prediction interval"
+MANY = 8  # runs; of more, those that lie where one more was expected are only counted
 
 
 def beside(table: Table) -> Kept | None:
@@ -44,6 +46,10 @@ def section(table: Table) -> Section | None:
     if why := _why_not(table, other):
         return Section(heading, [f"not compared: {reason}" for reason in why], note)
     lines = [_line(outcome, other) for outcome in table.outcomes if outcome.state == "finished"]
+    if len(lines) > MANY:
+        told = [line for line in lines if IN not in line]
+        inside = f"{len(lines) - len(told)} of {len(lines)} runs lie {IN} of their point"
+        lines = [f"{inside}; the others:" if told else inside, *told]
     return Section(heading, [*lines, *what_it_shows(other)], note)
 
 
@@ -88,10 +94,8 @@ def _line(outcome: Outcome, other: Kept) -> str:
     if len(scores) < ENOUGH:
         return f"{text}; of this point the kept study has too few finished runs: {len(scores)}"
     low, high = of_one_more(scores)
-    where = "in" if low <= score <= high else "outside of"
-    return (
-        f"{text}, {where} the prediction interval of {len(scores)} seeds, {low:.2f} to {high:.2f}"
-    )
+    where = IN if low <= score <= high else OUTSIDE
+    return f"{text}, {where} of {len(scores)} seeds, {low:.2f} to {high:.2f}"
 
 
 def what_it_shows(other: Table) -> list[str]:
