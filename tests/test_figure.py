@@ -100,10 +100,10 @@ def test_two_points_of_an_arm_are_no_sweep(tmp_path):
 
 def test_planned_points_are_solid_and_all_are_where_none_is_planned(tmp_path):
     table = kept_study(tmp_path / "a.json", SWEEP, COMPARE)
-    solid = [(row.arm, row.x) for row in table.rows if figure.planned(table, row)]
+    solid = [point for point in SWEEP if table.study.planned(point)]
     assert solid == [("MoCo", "32"), ("MoCo", "4096"), ("end-to-end", "31")]
     table = kept_study(tmp_path / "a.json", SWEEP)
-    assert all(figure.planned(table, row) for row in table.rows)
+    assert all(table.study.planned(point) for point in SWEEP)
 
 
 def test_curves_of_a_sweep_are_what_is_planned_and_what_lies_beyond(tmp_path):
