@@ -104,7 +104,7 @@ def noise(table: Table) -> list[Comparison]:
     return [_compare(table, table.main, pair, False) for pair in pairs] if table.main else []
 
 
-def sections(table: Table) -> list[Section]:
+def in_words(table: Table) -> list[Section]:
     """All verdicts in words; none before there is a pair of runs."""
     main = table.main
     if main is None:
