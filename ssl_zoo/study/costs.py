@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssl_zoo.evaluation.base import hashed
-from ssl_zoo.study.grid import Run, Study, title
+from ssl_zoo.study.grid import Point, Run, Study, title
 from ssl_zoo.study.machine import child_environment
 from ssl_zoo.system import hardware
 from ssl_zoo.system.files import write_text
@@ -45,6 +45,10 @@ class Cost:
     threads: int
     of: str
 
+    @property
+    def point(self) -> Point:
+        return self.arm, self.x
+
 
 def read(out: Path) -> list[Cost]:
     """What the study in this folder knows."""
@@ -59,13 +63,13 @@ def measure(study: Study, say: Callable[[str], None]) -> bool:
     Returns:
         Whether every probe worked; what became of the others is said, and a later call tries again.
     """
-    known = {(cost.arm, cost.x, cost.of): cost for cost in read(study.out)}
-    wanted = {(probe.arm, probe.x, _hash(probe)): probe for probe in study.probes}
+    known = {(cost.point, cost.of): cost for cost in read(study.out)}
+    wanted = {(probe.point, _hash(probe)): probe for probe in study.probes}
     worked = True
     for key, probe in wanted.items():
         if key in known:
             continue
-        say(f"what a step costs: {title((probe.arm, probe.x))}")
+        say(f"what a step costs: {title(probe.point)}")
         try:
             known[key] = _probe(probe)
         except subprocess.CalledProcessError as error:

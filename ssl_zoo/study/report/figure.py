@@ -122,7 +122,7 @@ def _name_arms(drawn: Figure, table: Table) -> None:
     """A legend of arms for all panels, and what hollow points mean."""
     looks = {arm: look_of(table.study, arm) for arm in table.study.blocks}
     entries = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
-    if not all(table.study.planned((row.arm, row.x)) for row in table.rows):
+    if not all(table.study.planned(row.point) for row in table.rows):
         for label, solid in (("planned contrast", True), ("exploratory", False)):
             gray = _marker({"color": GRAY, "marker": "o"}, solid)
             entries.append(Line2D([], [], label=label, **gray))
@@ -157,7 +157,7 @@ def _draw_sweep(axes: Axes, table: Table, main: Column) -> None:
             if len(main.of(row)) >= ENOUGH:
                 half = half_width(main.of(row))
                 axes.errorbar(x, mean, half, color=look["color"], capsize=4, linewidth=1.6)
-            axes.plot(x, mean, **_marker(look, table.study.planned((row.arm, row.x))), zorder=3)
+            axes.plot(x, mean, **_marker(look, table.study.planned(row.point)), zorder=3)
     if logarithmic:
         _sizes_below(axes)
     else:
@@ -200,11 +200,11 @@ def _draw_points(axes: Axes, table: Table, main: Column, below: Table | None) ->
     Below them in gray, the other study's seeds and between what one more of them is expected.
     """
     starts = any(baseline.name == UNTRAINED and not baseline.shared for baseline in main.baselines)
-    others = {(row.arm, row.x): row for row in below.rows} if below and below.main else {}
+    others = {row.point: row for row in below.rows} if below and below.main else {}
     many = len(table.rows) > FEW
     for y, row in enumerate(table.rows):
         look, scores = look_of(table.study, row.arm), main.of(row)
-        known = below.main.of(others[row.arm, row.x]) if (row.arm, row.x) in others else []
+        known = below.main.of(others[row.point]) if row.point in others else []
         if len(known) >= ENOUGH:
             low, high = of_one_more(known)
             axes.barh(y, high - low, left=low, height=0.4, color=PALE, zorder=1)
@@ -250,16 +250,16 @@ def training_time(table: Table) -> tuple[Abscissa, str]:
 
     By the probes of single steps if all rows have one: runs at once slow each other down.
     """
-    ms = {(cost.arm, cost.x): cost.ms for cost in table.costs}
+    ms = {cost.point: cost.ms for cost in table.costs}
     trained = [row for row in table.rows if row.finished]
-    probed = bool(trained) and all((row.arm, row.x) in ms for row in trained)
+    probed = bool(trained) and all(row.point in ms for row in trained)
 
     def minutes(row: Row, epoch: float) -> float | None:
         steps, epochs = row.values("steps"), row.values("epochs")
         seconds = row.values("seconds")
         if not epochs or not (steps if probed else seconds):
             return None
-        whole = fmean(steps) * ms[row.arm, row.x] / 1000 if probed else fmean(seconds)
+        whole = fmean(steps) * ms[row.point] / 1000 if probed else fmean(seconds)
         return whole / 60 * epoch / fmean(epochs)
 
     return minutes, ": steps × a probed step's median" if probed else ", as the runs took"
@@ -285,13 +285,11 @@ def _drawn_rows(table: Table, main: Column) -> list[Row]:
         own = [row for row in rows if row.arm == arm]
         if table.study.contrasts:
             last = max(
-                (i for i, row in enumerate(own) if table.study.planned((row.arm, row.x))),
+                (i for i, row in enumerate(own) if table.study.planned(row.point)),
                 default=-1,
             )
             chosen += [
-                row
-                for i, row in enumerate(own)
-                if i > last or table.study.planned((row.arm, row.x))
+                row for i, row in enumerate(own) if i > last or table.study.planned(row.point)
             ]
         elif own:
             chosen.append(main.best(own) or own[0])
@@ -309,7 +307,7 @@ def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
             continue
         look, solid, color = (
             look_of(table.study, row.arm),
-            table.study.planned((row.arm, row.x)),
+            table.study.planned(row.point),
             _shade(table, row),
         )
         means = [fmean(values) for values in curve.values()]
@@ -335,9 +333,7 @@ def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
 def _shade(table: Table, row: Row) -> tuple[float, float, float]:
     """An arm's color; paler for points before the last of those that are drawn solid."""
     own = [
-        other
-        for other in table.rows
-        if other.arm == row.arm and table.study.planned((other.arm, other.x))
+        other for other in table.rows if other.arm == row.arm and table.study.planned(other.point)
     ]
     white = 0.45 * (1 - (own.index(row) + 1) / len(own)) if row in own else 0.0
     return tuple(
