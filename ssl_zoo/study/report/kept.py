@@ -245,20 +245,26 @@ def _classes(row: Row, table: Table) -> dict[str, Any] | None:
     return {**of, "images": images[0] if len(set(images)) == 1 else images, "right": right}
 
 
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError("", f"not JSON: {error}", where=str(path)) from error
+
+
 def load(path: str | Path) -> Kept:
     """A kept study as a table.
 
     Raises:
-        ValueError: the file is none, or of another form.
+        ConfigError: the file is none, or of another form.
     """
     path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no kept study: {error}") from error
+    data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{path}: a kept study of format {found!r}; expected {FORMAT}")
+        shown = f"the keys {', '.join(data)}" if isinstance(data, dict) else type(data).__name__
+        found = f"format {data['format']!r}" if "format" in data else shown
+        expected = f"format {FORMAT}, of `ssl-zoo ablate GRID --keep`"
+        raise ConfigError("", "no kept study", found=found, expected=expected, where=str(path))
     points = [(point["arm"], point["x"]) for point in data["points"]]
     common = _leaves(data["config"])
     configs = [_nested(common | _leaves(point["set"])) for point in data["points"]]
