@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ssl_zoo.study.costs import Cost
-from ssl_zoo.study.report import figure, kept, standing
+from ssl_zoo.study.report import figure, kept, looks, standing
 from ssl_zoo.study.verdict import half_width, of_one_more
 
 
@@ -98,12 +98,12 @@ def test_an_arm_looks_the_same_in_whatever_order_a_grid_has_it(tmp_path):
     one = written(tmp_path, "a", SWEEP).study
     other = written(tmp_path, "b", DEMO).study
     assert list(one.blocks) != list(other.blocks)
-    assert all(figure.look_of(one, arm) == figure.look_of(other, arm) for arm in one.blocks)
+    assert all(looks.look_of(one, arm) == looks.look_of(other, arm) for arm in one.blocks)
 
 
 @pytest.mark.parametrize("values", [[1.0, 1.1, 1.2, 5.0], [3.0, 3.0, 3.0], [9.9, 0.1, 9.8], [2.0]])
 def test_names_are_moved_apart_and_keep_their_order(values):
-    moved = figure.spaced(values, 1.0, 0.0, 10.0)
+    moved = looks.spaced(values, 1.0, 0.0, 10.0)
     order = sorted(range(len(values)), key=values.__getitem__)
     placed = [moved[i] for i in order]
     assert all(b - a >= 1.0 - 1e-9 for a, b in itertools.pairwise(placed))

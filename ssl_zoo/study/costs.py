@@ -49,6 +49,14 @@ class Cost:
     def point(self) -> Point:
         return self.arm, self.x
 
+    @property
+    def size(self) -> float | None:
+        """The place on the swept axis, where that is a number."""
+        try:
+            return float(self.x) if self.x is not None else None
+        except ValueError:
+            return None
+
 
 def read(out: Path) -> list[Cost]:
     """What the study in this folder knows."""
@@ -122,19 +130,11 @@ def extrapolated(costs: Sequence[Cost]) -> dict[str, float]:
 
     Of arms that meet it among the sizes that were probed of any arm; elsewhere a line says nothing.
     """
-    sizes = [(cost.arm, k, cost.peak_memory_gb) for cost in costs if (k := size(cost)) is not None]
+    sized = [cost for cost in costs if cost.size is not None]
     found = {}
-    for arm in dict.fromkeys(arm for arm, *_ in sizes):
-        points = [point for of, *point in sizes if of == arm]
+    for arm in dict.fromkeys(cost.arm for cost in sized):
+        points = [(cost.size, cost.peak_memory_gb) for cost in sized if cost.arm == arm]
         at = meets(points, LIMIT_GB) if len(points) > 1 else None
-        if at is not None and at <= max(k for _, k, _ in sizes):
+        if at is not None and at <= max(cost.size for cost in sized):
             found[arm] = at
     return found
-
-
-def size(cost: Cost) -> float | None:
-    """A point's place on the swept axis, where that is a number."""
-    try:
-        return float(cost.x) if cost.x is not None else None
-    except ValueError:
-        return None
