@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ssl_zoo.study.report import kept
+
 PROTOCOL = "KNN: k 20; temperature 0.07 (hash 1a2b)"
-KNN = {"metric": "top1", "unit": "%", "higher_is_better": True, "protocol": PROTOCOL}
+KNN = {"metric": "top1", "unit": "%", "higher_is_better": True}
+PIXELS = {"evaluation": "knn", "name": "raw pixels", "scores": [20.0], "protocol": "KNN"}
 
 
 def run(arm, x, seed, knn, **more):
@@ -14,11 +17,12 @@ def run(arm, x, seed, knn, **more):
     curve = [[1.0, knn + 0.5], [2.0, knn]]
     costs = {"pretext_top1": 50.0, "images_per_s": 800.0, "peak_memory_gb": 1.0, "seconds": 100.0}
     run = {"arm": arm, "x": x, "seed": seed, "state": "finished", "scores": {"knn": knn}}
-    return run | {"curve": curve, **costs, **more}
+    return run | {"curve": curve, "epochs": 2.0, "steps": 600, **costs, **more}
 
 
 def study(name, runs, contrasts=(), **more):
     return {
+        "format": kept.FORMAT,
         "name": name,
         "command": f"ssl-zoo ablate configs/ablation/{name}.yaml",
         "commit": "0123456789",
@@ -27,10 +31,14 @@ def study(name, runs, contrasts=(), **more):
         "x": "K",
         "seeds": sorted({run["seed"] for run in runs}),
         "contrasts": list(contrasts),
-        "evaluations": {"knn": KNN},
+        "twins": {},
         "main": "knn",
-        "baselines": [],
+        "evaluations": {"knn": {**KNN, "protocol": PROTOCOL, "hash": "1a2b"}},
+        "config": {"optimizer.lr": 0.1},
+        "baselines": [PIXELS],
+        "costs": [],
         "runs": runs,
+        "classes": [],
         **more,
     }
 
@@ -54,6 +62,9 @@ def fig3(seeds=8):
 
 
 def write(folder: Path, data) -> Path:
+    """Of the points that have runs."""
+    points = dict.fromkeys((run["arm"], run["x"]) for run in data["runs"])
     path = folder / f"{data['name']}.json"
-    path.write_text(json.dumps(data))
+    points = [{"arm": arm, "x": x, "set": {}} for arm, x in points]
+    path.write_text(json.dumps(data | {"points": points}))
     return path

@@ -1,59 +1,28 @@
 """What the figure is given, from kept studies that are written by hand; and that it is drawn."""
 
 import itertools
-import json
 from dataclasses import replace
 from statistics import fmean
 
+import kept_study
 import pytest
 from PIL import Image
 
 from ssl_zoo.study.costs import Cost
-from ssl_zoo.study.report import figure, kept, standing
+from ssl_zoo.study.report import figure, kept, looks, standing
 from ssl_zoo.study.verdict import half_width, of_one_more
 
 
-def kept_study(path, scores, contrasts=(), costs=(), epochs=4):
-    """Writes a kept study of `scores`, point -> a number a seed, and reads it back."""
-    runs = [
-        {
-            "arm": arm,
-            "x": x,
-            "seed": seed,
-            "state": "finished",
-            "scores": {"knn": score},
-            "curve": [[epochs / 2, score - 5], [float(epochs), score]],
-            "epochs": float(epochs),
-            "steps": 600,
-            "seconds": 120.0,
-        }
-        for (arm, x), values in scores.items()
-        for seed, score in enumerate(values)
-    ]
-    how = {"metric": "top1", "unit": "%", "higher_is_better": True, "hash": "h"}
-    pixels = {"evaluation": "knn", "name": "raw pixels", "scores": [20.0], "protocol": "KNN"}
-    data = {
-        "format": kept.FORMAT,
-        "name": "written",
-        "command": "ssl-zoo ablate written.yaml",
-        "commit": "abc",
-        "date": "2026-11-28",
-        "machine": {"cpu": "a processor"},
-        "x": "K",
-        "seeds": list(range(max(map(len, scores.values())))),
-        "contrasts": list(contrasts),
-        "twins": {},
-        "main": "knn",
-        "evaluations": {"knn": {**how, "protocol": "KNN: k 20 (hash h)"}},
-        "config": {"optimizer.lr": 0.1},
-        "points": [{"arm": arm, "x": x, "set": {}} for arm, x in scores],
-        "baselines": [pixels],
-        "costs": list(costs),
-        "runs": runs,
-        "classes": [],
-    }
-    path.write_text(json.dumps(data))
-    return kept.load(path)
+def written(folder, name, scores, contrasts=(), costs=(), epochs=4.0):
+    """A kept study of `scores`, point -> a number a seed, of runs that took two minutes."""
+    runs = []
+    for point, values in scores.items():
+        for seed, score in enumerate(values):
+            curve = [[epochs / 2, score - 5], [epochs, score]]
+            more = {"curve": curve, "epochs": epochs, "seconds": 120.0}
+            runs.append(kept_study.run(*point, seed, score, **more))
+    data = kept_study.study(name, runs, contrasts, costs=list(costs))
+    return kept.load(kept_study.write(folder, data))
 
 
 SWEEP = {
@@ -69,7 +38,7 @@ DEMO = {("end-to-end", "31"): [54.0, 55.0, 56.5], ("MoCo", "32"): [50.0, 51.0, 5
 
 def test_a_picture_says_what_it_was_drawn_from(tmp_path):
     picture = tmp_path / "figure.png"
-    table = kept_study(tmp_path / "kept.json", SWEEP)
+    table = written(tmp_path, "kept", SWEEP)
     figure.draw(table, picture, "results/kept.json")
     assert Image.open(picture).info["Source"] == "results/kept.json"
     figure.draw(table, picture)
@@ -85,38 +54,38 @@ def probes(points):
 
 
 def test_a_figure_has_a_panel_more_where_costs_were_probed(tmp_path):
-    bare = kept_study(tmp_path / "a.json", SWEEP, COMPARE)
-    probed = kept_study(tmp_path / "b.json", SWEEP, COMPARE, probes(SWEEP))
+    bare = written(tmp_path, "a", SWEEP, COMPARE)
+    probed = written(tmp_path, "b", SWEEP, COMPARE, probes(SWEEP))
     assert [len(figure._swept(table).axes) for table in (bare, probed)] == [3, 4]
     figure.draw(probed, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_two_points_of_an_arm_are_no_sweep(tmp_path):
-    assert figure.is_swept(kept_study(tmp_path / "a.json", SWEEP))
-    demo = kept_study(tmp_path / "b.json", DEMO)
+    assert figure.is_swept(written(tmp_path, "a", SWEEP))
+    demo = written(tmp_path, "b", DEMO)
     assert not figure.is_swept(demo) and len(figure._not_swept(demo, None).axes) == 2
 
 
 def test_planned_points_are_solid_and_all_are_where_none_is_planned(tmp_path):
-    table = kept_study(tmp_path / "a.json", SWEEP, COMPARE)
+    table = written(tmp_path, "a", SWEEP, COMPARE)
     solid = [point for point in SWEEP if table.study.planned(point)]
     assert solid == [("MoCo", "32"), ("MoCo", "4096"), ("end-to-end", "31")]
-    table = kept_study(tmp_path / "a.json", SWEEP)
+    table = written(tmp_path, "a", SWEEP)
     assert all(table.study.planned(point) for point in SWEEP)
 
 
 def test_curves_of_a_sweep_are_what_is_planned_and_what_lies_beyond(tmp_path):
-    table = kept_study(tmp_path / "a.json", SWEEP, COMPARE)
+    table = written(tmp_path, "a", SWEEP, COMPARE)
     drawn = [(row.arm, row.x) for row in figure._drawn_rows(table, table.main)]
     assert drawn == [point for point in SWEEP if point != ("MoCo", "256")]
-    table = kept_study(tmp_path / "a.json", SWEEP)
+    table = written(tmp_path, "a", SWEEP)
     drawn = [(row.arm, row.x) for row in figure._drawn_rows(table, table.main)]
     assert drawn == [("MoCo", "4096"), ("end-to-end", "127")]
 
 
 def test_time_is_of_the_probes_if_every_point_has_one(tmp_path):
-    table = kept_study(tmp_path / "a.json", SWEEP, costs=probes(SWEEP))
+    table = written(tmp_path, "a", SWEEP, costs=probes(SWEEP))
     minutes, how = figure.training_time(table)
     # 600 steps of 50 ms are half a minute for 4 epochs; the runs themselves took 2 minutes.
     assert minutes(table.rows[0], 4.0) == pytest.approx(0.5) and "probed" in how
@@ -126,15 +95,15 @@ def test_time_is_of_the_probes_if_every_point_has_one(tmp_path):
 
 
 def test_an_arm_looks_the_same_in_whatever_order_a_grid_has_it(tmp_path):
-    one = kept_study(tmp_path / "a.json", SWEEP).study
-    other = kept_study(tmp_path / "b.json", DEMO).study
+    one = written(tmp_path, "a", SWEEP).study
+    other = written(tmp_path, "b", DEMO).study
     assert list(one.blocks) != list(other.blocks)
-    assert all(figure.look_of(one, arm) == figure.look_of(other, arm) for arm in one.blocks)
+    assert all(looks.look_of(one, arm) == looks.look_of(other, arm) for arm in one.blocks)
 
 
 @pytest.mark.parametrize("values", [[1.0, 1.1, 1.2, 5.0], [3.0, 3.0, 3.0], [9.9, 0.1, 9.8], [2.0]])
 def test_names_are_moved_apart_and_keep_their_order(values):
-    moved = figure.spaced(values, 1.0, 0.0, 10.0)
+    moved = looks.spaced(values, 1.0, 0.0, 10.0)
     order = sorted(range(len(values)), key=values.__getitem__)
     placed = [moved[i] for i in order]
     assert all(b - a >= 1.0 - 1e-9 for a, b in itertools.pairwise(placed))
@@ -144,7 +113,7 @@ def test_names_are_moved_apart_and_keep_their_order(values):
 
 
 def test_curves_that_lack_an_epoch_are_averaged_where_all_have_it(tmp_path):
-    table = kept_study(tmp_path / "a.json", DEMO)
+    table = written(tmp_path, "a", DEMO)
     (first, *_), row = table.rows[0].outcomes, table.rows[0]
     first.lines.pop(0)
     assert figure.curve_of(row, table.main) == {4.0: [54.0, 55.0, 56.5]}
@@ -168,10 +137,10 @@ def test_intervals_are_students():
 def beside(tmp_path, monkeypatch):
     """Makes a study of one seed that names a kept one of three."""
     monkeypatch.setattr(standing, "recipe", lambda run: {"optimizer.lr": 0.1})
-    kept_study(tmp_path / "kept.json", DEMO, ["MoCo, 32 > end-to-end, 31"])
+    written(tmp_path, "kept", DEMO, ["MoCo, 32 > end-to-end, 31"])
 
     def make(scores, **more):
-        table = kept_study(tmp_path / "own.json", scores, **more)
+        table = written(tmp_path, "own", scores, **more)
         return replace(table, study=replace(table.study, kept=tmp_path / "kept.json"))
 
     return make
@@ -198,7 +167,7 @@ def test_of_many_runs_those_inside_are_counted_and_those_outside_told(beside):
 
 
 def test_what_is_of_another_kind_is_not_compared(beside, monkeypatch):
-    longer = beside(DEMO, epochs=8)
+    longer = beside(DEMO, epochs=8.0)
     assert "not compared: MoCo, 32: epochs 4.0 -> 8.0" in standing.section(longer).lines
     monkeypatch.setattr(standing, "recipe", lambda run: {"optimizer.lr": 0.2})
     table = beside({("MoCo", "32"): [51.0], ("MoCo", "64"): [51.0]})
@@ -212,7 +181,7 @@ def test_another_protocol_is_not_compared(beside):
     table = beside(DEMO)
     for outcome in table.outcomes:
         outcome.evaluations["knn"]["hash"] = "other"
-    assert "not compared: MoCo, 32: protocol h -> other" in standing.section(table).lines
+    assert "not compared: MoCo, 32: protocol 1a2b -> other" in standing.section(table).lines
 
 
 def test_a_kept_study_that_is_not_there_yet_is_said(beside, tmp_path):
@@ -229,7 +198,7 @@ def test_two_sentences_say_what_the_kept_study_shows(tmp_path):
         ("B", None): [50.3, 50.9, 50.2, 51.0, 50.4, 51.1, 50.0, 50.6],
         ("C", None): [60.9, 60.1, 61.0, 60.3, 61.2, 60.4, 60.9, 60.2],
     }
-    table = kept_study(tmp_path / "a.json", scores, ["A > B", "A > C"])
+    table = written(tmp_path, "a", scores, ["A > B", "A > C"])
     shown, rest = standing.what_it_shows(table)
     difference = fmean(scores["A", None]) - fmean(scores["B", None])
     assert shown.startswith(f"The kept study shows: A is better than B by {difference:.1f}")
@@ -240,5 +209,5 @@ def test_two_sentences_say_what_the_kept_study_shows(tmp_path):
 
 
 def test_a_cost_survives_a_kept_study(tmp_path):
-    table = kept_study(tmp_path / "a.json", DEMO, costs=probes(DEMO))
+    table = written(tmp_path, "a", DEMO, costs=probes(DEMO))
     assert table.costs[0] == Cost("end-to-end", "31", 50.0, 1.0, 32, 1, "x")

@@ -7,7 +7,7 @@ unknown key or a value of the wrong type is an error with file, line and key.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Literal
 
 import kept_results
-from kept_results import Kept, Quantity, command, find_point
+from kept_results import column_of, command
 
 from ssl_zoo import config
 from ssl_zoo.config import ConfigError, Part, PositiveFloat, bind
-from ssl_zoo.study.grid import Contrast, Grid, Point, title
+from ssl_zoo.study.grid import Contrast, Grid, Point, find_point, title
+from ssl_zoo.study.report.kept import Kept
+from ssl_zoo.study.report.results import Column
 from ssl_zoo.study.verdict import Comparison, standard_error
 
 LEDGER = kept_results.ROOT / "ledger"
@@ -73,7 +75,7 @@ class Ours:
         if of == "ratio" and len(sides) < 2:
             raise ConfigError("of", "a ratio of one number", found=of, expected="difference")
 
-    def points(self, among: list[Point]) -> list[Point]:
+    def points(self, among: Iterable[Point]) -> list[Point]:
         return [find_point(side, among, "compare") for side in self.sides]
 
 
@@ -203,8 +205,8 @@ class Held:
         return self.kept is not None and self.comparison.seeds > 0
 
     @cached_property
-    def quantity(self) -> Quantity:
-        return self.kept.quantity(self.claim.ours.on)
+    def column(self) -> Column:
+        return column_of(self.kept, self.claim.ours.on)
 
     @cached_property
     def scores(self) -> list[dict[int, float]]:
@@ -217,17 +219,17 @@ class Held:
         return self._scores(highest=False)
 
     def _scores(self, highest: bool) -> list[dict[int, float]]:
-        ours, found = self.claim.ours, {title(point): point for point in self.kept.points}
+        rows = {title(row.point): row for row in self.kept.rows}
         return [
-            self.kept.scores(found[side], self.quantity, highest) if side in found else {}
-            for side in ours.sides
+            kept_results.scores(self.kept, rows[side], self.column, highest) if side in rows else {}
+            for side in self.claim.ours.sides
         ]
 
     @cached_property
     def comparison(self) -> Comparison:
         """Of the two sides, or of one with the claim's number; a ratio's is one of logarithms."""
-        ours, quantity = self.claim.ours, self.quantity
-        more = {"unit": quantity.unit, "higher_is_better": quantity.higher_is_better}
+        ours, column = self.claim.ours, self.column
+        more = {"unit": column.unit, "higher_is_better": column.higher_is_better}
         if len(self.scores) == 1:
             (scores,), (number,) = self.scores, self.claim.theirs.values()
             theirs = dict.fromkeys(scores, number)
@@ -237,7 +239,7 @@ class Held:
             return Comparison.of(*ours.sides, *logs, **more)
         if not all(self.scores):
             return Comparison.of(*ours.sides, *self.scores, **more)
-        return self.kept.compared(Contrast(*ours.points(self.kept.points)), quantity)
+        return kept_results.compared(self.kept, Contrast(*ours.points(self.kept.at)), column)
 
     @property
     def expected(self) -> float | None:
@@ -332,11 +334,11 @@ def _held(claim: Claim, key: str, results: Path) -> Held:
     if ours is None:
         return Held(claim)
     try:
-        kept = Kept.load(ours.file, results)
+        kept = kept_results.load(results / ours.file)
         held = Held(claim, kept, kept.data["command"] if kept else command(ours.file, "result"))
         if kept is not None:
-            kept.quantity(ours.on)
-        if kept is None or not set(ours.sides) <= {*map(title, kept.points)}:
+            column_of(kept, ours.on)
+        if kept is None or not set(ours.sides) <= {*map(title, kept.at)}:
             ours.points(planned(ours.file))  # what is not kept yet is planned at least
     except ConfigError as error:
         if not error.where:

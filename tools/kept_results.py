@@ -1,150 +1,89 @@
-"""Kept studies, results/NAME.json, as pages read them: scores by seed, comparisons, origins."""
+"""Kept studies, results/NAME.json, as pages show them: scores by seed, comparisons, origins."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from ssl_zoo.config import ConfigError, not_among
-from ssl_zoo.study.grid import Contrast, Point, title
-from ssl_zoo.study.verdict import Comparison, planned
+from ssl_zoo.study.grid import Contrast
+from ssl_zoo.study.report import kept, verdicts
+from ssl_zoo.study.report.kept import Kept
+from ssl_zoo.study.report.results import Column, Row
+from ssl_zoo.study.verdict import Comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, GRIDS = ROOT / "results", ROOT / "configs" / "ablation"
-NEEDED = ("name", "command", "commit", "date", "contrasts", "evaluations", "main", "runs")
+# Numbers that training leaves, by which arms can be compared as by evaluations.
+MEASURED = (
+    Column("pretext_top1", "pretext_top1", "%"),
+    Column("images_per_s", "images_per_s", "images/s"),
+    Column("peak_memory_gb", "peak_memory_gb", "GB", higher_is_better=False),
+    Column("seconds", "seconds", "s", higher_is_better=False),
+)
 
 
-def read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError("", f"not JSON: {error}", where=str(path)) from error
+def load(path: Path) -> Kept | None:
+    """With a column for each of MEASURED too; None where there is no such file.
+
+    Raises:
+        ConfigError: the file is no kept study.
+    """
+    if not path.exists():
+        return None
+    study = kept.load(path)
+    for outcome in study.outcomes:
+        for name in (column.metric for column in MEASURED if column.metric in outcome.result):
+            measured = {"metrics": {name: outcome.result[name]}, "main": name, "hash": None}
+            outcome.evaluations[name] = measured
+    return replace(study, columns=[*study.columns, *MEASURED])
 
 
-class Quantity(NamedTuple):
-    """What runs are compared in: an evaluation, or a number that training leaves."""
-
-    name: str
-    unit: str
-    higher_is_better: bool
-    header: str  # of a column
-
-
-MEASURED = {
-    "pretext_top1": Quantity("pretext_top1", "%", True, "pretext top-1, %"),
-    "images_per_s": Quantity("images_per_s", "images/s", True, "images/s"),
-    "peak_memory_gb": Quantity("peak_memory_gb", "GB", False, "peak GB"),
-    "seconds": Quantity("seconds", "s", False, "seconds"),
-}
+def column_of(study: Kept, name: str | None = None) -> Column:
+    """An evaluation or one of MEASURED; None: the study's main evaluation."""
+    known = {column.evaluation: column for column in study.columns}
+    name = study.data["main"] if name is None else name
+    if name not in known:
+        raise not_among("on", "neither an evaluation of the study nor measured", name, known)
+    return known[name]
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A study as `ssl-zoo ablate GRID --keep results/NAME.json` leaves it."""
+def scores(study: Kept, row: Row, column: Column, highest: bool = False) -> dict[int, float]:
+    """By seed, of finished runs, at the end of training; but what was judged in another way.
 
-    data: Mapping[str, Any]
-
-    @classmethod
-    def load(cls, name: str, folder: Path) -> Kept | None:
-        """Of a file in a folder; None where there is no such file.
-
-        Raises:
-            ConfigError: the file is no kept study.
-        """
-        path = folder / name
-        if not path.exists():
-            return None
-        data = read(path)
-        found = list(data) if isinstance(data, dict) else []
-        if missing := [key for key in NEEDED if key not in found]:
-            shown = f"the keys {', '.join(found)}" if found else "no keys"
-            expected = f"also {', '.join(missing)}"
-            raise ConfigError("", "no kept study", found=shown, expected=expected, where=str(path))
-        return cls(data)
-
-    @property
-    def points(self) -> list[Point]:
-        """Arms with their points, in the order of the runs."""
-        return list(dict.fromkeys((run["arm"], run["x"]) for run in self.data["runs"]))
-
-    @property
-    def evaluations(self) -> dict[str, Quantity]:
-        found = {}
-        for name, of in self.data["evaluations"].items():
-            header = f"{name}, {of['unit']}" if of["unit"] else name
-            found[name] = Quantity(name, of["unit"], of["higher_is_better"], header)
-        return found
-
-    def quantity(self, name: str | None = None) -> Quantity:
-        """An evaluation or one of MEASURED; None: the study's main evaluation."""
-        known, name = MEASURED | self.evaluations, self.data["main"] if name is None else name
-        if name not in known:
-            raise not_among("on", "neither an evaluation of the study nor measured", name, known)
-        return known[name]
-
-    def runs(self, point: Point) -> list[Mapping[str, Any]]:
-        return [run for run in self.data["runs"] if (run["arm"], run["x"]) == point]
-
-    def scores(self, point: Point, quantity: Quantity, highest: bool = False) -> dict[int, float]:
-        """By seed, of finished runs, at the end of training; but what was judged in another way.
-
-        Args:
-            highest: the best of all epochs instead, which test images have chosen; of the main
-                evaluation alone, the one that is kept over epochs.
-        """
-        if highest and quantity.name != self.data["main"]:
-            problem, main = "only the main evaluation is kept over epochs", self.data["main"]
-            raise ConfigError("at", problem, found=f"highest of {quantity.name}", expected=main)
-        best, scores = max if quantity.higher_is_better else min, {}
-        for run in self.runs(point):
-            if run["state"] == "finished" and quantity.name not in run.get("made_otherwise", ()):
-                score = {**run, **run["scores"]}.get(quantity.name)
-                scores[run["seed"]] = best(v for _, v in run["curve"]) if highest else score
-        return {seed: score for seed, score in scores.items() if score is not None}
-
-    def compared(self, contrast: Contrast, quantity: Quantity) -> Comparison:
-        """Corrected over the planned contrasts, if it is one of them and in the main evaluation."""
-        texts = self.data["contrasts"]
-        if str(contrast) not in texts or quantity.name != self.data["main"]:
-            return self._compared(contrast, quantity)
-        contrasts = [Contrast.read(text, self.points) for text in texts]
-        compared = planned([self._compared(each, quantity) for each in contrasts])
-        return compared[texts.index(str(contrast))]
-
-    def _compared(self, contrast: Contrast, quantity: Quantity) -> Comparison:
-        sides = (contrast.better, contrast.worse)
-        scores = [self.scores(point, quantity) for point in sides]
-        wanted = {run["seed"] for point in sides for run in self.runs(point)}
-        return Comparison.of(
-            *map(title, sides),
-            *scores,
-            unit=quantity.unit,
-            higher_is_better=quantity.higher_is_better,
-            lacking=sorted(wanted - set.intersection(*map(set, scores))),
-        )
-
-    @property
-    def origin(self) -> str:
-        """Where the numbers come from, in words."""
-        data, machine = self.data, self.data.get("machine") or {}
-        cores = f"{machine['cores']} cores" if machine.get("cores") else None
-        torch = f"torch {machine['torch']}" if machine.get("torch") else None
-        on = [cores, machine.get("cuda") or machine.get("cpu"), torch, machine.get("precision")]
-        commits = [commit[:7] for commit in (data["commit"] or "").split(", ") if commit]
-        commit = f"commit {' and '.join(commits)}" if commits else None
-        said = [f"`{data['command']}`", data["date"], commit, *on]
-        return ", ".join(filter(None, said))
+    Args:
+        highest: the best of all epochs instead, which test images have chosen; of the main
+            evaluation alone, the one that is kept over epochs.
+    """
+    if highest and column is not study.main:
+        problem, main = "only the main evaluation is kept over epochs", study.data["main"]
+        raise ConfigError("at", problem, found=f"highest of {column.evaluation}", expected=main)
+    best, found = max if column.higher_is_better else min, {}
+    for outcome in row.finished:
+        score = outcome.score(column.evaluation)
+        if score is not None and column.evaluation not in outcome.result.get("made_otherwise", ()):
+            curve = outcome.curve(column) if highest else ()
+            found[outcome.run.seed] = best((value for _, value in curve), default=score)
+    return found
 
 
-def find_point(text: str, points: list[Point], key: str = "") -> Point:
-    """Of 'an arm' or 'arm, point'; ConfigError for one that is not there."""
-    by_name = {title(point): point for point in points}
-    if text not in by_name:
-        raise not_among(key, "no arm, or no point of one", text, by_name)
-    return by_name[text]
+def compared(study: Kept, contrast: Contrast, column: Column) -> Comparison:
+    """Corrected over the planned contrasts, if it is one of them and in the main evaluation."""
+    if column is study.main and contrast in study.study.contrasts:
+        return verdicts.planned(study)[study.study.contrasts.index(contrast)]
+    return verdicts.compare_points(study, contrast, column, classes=False)
+
+
+def origin(study: Kept) -> str:
+    """Where the numbers come from, in words."""
+    data, machine = study.data, study.data["machine"]
+    cores = f"{machine['cores']} cores" if machine.get("cores") else None
+    torch = f"torch {machine['torch']}" if machine.get("torch") else None
+    on = [cores, machine.get("cuda") or machine.get("cpu"), torch, machine.get("precision")]
+    commits = [commit[:7] for commit in (data["commit"] or "").split(", ") if commit]
+    commit = f"commit {' and '.join(commits)}" if commits else None
+    return ", ".join(filter(None, [f"`{data['command']}`", data["date"], commit, *on]))
 
 
 def command(name: str, key: str = "") -> str:
@@ -154,3 +93,10 @@ def command(name: str, key: str = "") -> str:
         grids = sorted(f"{path.stem}.json" for path in GRIDS.glob("*.yaml"))
         raise not_among(key, "no kept study, and no grid of that name", name, grids)
     return f"ssl-zoo ablate {grid.relative_to(ROOT).as_posix()}"
+
+
+def as_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

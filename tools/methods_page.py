@@ -15,12 +15,13 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installing
+
+from kept_results import as_table
 
 from ssl_zoo import config
 from ssl_zoo.config import METHODS, Part, signature
@@ -231,10 +232,6 @@ def figures(results: dict[str, Any], entry: Entry) -> list[str] | None:
         return [*cells, "–"]
     apart = [knn - other for knn, other in zip(measured["knn"], labeled, strict=True)]
     return [*cells, spread(apart, 1, "+")]
-
-
-def as_table(header: Sequence[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(x)} |" for x in (header, ["---"] * len(header), *lines))
 
 
 def said(results: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without ins
 import claims
 import kept_results
 from claims import Claim, Entry, Held, Table
+from kept_results import as_table
 
 from ssl_zoo.config import ConfigError
 from ssl_zoo.study.report.tables import spread
@@ -117,7 +118,7 @@ def ours(held: Held) -> str:
         return f"highest {scores[0]}, at the end {end}, {seeds}"
     sides = " against ".join(f"{n} {s}" for n, s in zip(claim.ours.sides, scores, strict=True))
     planned = "" if compared.contrasts else ", exploratory"
-    return f"{held.quantity.name}: {sides}; {interval(held)}, {seeds}{planned}"
+    return f"{held.column.evaluation}: {sides}; {interval(held)}, {seeds}{planned}"
 
 
 def interval(held: Held) -> str:
@@ -147,7 +148,7 @@ def deviation(held: Held) -> str:
 
 
 def unit_of(held: Held) -> str:
-    return UNITS.get(held.quantity.unit, held.quantity.unit)
+    return UNITS.get(held.column.unit, held.column.unit)
 
 
 def digits(values: Iterable[float]) -> int:
@@ -168,7 +169,9 @@ def origins(held: Iterable[Held]) -> list[str]:
             continue
         of = each.kept.data["evaluations"]
         how = "; ".join(f"{name}: {e['protocol']}" for name, e in of.items() if e.get("protocol"))
-        notes[file] = f"Ours, [results/{file}](../results/{file}): {each.kept.origin}. {how}."
+        notes[file] = (
+            f"Ours, [results/{file}](../results/{file}): {kept_results.origin(each.kept)}. {how}."
+        )
     return list(notes.values())
 
 
@@ -191,13 +194,6 @@ def anchor(title: str) -> str:
     """GitHub's, of a heading."""
     kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")
-
-
-def as_table(header: Iterable[str], rows: list[list[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,13 +26,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installing
 
 import kept_results
-from kept_results import Kept, Quantity, find_point
+from kept_results import as_table, column_of, scores
 from PIL import Image
 
 from ssl_zoo.config import ConfigError, not_among
-from ssl_zoo.study.grid import Contrast, title
+from ssl_zoo.study.grid import Contrast, find_point, title
 from ssl_zoo.study.report.figure import draw
-from ssl_zoo.study.report.kept import load
+from ssl_zoo.study.report.kept import Kept, load, read_json
+from ssl_zoo.study.report.results import Column
 from ssl_zoo.study.report.tables import mean, spread
 from ssl_zoo.system.files import sha256
 
@@ -46,72 +47,78 @@ def table(kept: Kept, of: str, quantities: list[str]) -> str:
 
     Without quantities: all evaluations, then what training leaves.
     """
-    names = quantities or [*kept.evaluations, *kept_results.MEASURED]
-    columns = [kept.quantity(name) for name in names]
-    header = ["", "seeds", *(quantity.header for quantity in columns)]
-    rows = [header, ["---"] * len(header)]
-    for point in kept.points:
-        seeds = sum(run["state"] == "finished" for run in kept.runs(point))
-        scores = [list(kept.scores(point, quantity).values()) for quantity in columns]
-        rows.append([title(point), str(seeds), *map(shown, scores)])
-    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+    columns = [column_of(kept, name) for name in quantities] or kept.columns
+    rows = []
+    for row in kept.rows:
+        cells = [shown(scores(kept, row, column)) for column in columns]
+        rows.append([title(row.point), str(len(row.finished)), *cells])
+    return as_table(["", "seeds", *map(header, columns)], rows)
 
 
-def shown(values: list[float]) -> str:
-    """Two decimals below a hundred, none above, where only costs are."""
+def header(column: Column) -> str:
+    name = column.evaluation
+    of_training = {"pretext_top1": "pretext top-1, %", "images_per_s": "images/s"}
+    of_training |= {"peak_memory_gb": "peak GB", "seconds": "seconds"}
+    return of_training.get(name) or (f"{name}, {column.unit}" if column.unit else name)
+
+
+def shown(by_seed: dict[int, float]) -> str:
+    """Mean and standard deviation; two decimals below a hundred, none above: of costs."""
+    values = list(by_seed.values())
     return spread(values, 2) if values and max(values) <= 100 else mean(values, 0)
 
 
-def one(kept: Kept, quantities: list[str]) -> Quantity:
+def one(kept: Kept, quantities: list[str]) -> Column:
     if len(quantities) > 1:
         raise ConfigError("", "one quantity at most", found=", ".join(quantities))
-    return kept.quantity(*quantities)
+    return column_of(kept, *quantities)
 
 
 def verdict(kept: Kept, of: str, quantities: list[str]) -> str:
     """Of 'A > B', the sentence; 'exploratory' of what was not planned."""
-    compared = kept.compared(Contrast.read(of, kept.points), one(kept, quantities))
+    contrast = Contrast.read(of, list(kept.at))
+    compared = kept_results.compared(kept, contrast, one(kept, quantities))
     return compared.sentence if compared.contrasts else f"{compared.sentence} (exploratory)"
 
 
 def number(kept: Kept, of: str, quantities: list[str]) -> str:
     """Of 'an arm' or 'arm, point': mean and standard deviation over seeds."""
-    scores = kept.scores(find_point(of, kept.points), one(kept, quantities))
-    return shown(list(scores.values())) if scores else "not run yet"
+    found = scores(kept, kept.at[find_point(of, kept.at, "")], one(kept, quantities))
+    return shown(found) if found else "not run yet"
 
 
 def baseline(kept: Kept, of: str, quantities: list[str]) -> str:
     """Of one that all points share, by name: mean and standard deviation."""
-    name = one(kept, quantities).name
-    known = {b["name"]: b for b in kept.data["baselines"] if b["evaluation"] == name}
+    column = one(kept, quantities)
+    known = {baseline.name: baseline for baseline in column.baselines}
     if of not in known:
-        raise not_among("", f"no baseline of {name}", of, known)
-    if "arm" in known[of]:
+        raise not_among("", f"no baseline of {column.evaluation}", of, known)
+    if not known[of].shared:
         problem = "a baseline of each arm and not of all"
         raise ConfigError("", problem, found=of, expected="one that all points share")
-    return shown(known[of]["scores"])
+    return spread(known[of].scores)
 
 
 def costs(kept: Kept, of: str, quantities: list[str]) -> str:
     """What a training step costs: a row for each point that was probed."""
-    rows = [["", "ms a step", "images/s", "peak GB"], ["---"] * 4]
-    for cost in kept.data["costs"]:
-        rate = 1000 * cost["batch_size"] / cost["ms"]
-        numbers = [f"{cost['ms']:.1f}", f"{rate:.0f}", f"{cost['peak_memory_gb']:.2f}"]
-        rows.append([title((cost["arm"], cost["x"])), *numbers])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = []
+    for cost in kept.costs:
+        rate = 1000 * cost.batch_size / cost.ms
+        numbers = [f"{cost.ms:.1f}", f"{rate:.0f}", f"{cost.peak_memory_gb:.2f}"]
+        rows.append([title(cost.point), *numbers])
+    return as_table(["", "ms a step", "images/s", "peak GB"], rows)
 
 
 def origin(kept: Kept, of: str, quantities: list[str]) -> str:
     """The command, the date, the commit and the machine."""
-    return kept.origin
+    return kept_results.origin(kept)
 
 
 def study(kept: Kept, of: str, quantities: list[str]) -> str:
     """The table, the verdict of each planned contrast in the main evaluation, the origin."""
     verdicts = [f"- {verdict(kept, contrast, [])}" for contrast in kept.data["contrasts"]]
-    parts = [table(kept, "", quantities), "\n".join(verdicts), f"From {kept.origin}."]
+    origin = f"From {kept_results.origin(kept)}."
+    parts = [table(kept, "", quantities), "\n".join(verdicts), origin]
     return "\n\n".join(filter(None, parts))
 
 
@@ -145,8 +152,8 @@ def content(asked: str, folder: Path) -> str:
     if not (folder / name).exists():
         return f"not run yet: `{kept_results.command(name, asked)}`"
     if kind in VALUES:
-        return VALUES[kind](kept_results.read(folder / name), of.strip())
-    kept = Kept.load(name, folder)
+        return VALUES[kind](read_json(folder / name), of.strip())
+    kept = kept_results.load(folder / name)
     return KINDS[kind](kept, of.strip(), [q.strip() for q in quantities.split(",") if q.strip()])
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssl_zoo.evaluation.base import hashed
-from ssl_zoo.study.grid import Run, Study, title
+from ssl_zoo.study.grid import Point, Run, Study, title
 from ssl_zoo.study.machine import child_environment
 from ssl_zoo.system import hardware
 from ssl_zoo.system.files import write_text
@@ -45,6 +45,18 @@ class Cost:
     threads: int
     of: str
 
+    @property
+    def point(self) -> Point:
+        return self.arm, self.x
+
+    @property
+    def size(self) -> float | None:
+        """The place on the swept axis, where that is a number."""
+        try:
+            return float(self.x) if self.x is not None else None
+        except ValueError:
+            return None
+
 
 def read(out: Path) -> list[Cost]:
     """What the study in this folder knows."""
@@ -59,13 +71,13 @@ def measure(study: Study, say: Callable[[str], None]) -> bool:
     Returns:
         Whether every probe worked; what became of the others is said, and a later call tries again.
     """
-    known = {(cost.arm, cost.x, cost.of): cost for cost in read(study.out)}
-    wanted = {(probe.arm, probe.x, _hash(probe)): probe for probe in study.probes}
+    known = {(cost.point, cost.of): cost for cost in read(study.out)}
+    wanted = {(probe.point, _hash(probe)): probe for probe in study.probes}
     worked = True
     for key, probe in wanted.items():
         if key in known:
             continue
-        say(f"what a step costs: {title((probe.arm, probe.x))}")
+        say(f"what a step costs: {title(probe.point)}")
         try:
             known[key] = _probe(probe)
         except subprocess.CalledProcessError as error:
@@ -118,19 +130,11 @@ def extrapolated(costs: Sequence[Cost]) -> dict[str, float]:
 
     Of arms that meet it among the sizes that were probed of any arm; elsewhere a line says nothing.
     """
-    sizes = [(cost.arm, k, cost.peak_memory_gb) for cost in costs if (k := size(cost)) is not None]
+    sized = [cost for cost in costs if cost.size is not None]
     found = {}
-    for arm in dict.fromkeys(arm for arm, *_ in sizes):
-        points = [point for of, *point in sizes if of == arm]
+    for arm in dict.fromkeys(cost.arm for cost in sized):
+        points = [(cost.size, cost.peak_memory_gb) for cost in sized if cost.arm == arm]
         at = meets(points, LIMIT_GB) if len(points) > 1 else None
-        if at is not None and at <= max(k for _, k, _ in sizes):
+        if at is not None and at <= max(cost.size for cost in sized):
             found[arm] = at
     return found
-
-
-def size(cost: Cost) -> float | None:
-    """A point's place on the swept axis, where that is a number."""
-    try:
-        return float(cost.x) if cost.x is not None else None
-    except ValueError:
-        return None

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssl_zoo import config, experiment
 from ssl_zoo.config import EVALUATIONS, ConfigError, NonNegativeInt, Part, bind, not_among
@@ -73,8 +73,15 @@ class Arm:
                     yield value if isinstance(value, str) else json.dumps(value), {name: value}
 
 
-@dataclass(frozen=True)
-class Contrast:
+def find_point(text: str, points: Iterable[Point], key: str) -> Point:
+    """The point of this title; ConfigError for one that is not there."""
+    by_title = {title(point): point for point in points}
+    if text not in by_title:
+        raise not_among(key, "no arm, or no point of one", text, by_title)
+    return by_title[text]
+
+
+class Contrast(NamedTuple):
     """One point that is expected to be better than another."""
 
     better: Point
@@ -83,17 +90,14 @@ class Contrast:
     @classmethod
     def read(cls, text: str, points: Sequence[Point]) -> Contrast:
         """Of 'A > B'; ConfigError where it is no such text, or names what is not there."""
-        by_name = {title(point): point for point in points}
         sides = [side.strip() for side in text.split(" > ")]
         if len(sides) != 2:
             expected = "'A > B', where A is expected to be better"
             raise ConfigError("compare", "no contrast", found=repr(text), expected=expected)
-        for side in sides:
-            if side not in by_name:
-                raise not_among("compare", "no arm, or no point of one", side, by_name)
-        if sides[0] == sides[1]:
+        contrast = cls(*(find_point(side, points, "compare") for side in sides))
+        if contrast.better == contrast.worse:
             raise ConfigError("compare", "an arm against itself", found=repr(text))
-        return cls(*(by_name[side] for side in sides))
+        return contrast
 
     def __str__(self) -> str:
         return f"{title(self.better)} > {title(self.worse)}"
@@ -153,7 +157,7 @@ class Grid:
 
     def seeds_of(self, point: Point) -> list[int]:
         """`seeds` of a point that a contrast names, of others `other_seeds`."""
-        planned = any(point in (c.better, c.worse) for c in self.contrasts)
+        planned = any(point in contrast for contrast in self.contrasts)
         return self.seeds if planned else self.other_seeds
 
     @staticmethod
@@ -193,8 +197,12 @@ class Run:
     folder: Path
     config: dict[str, Any]
 
+    @property
+    def point(self) -> Point:
+        return self.arm, self.x
+
     def __str__(self) -> str:
-        return f"{title((self.arm, self.x))}, seed {self.seed}"
+        return f"{title(self.point)}, seed {self.seed}"
 
     @property
     def files(self) -> RunFolder:
@@ -246,8 +254,7 @@ class Study:
 
     def planned(self, point: Point) -> bool:
         """Whether a planned contrast names the point; all are where none is planned."""
-        sides = [side for c in self.contrasts for side in (c.better, c.worse)]
-        return not sides or point in sides
+        return not self.contrasts or any(point in contrast for contrast in self.contrasts)
 
     def division(self) -> Division | None:
         """As an earlier start has settled it; None while nothing is trained."""

@@ -152,7 +152,7 @@ def _run(
             division.write(study.out)
         study = study.with_threads(division.threads)
         runs = [run for run in study.runs if run.arm in arms]
-        runs.sort(key=lambda run: not study.planned((run.arm, run.x)))  # what was planned first
+        runs.sort(key=lambda run: not study.planned(run.point))  # what was planned first
         count = min(jobs or division.jobs, len(runs))
         threads = sorted({run.config["train"]["threads"] for run in runs})
         screen = Screen(console, alone=count == 1)

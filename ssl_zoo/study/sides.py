@@ -87,7 +87,7 @@ def _compared(a: Side, b: Side, metric: str) -> Compared:
 def _recipes(side: Side) -> dict[int, dict[str, Any]]:
     """By seed, dotted keys of what the run computes."""
     if isinstance(side.table, kept.Kept):  # it has one for all seeds
-        recipe = side.table.recipes[side.row.arm, side.row.x]
+        recipe = side.table.recipes[side.row.point]
         return {outcome.run.seed: recipe for outcome in side.row.outcomes}
     return {outcome.run.seed: kept.recipe(outcome.run) for outcome in side.row.outcomes}
 
@@ -116,7 +116,7 @@ def _find(text: str, argument: str) -> list[Side]:
         names = list(dict.fromkeys(runs.values()))
     elif path.is_file() and path.suffix == ".json":
         table = kept.load(path)
-        names = [title((row.arm, row.x)) for row in table.rows]
+        names = [title(row.point) for row in table.rows]
     else:
         expected = "a folder of a run, an arm or a study, or a kept study's .json; STUDY:POINT"
         raise ConfigError(argument, "no such thing", found=text, expected=expected)
@@ -127,7 +127,7 @@ def _find(text: str, argument: str) -> list[Side]:
         raise not_among(argument, f"no such point of {path}", point, names)
     if path.is_dir():  # reading takes a while: no more than is asked for
         table = _table(path, {folder: name for folder, name in runs.items() if name in chosen})
-    sides = [Side(title((row.arm, row.x)), table, row) for row in table.rows]
+    sides = [Side(title(row.point), table, row) for row in table.rows]
     return [replace(s, name=point or s.name) for s in sides if s.name in chosen]
 
 

@@ -5,10 +5,9 @@ training takes; what a step costs stands beside, where it was probed. Other stud
 each point, and curves over epochs; theirs may be drawn over a kept study's.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,21 +19,25 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 from ssl_zoo.evaluation.base import UNTRAINED
 from ssl_zoo.study import costs
-from ssl_zoo.study.grid import Study
 from ssl_zoo.study.report import standing
+from ssl_zoo.study.report.looks import (
+    GRAY,
+    PALE,
+    look_of,
+    marker,
+    name_of,
+    shade,
+    sizes_below,
+    spaced,
+)
 from ssl_zoo.study.report.results import Column, Row, Table
 from ssl_zoo.study.report.standing import ENOUGH
 from ssl_zoo.study.report.tables import spread
 from ssl_zoo.study.verdict import half_width, of_one_more
 from ssl_zoo.system.files import replacing
 
-GRAY, PALE = "#777777", "#d9d9d9"
 FEW = 12  # lines; more are drawn closer, and named in a legend
 SWEPT = 3  # points of an arm that make a curve
-# Okabe and Ito's colors, for color-blind readers too; markers and dashes say the same again.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (3, 3)))
 
 
 def draw(table: Table, path: Path, source: str = "") -> None:
@@ -93,38 +96,13 @@ def _not_swept(table: Table, below: Table | None) -> Figure:
     return drawn
 
 
-# ---------------------------------------------------------------- how arms and points look
-
-
-def look_of(study: Study, arm: str) -> dict[str, Any]:
-    """The same for an arm throughout; no two of the first 49 arms look alike.
-
-    By name, so that studies of the same arms in another order look the same.
-    """
-    i, cycle = sorted(study.blocks, key=str.casefold).index(arm), len(COLORS)
-    other = (i + i // cycle) % cycle
-    dashes = DASHES[i // cycle % len(DASHES)]  # few arms are told apart without
-    return {"color": COLORS[i % cycle], "marker": MARKERS[other], "linestyle": dashes}
-
-
-def name_of(study: Study, row: Row) -> str:
-    return row.arm if row.x is None else f"{row.arm}, {study.x} {row.x}"
-
-
-def _marker(look: dict[str, Any], solid: bool) -> dict[str, Any]:
-    """A point's marker: filled, or hollow."""
-    face = look["color"] if solid else "white"
-    of = {name: look[name] for name in ("color", "marker")}
-    return {**of, "linestyle": "none", "markerfacecolor": face, "markeredgewidth": 1.4}
-
-
 def _name_arms(drawn: Figure, table: Table) -> None:
     """A legend of arms for all panels, and what hollow points mean."""
     looks = {arm: look_of(table.study, arm) for arm in table.study.blocks}
     entries = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
-    if not all(table.study.planned((row.arm, row.x)) for row in table.rows):
+    if not all(table.study.planned(row.point) for row in table.rows):
         for label, solid in (("planned contrast", True), ("exploratory", False)):
-            gray = _marker({"color": GRAY, "marker": "o"}, solid)
+            gray = marker({"color": GRAY, "marker": "o"}, solid)
             entries.append(Line2D([], [], label=label, **gray))
     entries.append(Line2D([], [], color=GRAY, marker=".", linestyle="none", label="one seed"))
     if any(len(table.main.of(row)) >= ENOUGH for row in table.rows if table.main):
@@ -157,9 +135,9 @@ def _draw_sweep(axes: Axes, table: Table, main: Column) -> None:
             if len(main.of(row)) >= ENOUGH:
                 half = half_width(main.of(row))
                 axes.errorbar(x, mean, half, color=look["color"], capsize=4, linewidth=1.6)
-            axes.plot(x, mean, **_marker(look, table.study.planned((row.arm, row.x))), zorder=3)
+            axes.plot(x, mean, **marker(look, table.study.planned(row.point)), zorder=3)
     if logarithmic:
-        _sizes_below(axes)
+        sizes_below(axes)
     else:
         axes.set_xticks([position[label] for label in labels], labels)
     axes.set(xlabel=table.study.x, ylabel=main.header, title=f"{main.title} over {table.study.x}")
@@ -169,15 +147,6 @@ def _draw_sweep(axes: Axes, table: Table, main: Column) -> None:
 def _draw_seeds(axes: Axes, x: list[float], y: list[float], color: str) -> None:
     if len(x) > 1:
         axes.plot(x, y, ".", color=color, markersize=5, alpha=0.4, markeredgewidth=0)
-
-
-def _sizes_below(axes: Axes) -> None:
-    axes.set_xscale("log", base=2)
-    low, high = axes.get_xlim()
-    sizes = [2**i for i in range(40) if low <= 2**i <= high]
-    sizes = sizes[:: -(-len(sizes) // 8)]
-    axes.set_xticks(sizes, map(str, sizes))
-    axes.minorticks_off()
 
 
 def _positions(labels: list[str]) -> tuple[dict[str, float], bool]:
@@ -200,11 +169,11 @@ def _draw_points(axes: Axes, table: Table, main: Column, below: Table | None) ->
     Below them in gray, the other study's seeds and between what one more of them is expected.
     """
     starts = any(baseline.name == UNTRAINED and not baseline.shared for baseline in main.baselines)
-    others = {(row.arm, row.x): row for row in below.rows} if below and below.main else {}
+    others = below.at if below and below.main else {}
     many = len(table.rows) > FEW
     for y, row in enumerate(table.rows):
         look, scores = look_of(table.study, row.arm), main.of(row)
-        known = below.main.of(others[row.arm, row.x]) if (row.arm, row.x) in others else []
+        known = below.main.of(others[row.point]) if row.point in others else []
         if len(known) >= ENOUGH:
             low, high = of_one_more(known)
             axes.barh(y, high - low, left=low, height=0.4, color=PALE, zorder=1)
@@ -218,8 +187,8 @@ def _draw_points(axes: Axes, table: Table, main: Column, below: Table | None) ->
         if len(scores) >= ENOUGH:
             half = half_width(scores)
             axes.errorbar(fmean(scores), y, xerr=half, color=look["color"], capsize=4)
-        own = {**_marker(look, True), "markersize": 10, "markeredgecolor": "white"}
-        own["markerfacecolor"] = _shade(table, row)
+        own = {**marker(look, True), "markersize": 10, "markeredgecolor": "white"}
+        own["markerfacecolor"] = shade(table, row)
         axes.plot(fmean(scores), y, **own, zorder=3)
         place = {"xytext": (0, 15), "ha": "center", "va": "bottom"}
         if many:  # above it would be another arm's
@@ -250,16 +219,16 @@ def training_time(table: Table) -> tuple[Abscissa, str]:
 
     By the probes of single steps if all rows have one: runs at once slow each other down.
     """
-    ms = {(cost.arm, cost.x): cost.ms for cost in table.costs}
+    ms = {cost.point: cost.ms for cost in table.costs}
     trained = [row for row in table.rows if row.finished]
-    probed = bool(trained) and all((row.arm, row.x) in ms for row in trained)
+    probed = bool(trained) and all(row.point in ms for row in trained)
 
     def minutes(row: Row, epoch: float) -> float | None:
         steps, epochs = row.values("steps"), row.values("epochs")
         seconds = row.values("seconds")
         if not epochs or not (steps if probed else seconds):
             return None
-        whole = fmean(steps) * ms[row.arm, row.x] / 1000 if probed else fmean(seconds)
+        whole = fmean(steps) * ms[row.point] / 1000 if probed else fmean(seconds)
         return whole / 60 * epoch / fmean(epochs)
 
     return minutes, ": steps × a probed step's median" if probed else ", as the runs took"
@@ -280,19 +249,12 @@ def _drawn_rows(table: Table, main: Column) -> list[Row]:
     rows = [row for row in table.rows if curve_of(row, main)]
     if not is_swept(table):
         return rows
-    chosen = []
+    planned, chosen = table.study.planned, []
     for arm in table.study.blocks:
         own = [row for row in rows if row.arm == arm]
         if table.study.contrasts:
-            last = max(
-                (i for i, row in enumerate(own) if table.study.planned((row.arm, row.x))),
-                default=-1,
-            )
-            chosen += [
-                row
-                for i, row in enumerate(own)
-                if i > last or table.study.planned((row.arm, row.x))
-            ]
+            last = max((i for i, row in enumerate(own) if planned(row.point)), default=-1)
+            chosen += [row for i, row in enumerate(own) if i > last or planned(row.point)]
         elif own:
             chosen.append(main.best(own) or own[0])
     return chosen
@@ -301,17 +263,13 @@ def _drawn_rows(table: Table, main: Column) -> list[Row]:
 def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
     """Means over seeds with their interval as a band; each line is named at its end."""
     ends: list[tuple[float, float, str, str]] = []
-    rows = _drawn_rows(table, main)
-    for row in rows:
+    for row in _drawn_rows(table, main):
         curve = curve_of(row, main)
         at = [x(row, epoch) for epoch in curve]
         if None in at:
             continue
-        look, solid, color = (
-            look_of(table.study, row.arm),
-            table.study.planned((row.arm, row.x)),
-            _shade(table, row),
-        )
+        look, color = look_of(table.study, row.arm), shade(table, row)
+        solid = table.study.planned(row.point)
         means = [fmean(values) for values in curve.values()]
         if solid and all(len(values) >= ENOUGH for values in curve.values()):
             half = [half_width(values) for values in curve.values()]
@@ -332,19 +290,6 @@ def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
         _name_lines(axes, ends)
 
 
-def _shade(table: Table, row: Row) -> tuple[float, float, float]:
-    """An arm's color; paler for points before the last of those that are drawn solid."""
-    own = [
-        other
-        for other in table.rows
-        if other.arm == row.arm and table.study.planned((other.arm, other.x))
-    ]
-    white = 0.45 * (1 - (own.index(row) + 1) / len(own)) if row in own else 0.0
-    return tuple(
-        white + (1 - white) * part for part in to_rgb(look_of(table.study, row.arm)["color"])
-    )
-
-
 def _name_lines(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     """Each line's name beside its end, moved up or down where names would meet."""
     left, right = axes.get_xlim()
@@ -357,33 +302,8 @@ def _name_lines(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
         darker = tuple(0.8 * part for part in to_rgb(color))
         place = {"xytext": (x + 0.035 * (right - left), height), "va": "center"}
         pointer = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
-        axes.annotate(name, (x, y), **place, color=darker, fontsize=9.5, arrowprops=pointer)
-        axes.texts[-1].set_bbox(
-            {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
-        )
-
-
-def spaced(values: list[float], gap: float, low: float, high: float) -> list[float]:
-    """The values, moved apart until each is `gap` or more from the next.
-
-    Those that would meet stay centered around their mean, if there is room between the bounds.
-    """
-    order = sorted(range(len(values)), key=values.__getitem__)
-    groups: list[tuple[float, list[int]]] = []  # the mean of what was wanted, and whose it is
-    for i in order:
-        wanted, members = values[i], [i]
-        while groups and wanted - groups[-1][0] < gap * (len(members) + len(groups[-1][1])) / 2:
-            other, earlier = groups.pop()
-            total = len(earlier) + len(members)
-            wanted = (other * len(earlier) + wanted * len(members)) / total
-            members = earlier + members
-        half = gap * (len(members) - 1) / 2
-        groups.append((max(low + half, min(wanted, high - half)), members))
-    moved = list(values)
-    for center, members in groups:
-        for place, i in enumerate(members):
-            moved[i] = center + gap * (place - (len(members) - 1) / 2)
-    return moved
+        shown = axes.annotate(name, (x, y), **place, color=darker, fontsize=9.5, arrowprops=pointer)
+        shown.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
 
 
 def _draw_bands(axes: Axes, below: Table) -> None:
@@ -392,7 +312,7 @@ def _draw_bands(axes: Axes, below: Table) -> None:
         curve = curve_of(row, below.main)
         if curve and all(len(values) >= ENOUGH for values in curve.values()):
             low, high = zip(*map(of_one_more, curve.values()), strict=True)
-            pale = {"color": _shade(below, row), "alpha": 0.15, "linewidth": 0}
+            pale = {"color": shade(below, row), "alpha": 0.15, "linewidth": 0}
             axes.fill_between(list(curve), low, high, **pale)
 
 
@@ -433,32 +353,26 @@ def _draw_costs(axes: Axes, table: Table) -> None:
     axes.set_axis_off()
     memory = axes.inset_axes((0, 0.54, 1, 0.46))
     step = axes.inset_axes((0, 0, 1, 0.46), sharex=memory)
-    panels: Iterable[tuple[Axes, str, str]] = (
-        (memory, "peak_memory_gb", "peak memory, GB"),
-        (step, "ms", "ms a step"),
-    )
     extrapolated = costs.extrapolated(table.costs)
-    sized = [cost for cost in table.costs if costs.size(cost) is not None]
-    for panel, name, label in panels:
-        for arm in table.study.blocks:
-            look = look_of(table.study, arm)
-            points = sorted((costs.size(c), getattr(c, name)) for c in sized if c.arm == arm)
-            if points:
-                shown = {"markersize": 5, **look}
-                panel.plot(*zip(*points, strict=True), **shown)
-            if panel is memory and arm in extrapolated:
-                at = extrapolated[arm]
-                line = {"color": look["color"], "linestyle": ":", "linewidth": 1.4}
-                panel.plot([points[-1][0], at], [points[-1][1], costs.LIMIT_GB], **line)
-                panel.plot(at, costs.LIMIT_GB, **_marker(look, False))
-                text = f"{costs.LIMIT_GB:g} GB at {table.study.x} {at:,.0f}, extrapolated"
-                place = {"xytext": (8, -3), "textcoords": "offset points", "va": "top"}
-                panel.annotate(text, (at, costs.LIMIT_GB), color=look["color"], fontsize=9, **place)
-        panel.set_ylabel(label)
+    for arm in table.study.blocks:
+        look = look_of(table.study, arm)
+        own = [cost for cost in table.costs if cost.arm == arm and cost.size is not None]
+        own.sort(key=lambda cost: cost.size)
+        sizes = [cost.size for cost in own]
+        memory.plot(sizes, [cost.peak_memory_gb for cost in own], **{"markersize": 5, **look})
+        step.plot(sizes, [cost.ms for cost in own], **{"markersize": 5, **look})
+        if arm in extrapolated:
+            meets = extrapolated[arm], costs.LIMIT_GB
+            line = {"color": look["color"], "linestyle": ":", "linewidth": 1.4}
+            memory.plot(*zip((sizes[-1], own[-1].peak_memory_gb), meets, strict=True), **line)
+            memory.plot(*meets, **marker(look, False))
+            text = f"{costs.LIMIT_GB:g} GB at {table.study.x} {meets[0]:,.0f}, extrapolated"
+            place = {"xytext": (8, -3), "textcoords": "offset points", "va": "top"}
+            memory.annotate(text, meets, color=look["color"], fontsize=9, **place)
+    memory.set(ylabel="peak memory, GB", title=f"What {table.study.x} costs")
     memory.set_ylim(bottom=0)
     step.set_yscale("log")
     step.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    _sizes_below(step)
+    sizes_below(step)
     memory.tick_params(labelbottom=False)
-    memory.set_title(f"What {table.study.x} costs")
-    step.set_xlabel(table.study.x)
+    step.set(xlabel=table.study.x, ylabel="ms a step")

@@ -47,7 +47,7 @@ class Kept(Table):
         """Of the main evaluation and all seeds that the row has; else it is not known."""
         is_main = self.main is not None and column.title == self.main.title
         for of in self.data["classes"] if is_main else ():
-            if (of["arm"], of["x"]) == (row.arm, row.x) and all(s in seeds for s in of["seeds"]):
+            if (of["arm"], of["x"]) == row.point and all(s in seeds for s in of["seeds"]):
                 right = np.array(of["right"], dtype=float)
                 return Hits(np.broadcast_to(of["images"], right.shape), right)
         return None
@@ -90,7 +90,7 @@ def keep(study: Study) -> dict[str, Any]:
     for run in study.runs:
         _check_config(run)
     table = results.read(study)
-    points = {(row.arm, row.x): _leaves(recipe(row.outcomes[0].run)) for row in table.rows}
+    points = {row.point: _leaves(recipe(row.outcomes[0].run)) for row in table.rows}
     first, *others = points.values()
     common = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
     own = {p: {k: v for k, v in r.items() if k not in common} for p, r in points.items()}
@@ -245,20 +245,26 @@ def _classes(row: Row, table: Table) -> dict[str, Any] | None:
     return {**of, "images": images[0] if len(set(images)) == 1 else images, "right": right}
 
 
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError("", f"not JSON: {error}", where=str(path)) from error
+
+
 def load(path: str | Path) -> Kept:
     """A kept study as a table.
 
     Raises:
-        ValueError: the file is none, or of another form.
+        ConfigError: the file is none, or of another form.
     """
     path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no kept study: {error}") from error
+    data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{path}: a kept study of format {found!r}; expected {FORMAT}")
+        shown = f"the keys {', '.join(data)}" if isinstance(data, dict) else type(data).__name__
+        found = f"format {data['format']!r}" if "format" in data else shown
+        expected = f"format {FORMAT}, of `ssl-zoo ablate GRID --keep`"
+        raise ConfigError("", "no kept study", found=found, expected=expected, where=str(path))
     points = [(point["arm"], point["x"]) for point in data["points"]]
     common = _leaves(data["config"])
     configs = [_nested(common | _leaves(point["set"])) for point in data["points"]]
@@ -282,7 +288,7 @@ def load(path: str | Path) -> Kept:
     )
     outcomes = [_outcome(run, of, data) for run, of in zip(runs, data["runs"], strict=True)]
     columns = {name: _column(name, data) for name in data["evaluations"]}
-    groups = {p: [o for o in outcomes if (o.run.arm, o.run.x) == p] for p in points}
+    groups = {p: [o for o in outcomes if o.run.point == p] for p in points}
     main = columns.get(data["main"])
     rows = results.rows_of(groups, main.evaluation if main else "", study)
     costs = [Cost(**cost) for cost in data["costs"]]
@@ -309,7 +315,7 @@ def _starts(run: Run, data: dict[str, Any]) -> dict[str, dict[str, results.Resul
     """The run's own baselines, by evaluation and name."""
     starts: dict[str, dict[str, results.Result | None]] = {}
     for of in data["baselines"]:
-        if (of.get("arm", run.arm), of.get("x", run.x)) != (run.arm, run.x):
+        if (of.get("arm", run.arm), of.get("x", run.x)) != run.point:
             continue
         # A number that depends on no seed is every seed's.
         by_seed = dict(zip(of.get("seeds", [run.seed]), of["scores"], strict=True))

@@ -16,7 +16,7 @@ def _costs(table: Table) -> list[Section]:
     if not table.costs:
         return []
     lines = [
-        f"{title((cost.arm, cost.x))}: {cost.ms:.1f} ms, {cost.peak_memory_gb:.2f} GB"
+        f"{title(cost.point)}: {cost.ms:.1f} ms, {cost.peak_memory_gb:.2f} GB"
         for cost in table.costs
     ]
     for arm, at in costs.extrapolated(table.costs).items():

@@ -62,6 +62,10 @@ class Row:
     twin_of: Point | None = None  # see `Study.twins`; differences are then to this
 
     @property
+    def point(self) -> Point:
+        return self.arm, self.x
+
+    @property
     def finished(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.state == "finished"]
 
@@ -144,6 +148,11 @@ class Table:
         return [outcome for row in self.rows for outcome in row.outcomes]
 
     @property
+    def at(self) -> dict[Point, Row]:
+        """Rows by their points."""
+        return {row.point: row for row in self.rows}
+
+    @property
     def reference(self) -> str:
         some = any(row.differences for row in self.rows if not row.twin_of)
         return next(iter(self.study.blocks)) if some else ""
@@ -164,7 +173,7 @@ def read(study: Study) -> Table:
     known = Baselines(study.out / "baselines.json")
     groups: dict[Point, list[Outcome]] = {}
     for run in study.runs:
-        groups.setdefault((run.arm, run.x), []).append(_outcome(run, known))
+        groups.setdefault(run.point, []).append(_outcome(run, known))
     outcomes = [outcome for group in groups.values() for outcome in group]
     columns = {}
     kinds = {name: kind for run in study.runs for name, kind in run.evaluations.items()}
@@ -180,12 +189,12 @@ def rows_of(groups: dict[Point, list[Outcome]], main: str, study: Study) -> list
     """Rows of outcomes by point, with their differences in the evaluation `main`."""
     first = next(iter(study.blocks))
     outcomes = [outcome for group in groups.values() for outcome in group]
-    scores = {(o.run.arm, o.run.x, o.run.seed): o.score(main) for o in outcomes}
+    scores = {(o.run.point, o.run.seed): o.score(main) for o in outcomes}
     rows = []
     for (arm, x), group in groups.items():
         twin_of = study.twins.get(arm)
         other = twin_of or (first, x)
-        pairs = [(o.score(main), scores.get((*other, o.run.seed))) for o in group if arm != first]
+        pairs = [(o.score(main), scores.get((other, o.run.seed))) for o in group if arm != first]
         differences = [a - b for a, b in pairs if None not in (a, b)]
         rows.append(Row(arm, x, group, differences, twin_of))
     return rows

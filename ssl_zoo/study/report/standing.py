@@ -61,35 +61,30 @@ def _why_not(table: Table, other: Kept) -> list[str]:
         return ["the main evaluation is {}, and was {}".format(*mains)]
     found = []
     for row in table.rows:
-        name = title((row.arm, row.x))
-        if (row.arm, row.x) not in other.recipes:
+        name = title(row.point)
+        if row.point not in other.recipes:
             found.append(f"{name}: no such point in the kept study")
             continue
-        changed = differences(other.recipes[row.arm, row.x], recipe(row.outcomes[0].run))
+        changed = differences(other.recipes[row.point], recipe(row.outcomes[0].run))
         found += [f"{name}: {change}" for change in changed]
-        known = [o for r in other.rows if (r.arm, r.x) == (row.arm, row.x) for o in r.finished]
-        for what, of in (("protocol", _protocol), ("epochs", _epochs)):
-            ours, theirs = (
-                {of(o, main.evaluation) for o in some} for some in (row.finished, known)
-            )
+        made = [_made(of.finished, main.evaluation) for of in (other.at[row.point], row)]
+        for what in made[0]:
+            theirs, ours = (of[what] for of in made)
             if ours and theirs and ours != theirs:
                 texts = (", ".join(sorted(map(str, some))) for some in (theirs, ours))
                 found.append(f"{name}: {what} {' -> '.join(texts)}")
     return found
 
 
-def _protocol(outcome: Outcome, evaluation: str) -> str:
-    return outcome.evaluations[evaluation]["hash"]
-
-
-def _epochs(outcome: Outcome, evaluation: str) -> float:
-    return outcome.result["epochs"]
+def _made(outcomes: list[Outcome], evaluation: str) -> dict[str, set]:
+    """In which ways."""
+    protocols = {outcome.evaluations[evaluation]["hash"] for outcome in outcomes}
+    return {"protocol": protocols, "epochs": {outcome.result["epochs"] for outcome in outcomes}}
 
 
 def _line(outcome: Outcome, other: Kept) -> str:
     run, main = outcome.run, other.main
-    (row,) = (row for row in other.rows if (row.arm, row.x) == (run.arm, run.x))
-    score, scores = outcome.score(main.evaluation), main.of(row)
+    score, scores = outcome.score(main.evaluation), main.of(other.at[run.point])
     text = f"{run}: {score:.2f}"
     if len(scores) < ENOUGH:
         return f"{text}; of this point the kept study has too few finished runs: {len(scores)}"

@@ -62,9 +62,11 @@ def compare(a: Side, b: Side, column: Column, classes: bool = True) -> Compariso
     return Comparison(a.name, b.name, pairs, unit, higher, lacking, over_classes=spread)
 
 
-def _compare(table: Table, column: Column, pair: tuple[Point, Point], classes=True) -> Comparison:
-    rows = {(row.arm, row.x): row for row in table.rows}
-    return compare(*(Side(title(p), table, rows[p]) for p in pair), column, classes)
+def compare_points(
+    table: Table, pair: tuple[Point, Point], column: Column, classes: bool = True
+) -> Comparison:
+    a, b = (Side(title(point), table, table.at[point]) for point in pair)
+    return compare(a, b, column, classes)
 
 
 def planned(table: Table, column: Column | None = None) -> list[Comparison]:
@@ -76,8 +78,7 @@ def planned(table: Table, column: Column | None = None) -> list[Comparison]:
     column = column or table.main
     if column is None:
         return []
-    contrasts = [(contrast.better, contrast.worse) for contrast in table.study.contrasts]
-    found = [_compare(table, column, pair) for pair in contrasts]
+    found = [compare_points(table, contrast, column) for contrast in table.study.contrasts]
     return corrected(found) if column is table.main and found else found
 
 
@@ -86,22 +87,22 @@ def exploratory(table: Table) -> list[Comparison]:
 
     Of a grid with one arm, each point of its sweep against the first.
     """
-    points = [(row.arm, row.x) for row in table.rows if not row.twin_of]
+    points = [row.point for row in table.rows if not row.twin_of]
     first = points[0]
     if len({arm for arm, _ in points}) == 1:
         pairs = [(point, first) for point in points[1:]]
     else:
         pairs = [(p, (first[0], p[1])) for p in points if p[0] != first[0]]
-    named = [{c.better, c.worse} for c in table.study.contrasts]
+    named = [set(contrast) for contrast in table.study.contrasts]
     pairs = [(a, b) for a, b in pairs if b in points and {a, b} not in named]
     few = len(pairs) <= FEW
-    return [_compare(table, table.main, pair, few) for pair in pairs] if table.main else []
+    return [compare_points(table, pair, table.main, few) for pair in pairs] if table.main else []
 
 
 def noise(table: Table) -> list[Comparison]:
     """Each twin against its original, in the main evaluation; see `Study.twins`."""
-    pairs = [((row.arm, row.x), row.twin_of) for row in table.rows if row.twin_of]
-    return [_compare(table, table.main, pair, False) for pair in pairs] if table.main else []
+    pairs = [(row.point, row.twin_of) for row in table.rows if row.twin_of]
+    return [compare_points(table, pair, table.main, False) for pair in pairs] if table.main else []
 
 
 def in_words(table: Table) -> list[Section]:
