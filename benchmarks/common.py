@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,9 +46,34 @@ def commit() -> str:
     return found or "unknown"
 
 
+def made_by(command: str) -> dict[str, str]:
+    """What a result file begins with."""
+    today = str(date.today())
+    return {"command": command, "commit": commit(), "date": today, "machine": machine()}
+
+
+def told(made: dict[str, Any]) -> str:
+    """The line below a table, of a result file: command, commit, date, machine."""
+    return f"`{made['command']}`, commit {made['commit']}, {made['date']}; {made['machine']}"
+
+
 def provenance(command: str) -> str:
-    """The line below a table: command, commit, date, machine."""
-    return f"`{command}`, commit {commit()}, {date.today()}; {machine()}"
+    """The same of what is measured now."""
+    return told(made_by(command))
+
+
+def finished_runs(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file to go on with; what a kill left of a line is cut off."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def add_run(path: Path, line: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def seconds(function: Callable[[], object]) -> float:

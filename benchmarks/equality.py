@@ -29,9 +29,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import ROOT, table
+from common import ROOT, add_run, finished_runs, table, told
 from equality_workers import CONTENDERS, FIRST, OURS, RECIPES, Task
 from scipy import stats
+
+from ssl_zoo.system.files import write_json
 
 EPOCHS = {"moco": 6.0, "simclr": 2.0, "byol": 2.0}
 MARGIN = 1.0  # points
@@ -41,18 +43,6 @@ NOT_STEP_BY_STEP = {("moco", "lightly")}
 
 
 # Running.
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs; what a kill left of a line is cut off."""
-    path = folder / "runs.jsonl"
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def missing(
@@ -108,7 +98,7 @@ def run(
     folder: Path, methods: Sequence[str], seeds: Sequence[int], epochs: float | None, jobs: int
 ) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = missing(read(folder), methods, seeds, epochs)
+    tasks = missing(finished_runs(folder / "runs.jsonl"), methods, seeds, epochs)
     print(f"{len(tasks)} runs to go", flush=True)
     failed = False
     pool = ThreadPoolExecutor(jobs)
@@ -121,8 +111,7 @@ def run(
                 print(error, file=sys.stderr, flush=True)
                 failed = True
                 continue
-            with open(folder / "runs.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            add_run(folder / "runs.jsonl", line)
             what = f"{line['method']} by {line['by']}, seed {line['seed']}"
             found = f"kNN {line['knn']:.2f}" if "knn" in line else "in double precision"
             took = f"{line['seconds'] / 60:.1f} min"
@@ -262,19 +251,17 @@ def markdown(kept: dict[str, Any]) -> str:
         what = f"{row['method']}, {row['epochs']:g} epochs"
         cells = [what, row["against"], len(row["seeds"]), *means, f"{difference:+.2f}"]
         rows.append([*cells, *verdict, gaps])
-    told = f"`{kept['command']}`, commit {kept['commit']}, {kept['date']}; {kept['machine']}"
-    return f"{table(rows, header)}\n\n{told}\n"
+    return f"{table(rows, header)}\n\n{told(kept)}\n"
 
 
 def report(folder: Path, keep: Path | None) -> None:
-    lines = read(folder)
+    lines = finished_runs(folder / "runs.jsonl")
     if all(line["double"] for line in lines):
         raise ValueError(f"{folder}: no finished run of whole length in runs.jsonl")
     kept = boiled_down(lines, f"python benchmarks/equality.py run --out {folder}")
     print(markdown(kept))
     if keep is not None:
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        keep.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write_json(keep, kept)
 
 
 def main() -> int:

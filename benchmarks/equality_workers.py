@@ -39,14 +39,14 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from common import machine  # noqa: E402
+from common import commit, machine  # noqa: E402
 
 from ssl_zoo import config as configs  # noqa: E402
 from ssl_zoo.core import Batch  # noqa: E402
 from ssl_zoo.engine.hooks import Hook  # noqa: E402
 from ssl_zoo.evaluation.monitor import NETWORK  # noqa: E402
 from ssl_zoo.experiment import Subject, build_trainer, parse  # noqa: E402
-from ssl_zoo.runs import RunFolder, describe_environment  # noqa: E402
+from ssl_zoo.runs import RunFolder  # noqa: E402
 from ssl_zoo.system import rng  # noqa: E402
 
 CONFIG = ROOT / "configs" / "textures" / "moco_v1.yaml"
@@ -372,13 +372,12 @@ def run(task: Task, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     trained = CONTENDERS[task.method][task.by](start)
     seconds = time.perf_counter() - began
-    commit = describe_environment(CPU)["git_commit"] or "unknown"
     line = {
         **vars(task),
         "losses": [float(loss) for loss in trained.losses[:FIRST]],
         "steps": len(trained.losses),
         "seconds": round(seconds, 1),
-        "commit": commit[:7] + "+" * commit.endswith("+"),
+        "commit": commit(),
         "date": str(date.today()),
         "machine": machine(),
     }

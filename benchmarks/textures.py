@@ -14,18 +14,17 @@ import argparse
 import json
 import re
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import torch
-from common import ROOT, commit, machine, table
+from common import ROOT, made_by, table, told
 
 from ssl_zoo.data.datasets.textures import Textures
 from ssl_zoo.evaluation.base import UNTRAINED
 from ssl_zoo.evaluation.knn import Pixels
 from ssl_zoo.evaluation.monitor import baseline_network
 from ssl_zoo.experiment import load_subject
-from ssl_zoo.system.files import write_text
+from ssl_zoo.system.files import write_json, write_text
 
 COMMAND = "python benchmarks/textures.py"
 CONFIG = ROOT / "configs" / "textures" / "moco_v1.yaml"
@@ -78,8 +77,7 @@ def render(results: dict) -> str:
             cells = (f"{of[x]['top1']:.1f} / {of[x]['top5']:.1f}" for x in NETWORKS)
             rows.append((images, of["protocol"]["classes"], k, *cells))
     lines = table(rows, ("images", "classes", "k", *NETWORKS))
-    made = f"`{results['command']}`, commit {results['commit']}, {results['date']}"
-    return f"{lines}\n\n{made}; {results['machine']}."
+    return f"{lines}\n\n{told(results)}."
 
 
 def put_into_page(page: Path, results: dict) -> None:
@@ -92,9 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--render", action="store_true", help="only write docs/data.md anew")
     if not parser.parse_args().render:
-        made = {"command": COMMAND, "commit": commit(), "date": str(date.today())}
-        results = {**made, "machine": machine(), "found": measure(torch.device("cpu"))}
-        write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+        write_json(RESULTS, made_by(COMMAND) | {"found": measure(torch.device("cpu"))})
     put_into_page(PAGE, json.loads(RESULTS.read_text(encoding="utf-8")))
 
 

@@ -13,17 +13,15 @@ import argparse
 import contextlib
 import io
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, commit, machine, table
+from common import ROOT, add_run, finished_runs, made_by, table
 from scipy import stats
 
 from ssl_zoo import config, experiment
@@ -38,7 +36,7 @@ from ssl_zoo.study.verdict import (
     sign_flip_p,
     smallest_p,
 )
-from ssl_zoo.system.files import read_lines, write_text
+from ssl_zoo.system.files import write_json
 
 SEED, STUDIES, CONTRASTS = 0, 10_000, 3
 SEEDS = (8, 12)
@@ -157,21 +155,9 @@ def simulate(out: Path, studies: int) -> None:
     ):
         print("", title, "", table([list(row.values()) for row in rows], list(rows[0])), sep="\n")
     parts = {"nothing": nothing, "something": something, "pilots": pilots}
-    write(out, "python benchmarks/verdicts.py", {"studies": studies, "seed": SEED, **parts})
+    made = made_by("python benchmarks/verdicts.py")
+    write_json(out, {**made, "studies": studies, "seed": SEED, **parts})
     print(f"\n{time.perf_counter() - began:.0f} s; {out}")
-
-
-def write(out: Path, command: str, found: dict) -> None:
-    """JSON, a row a line."""
-    head = {"command": command, "commit": commit(), "date": str(date.today())}
-    fields = []
-    for name, value in {**head, "machine": machine(), **found}.items():
-        text = json.dumps(value)
-        if isinstance(value, list):
-            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
-        fields.append(f" {json.dumps(name)}: {text}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, "{\n" + ",\n".join(fields) + "\n}\n")
 
 
 # ---------------------------------------------------------------- real studies of nothing
@@ -204,13 +190,12 @@ def aa(folder: Path, out: Path, studies: int) -> None:
     """Runs what is lacking, pair by pair, no seed twice; then the table of what is there."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "runs.jsonl"
-    done = {line["seed"]: line["top1"] for line in read_lines(path)}
+    done = {line["seed"]: line["top1"] for line in finished_runs(path)}
     lacking = [seed for seed in range(2 * AA_PAIRS * studies) if seed not in done]
     began = time.perf_counter()
     for count, seed in enumerate(lacking, 1):
         done[seed] = tiny_run(seed)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"seed": seed, "top1": done[seed]}) + "\n")
+        add_run(path, {"seed": seed, "top1": done[seed]})
         if count % 20 == 0:
             each = (time.perf_counter() - began) / count
             left = each * (len(lacking) - count) / 60
@@ -238,7 +223,7 @@ def aa(folder: Path, out: Path, studies: int) -> None:
     shown = {name: value for name, value in result.items() if name != "p"}
     print("", table(list(shown.items()), ("of studies of nothing", "")), sep="\n")
     if studies == AA_STUDIES:
-        write(out, "python benchmarks/verdicts.py --aa FOLDER", {**shown, "p": result["p"]})
+        write_json(out, made_by("python benchmarks/verdicts.py --aa FOLDER") | result)
         print(f"\n{out}")
 
 

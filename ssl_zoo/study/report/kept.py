@@ -24,7 +24,7 @@ from ssl_zoo.study.costs import Cost
 from ssl_zoo.study.grid import Contrast, Point, Run, Study
 from ssl_zoo.study.report import results
 from ssl_zoo.study.report.results import Baseline, Column, Outcome, Row, Table
-from ssl_zoo.system.files import write_text
+from ssl_zoo.system.files import write_json
 
 FORMAT = 1
 DIGITS = {"images_per_s": 0, "seconds": 1, "peak_memory_gb": 3, "pretext_top1": 3, "loss": 4}
@@ -118,26 +118,7 @@ def keep(study: Study) -> dict[str, Any]:
 
 
 def write(study: Study, path: Path) -> None:
-    """Writes `keep`'s answer as JSON that can be read and compared: a line for each run."""
-    blocks = []
-    for name, value in keep(study).items():
-        text = _text(value)
-        if isinstance(value, dict) and value:
-            text = _on_lines("{}", [f"{_text(key)}: {_text(of)}" for key, of in value.items()])
-        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            text = _on_lines("[]", map(_text, value))
-        blocks.append(f" {_text(name)}: {text}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "{\n" + ",\n".join(blocks) + "\n}\n")
-
-
-def _on_lines(brackets: str, items: Iterable[str]) -> str:
-    inside = ",\n  ".join(items)
-    return f"{brackets[0]}\n  {inside}\n {brackets[1]}"
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    write_json(path, keep(study))
 
 
 def _check_config(run: Run) -> None:
