@@ -62,17 +62,17 @@ def test_a_figure_gives_no_gradient_and_is_float32_from_bf16(figure):
 
 def test_the_verdict_names_what_is_low_with_its_figure_and_meaning():
     low = {"embedding_std": 0.03, "assignment_entropy": 0.5, "loss": 0.0}
-    words = health.verdict(low)
+    words = health.collapse(low)
     assert "embedding_std is 0.030, below 0.1" in words
     assert health.MEANING["embedding_std"] in words
     assert "assignment_entropy" not in words
-    both = health.verdict(low | {"assignment_entropy": 0.0, "assignment_sharpness": 0.0})
+    both = health.collapse(low | {"assignment_entropy": 0.0, "assignment_sharpness": 0.0})
     assert all(meaning in both for meaning in health.MEANING.values())
 
 
 def test_the_verdict_is_silent_on_health_and_on_what_a_method_does_not_log():
-    assert health.verdict({"embedding_std": 0.1, "assignment_entropy": 0.9}) == ""
-    assert health.verdict({"loss": 0.0}) == ""
+    assert health.collapse({"embedding_std": 0.1, "assignment_entropy": 0.9}) == ""
+    assert health.collapse({"loss": 0.0}) == ""
 
 
 def test_every_limit_has_its_meaning():

@@ -249,7 +249,7 @@ def spoken(trainer: Trainer) -> str:
 
 def test_swav_without_sinkhorn_collapses_and_the_log_says_so_once(tmp_path):
     trainer = trained(tmp_path / "run", "method.sinkhorn_iterations=0")
-    low = [health.verdict(line) for line in trainer.folder.metrics()]
+    low = [health.collapse(line) for line in trainer.folder.metrics()]
     assert not low[0] and sum(map(bool, low)) >= 2, "several lines are bad"
     said = spoken(trainer)
     assert said.count("collapse?") == 1
@@ -259,7 +259,7 @@ def test_swav_without_sinkhorn_collapses_and_the_log_says_so_once(tmp_path):
 def test_swav_with_sinkhorn_stays_healthy_and_learns(tmp_path):
     trainer = trained(tmp_path / "run")
     lines = trainer.folder.metrics()
-    assert not any(health.verdict(line) for line in lines)
+    assert not any(health.collapse(line) for line in lines)
     assert lines[-1]["embedding_std"] > 0.5 and lines[-1]["assignment_entropy"] > 0.9
     assert lines[-1]["loss"] < 0.7 * math.log(30)
     assert "collapse" not in spoken(trainer)
@@ -269,7 +269,7 @@ def test_swav_on_equal_embeddings_is_seen_although_its_codes_are_balanced():
     method, batch = swav(), crops()
     torch.nn.init.zeros_(method.encoder.head.layers[-1].weight)
     out = method(batch)
-    assert "same embedding" in health.verdict({"embedding_std": out["embedding_std"].item()})
+    assert "same embedding" in health.collapse({"embedding_std": out["embedding_std"].item()})
     codes = method._assign(method.prototypes(embeddings(method, batch)[0]), method.queue.z[:, 0])
     assert health.assignment_entropy(codes) > 0.99
 

@@ -271,20 +271,20 @@ def test_without_a_center_all_images_go_to_one_output_and_the_health_says_so():
     found = train_on_blots(center_momentum=1.0)
     assert found["loss"] < 0.01
     assert found["assignment_entropy"] < 0.01 and found["assignment_sharpness"] > 0.99
-    assert "assignment_entropy" in health.verdict(found)
+    assert "assignment_entropy" in health.collapse(found)
 
 
 def test_without_sharpening_all_outputs_are_alike_and_the_health_says_so():
     found = train_on_blots(teacher_temperature=0.2)
     assert found["loss"] == pytest.approx(math.log(16), abs=0.01)
     assert found["assignment_sharpness"] < 0.002 and found["assignment_entropy"] > 0.99
-    assert "assignment_sharpness" in health.verdict(found)
+    assert "assignment_sharpness" in health.collapse(found)
 
 
 def test_with_both_it_is_healthy():
     found = train_on_blots()
     assert found["assignment_sharpness"] > 0.5 and found["assignment_entropy"] > 0.3
-    assert health.verdict(found) == ""
+    assert health.collapse(found) == ""
 
 
 # iBOT.

@@ -393,7 +393,7 @@ def test_rows_of_another_moment_are_not_taken_for_the_scores(study):
 def test_a_study_that_has_not_begun_has_no_verdicts(study):
     for run in study.runs:
         (run.folder / "result.json").unlink()
-    assert verdicts.sections(results.read(study)) == []
+    assert verdicts.in_words(results.read(study)) == []
 
 
 def exploratory_lines(folder, arms, seeds, right):
@@ -403,7 +403,7 @@ def exploratory_lines(folder, arms, seeds, right):
     study = grid.expand(folder / "many.yaml", Path("many") / str(len(seeds)))
     for run in study.runs:
         fake_run(run, right(int(run.arm[1:]), run.seed))
-    (section,) = verdicts.sections(results.read(study))
+    (section,) = verdicts.in_words(results.read(study))
     assert section.heading == "Exploratory"
     return section.lines, section.note
 

@@ -27,7 +27,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from ssl_zoo.study.compare import compare_paths
+    from ssl_zoo.study.sides import compare_paths
     from ssl_zoo.study.verdict import smallest_p
 
     for compared in compare_paths(arguments.a, arguments.b, arguments.metric):

@@ -36,5 +36,5 @@ class Collapse(Observer):
     """Warns where a method's figures tell that its representation has collapsed."""
 
     def warning(self, scalars: dict[str, float]) -> str:
-        wrong = health.verdict(scalars)
+        wrong = health.collapse(scalars)
         return f"collapse? {wrong}" if wrong else ""

@@ -51,7 +51,7 @@ def figures(z: Tensor, p: Tensor) -> dict[str, Tensor]:
     }
 
 
-def verdict(scalars: dict[str, float]) -> str:
+def collapse(scalars: dict[str, float]) -> str:
     """What is wrong, in words with figures; '' if nothing is."""
     return "; ".join(
         f"{name} is {scalars[name]:.3f}, below {lowest}: {MEANING[name]}"

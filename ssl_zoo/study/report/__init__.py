@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ssl_zoo.study.grid import Study
 from ssl_zoo.study.report import figure, page, results, tables
-from ssl_zoo.study.report.prose import sections
+from ssl_zoo.study.report.prose import below_table
 from ssl_zoo.system.files import write_text
 
 
@@ -34,7 +34,7 @@ def print_table(study: Study, console: Console) -> None:
     for i, row in enumerate(body):
         shown.add_row(*row, style="bold" if i == best else None)
     console.print(shown, *tables.failures(table), sep="\n")
-    for section in sections(table):
+    for section in below_table(table):
         console.print(section.heading, style="bold")
         for line in section.lines:
             console.print(f"  {line}", soft_wrap=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ssl_zoo import config
-from ssl_zoo.study.report.prose import sections
+from ssl_zoo.study.report.prose import below_table
 from ssl_zoo.study.report.results import Outcome, Table
 from ssl_zoo.study.report.tables import cells, notes
 
@@ -30,7 +30,7 @@ def render(table: Table, picture: Path) -> str:
         header=header,
         body=body,
         best=best,
-        sections=sections(table),
+        sections=below_table(table),
         notes=notes(table),
         blocks={name: config.dump(x).strip() if x else "nothing" for name, x in blocks.items()},
         own_bases=any("base" in block for block in study.blocks.values()),

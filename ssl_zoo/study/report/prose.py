@@ -7,9 +7,9 @@ from ssl_zoo.study.report.results import Table
 from ssl_zoo.study.report.verdicts import Section
 
 
-def sections(table: Table) -> list[Section]:
+def below_table(table: Table) -> list[Section]:
     """Beside which kept study the runs stand, verdicts, and what a step costs."""
-    return [*filter(None, [standing.section(table)]), *verdicts.sections(table), *_costs(table)]
+    return [*filter(None, [standing.section(table)]), *verdicts.in_words(table), *_costs(table)]
 
 
 def _costs(table: Table) -> list[Section]:

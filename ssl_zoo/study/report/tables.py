@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssl_zoo.study.grid import slug, title
-from ssl_zoo.study.report.prose import sections
+from ssl_zoo.study.report.prose import below_table
 from ssl_zoo.study.report.results import Row, Table, describe, protocols
 from ssl_zoo.system.files import replacing
 
@@ -107,7 +107,7 @@ def markdown(table: Table) -> str:
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, "|" + " --- |" * len(header))
     said = [f"- {x}" for x in (*notes(table), f"`{table.study.command}`", *failures(table))]
-    for section in sections(table):
+    for section in below_table(table):
         lines += ["", f"## {section.heading}", "", *(f"- {line}" for line in section.lines)]
         lines += ["", section.note]
     return "\n".join([f"# {table.study.name}", "", *lines, "", *said, ""])

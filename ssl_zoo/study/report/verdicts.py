@@ -105,7 +105,7 @@ def noise(table: Table) -> list[Comparison]:
     return [compare_points(table, pair, table.main, False) for pair in pairs] if table.main else []
 
 
-def sections(table: Table) -> list[Section]:
+def in_words(table: Table) -> list[Section]:
     """All verdicts in words; none before there is a pair of runs."""
     main = table.main
     if main is None:
