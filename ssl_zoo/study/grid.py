@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,13 +244,16 @@ class Study:
     out: Path
     x: str
     runs: list[Run]  # seed by seed, so that a study that was stopped has compared its arms
-    probes: list[Run]  # points of which is asked what a step costs; no run, and no folder
-    common: dict[str, Any]  # what all arms have in common, as the grid has it
     blocks: dict[str, dict[str, Any]]  # what each arm sets, as the grid has it
-    contrasts: list[Contrast]  # that are planned
-    twins: dict[str, Point]  # arms that --aa adds, and the point that each is a twin of
-    kept: Path | None  # a kept study that the report draws these runs over
     command: str  # what the user types to run or continue the study
+    # Points of which is asked what a step costs; no run, and no folder.
+    probes: list[Run] = field(default_factory=list)
+    # What all arms have in common, as the grid has it.
+    common: dict[str, Any] = field(default_factory=dict)
+    contrasts: list[Contrast] = field(default_factory=list)  # that are planned
+    # Arms that --aa adds, and the point that each is a twin of.
+    twins: dict[str, Point] = field(default_factory=dict)
+    kept: Path | None = None  # a kept study that the report draws these runs over
 
     def planned(self, point: Point) -> bool:
         """Whether a planned contrast names the point; all are where none is planned."""
@@ -379,8 +382,19 @@ def expand(
         blocks[twin] = {"twin of": title(of), f"set, with seed {seed}": TWINS[kind](seed)}
     originals = {twin: of for (twin, _), (of, _) in twins.items()}
     kept = Path(os.path.normpath(grid_path.parent / grid.kept)) if grid.kept else None
-    told = (grid.contrasts, originals, kept, shlex.join(command))
-    study = Study(name, out, x, runs, probes, common, blocks, *told)
+    study = Study(
+        name,
+        out,
+        x,
+        runs,
+        blocks,
+        shlex.join(command),
+        probes=probes,
+        common=common,
+        contrasts=grid.contrasts,
+        twins=originals,
+        kept=kept,
+    )
     division = study.division()
     return study.with_threads(division.threads) if division else study
 

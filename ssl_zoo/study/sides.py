@@ -149,6 +149,4 @@ def _table(path: Path, runs: dict[Path, str]) -> Table:
         config = RunFolder(folder).config()
         found.append(Run(name, None, config["seed"], folder, config))
     blocks = {name: {} for name in runs.values()}
-    nothing = {"common": {}, "contrasts": [], "twins": {}, "probes": [], "kept": None}
-    study = Study(path.name, path, x="", runs=found, blocks=blocks, command="", **nothing)
-    return results.read(study)
+    return results.read(Study(path.name, path, x="", runs=found, blocks=blocks, command=""))

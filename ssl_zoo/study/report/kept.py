@@ -259,12 +259,9 @@ def load(path: str | Path) -> Kept:
         out=path.parent,
         x=data["x"],
         runs=runs,
-        probes=[],
-        common={},
         blocks={arm: {} for arm, _ in points},
         contrasts=[Contrast.read(text, points) for text in data["contrasts"]],
         twins={twin: tuple(of) for twin, of in data["twins"].items()},
-        kept=None,
         command=data["command"],
     )
     outcomes = [_outcome(run, of, data) for run, of in zip(runs, data["runs"], strict=True)]
