@@ -360,7 +360,7 @@ def test_telemetry_and_the_watch_for_collapse_are_on_by_default(tmp_path):
 
 
 def test_collapse_is_said_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(health, "verdict", lambda scalars: "all the same")
+    monkeypatch.setattr(health, "collapse", lambda scalars: "all the same")
     build(tmp_path).fit()
     assert (tmp_path / "log.txt").read_text().count("collapse? all the same") == 1
 
@@ -379,7 +379,7 @@ def test_observers_of_ones_own_take_the_place_of_all(tmp_path, monkeypatch):
             return {"counted": float(self.count)}
 
     monkeypatch.setitem(OBSERVERS.module_dict, "Counts", config.constrained(Counts))
-    monkeypatch.setattr(health, "verdict", lambda scalars: pytest.fail("Collapse is on"))
+    monkeypatch.setattr(health, "collapse", lambda scalars: pytest.fail("Collapse is on"))
     build(tmp_path, "observers={mine: {type: Counts, start: 10}}").fit()
     lines = [line for line in RunFolder(tmp_path).metrics() if line["kind"] == "train"]
     assert [line["counted"] for line in lines] == [11.0, 12.0, 13.0, 14.0, 15.0]
