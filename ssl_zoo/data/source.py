@@ -45,6 +45,10 @@ class ImageSet:
         """[n, 3] int64 of (C, H, W), without decoding."""
         raise NotImplementedError
 
+    def names(self, index: Tensor) -> list[str]:
+        """What the images of `index` [n] are called in errors: a file, or else a position."""
+        return [str(i) for i in index.tolist()]
+
     def held_close_to(self, device: torch.device) -> ImageSet:
         """The same images where `device` reaches them fastest."""
         return self

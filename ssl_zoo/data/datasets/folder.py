@@ -84,6 +84,10 @@ class ImageFolder(ImageSet):
         """The files of `index` [n]."""
         return [os.fsdecode(bytes(path)) for path in self._paths[index.numpy()]]
 
+    def names(self, index: Tensor) -> list[str]:
+        """Paths below the split's folder."""
+        return [os.path.relpath(path, self.folder) for path in self.paths(index)]
+
     def shapes(self, index: Tensor) -> Tensor:
         return torch.tensor([decode.shape(path) for path in self.paths(index)])
 

@@ -63,7 +63,7 @@ def pack(
     if size < 1:
         raise ValueError(f"size is in pixels and at least 1, found {size}")
     # The digest is of the files' names and order, below the split's folder.
-    names = [os.path.relpath(p, dataset.folder) for p in dataset.paths(torch.arange(len(dataset)))]
+    names = dataset.names(torch.arange(len(dataset)))
     digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
     classes = dataset.classes
     about = {"split": dataset.split, "size": size, "classes": classes, "digest": digest}
