@@ -1,6 +1,7 @@
 """Decoding: simplejpeg against Pillow, files that only Pillow takes, decoding at a fraction."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -107,6 +108,15 @@ def test_a_cut_jpeg_is_named(cut, installed, tmp_path, monkeypatch):
         monkeypatch.setattr(decode, "simplejpeg", None)
     with pytest.raises(ValueError, match=r"cut\.jpg: cannot be decoded"):
         decode.pixels(str(path))
+
+
+def test_which_file_is_bad_survives_the_way_between_processes(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(decode.BadImage) as caught:
+        decode.pixels(str(tmp_path / "text.jpg"))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.path == caught.value.path == str(tmp_path / "text.jpg")
+    assert str(again) == str(caught.value) and again.path in str(again)
 
 
 # -------------------------------------------------------------------- decoding at a fraction

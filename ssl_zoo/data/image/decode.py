@@ -1,6 +1,6 @@
 """Image files to pixels: simplejpeg for JPEGs, Pillow for everything else.
 
-Both give libjpeg-turbo's bytes, one faster. ValueErrors name a file that cannot be decoded.
+Both give libjpeg-turbo's bytes, one faster. A file that cannot be decoded is a `BadImage`.
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,14 @@ except ImportError:
 
 SIMPLEJPEG_SPACES = ("YCbCr", "Gray", "RGB")  # CMYK needs Pillow's conversion
 MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb is Pillow's decision
+
+
+class BadImage(ValueError):
+    """A file that is no image, or not a whole one; its `path` travels between processes too."""
+
+    def __init__(self, message: str, path: str = ""):
+        super().__init__(message)
+        self.path = path
 
 
 def pixels(path: str, shrink: int = 1) -> Tensor:
@@ -43,11 +51,11 @@ def shape(path: str) -> tuple[int, int, int]:
 
 @contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Raises ValueError, with the file's name, for whatever an undecodable file raises inside."""
+    """Raises BadImage, with the file's name, for whatever an undecodable file raises inside."""
     try:
         yield
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be decoded as an image ({error})") from error
+        raise BadImage(f"{path}: cannot be decoded as an image ({error})", path) from error
 
 
 def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:
