@@ -215,7 +215,7 @@ def test_scaled_decoding_stays_close_to_decoding_the_whole(large, monkeypatch):
             if some.index[i] == 4:  # the small one: nothing to save, not a bit changes
                 assert torch.equal(a, b)
             assert (a - b).abs().mean() < 0.02 and decibels(a, b) > 28
-    (a, _), (b, _) = (
+    (a, *_), (b, *_) = (
         next(scaled.splits.clean_batches("test", "cpu")),
         next(whole.splits.clean_batches("test", "cpu")),
     )

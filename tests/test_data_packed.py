@@ -64,7 +64,7 @@ def test_evaluation_sees_the_very_images(root, pack):
     folder = data_of({"type": "ImageFolder", "root": str(root / "images")}, workers=0).splits
     copy = data_of({"type": "Packed", "path": str(pack)}, workers=0).splits
     for split in ("train", "test"):
-        (a, labels), (b, same) = (next(d.clean_batches(split, "cpu")) for d in (folder, copy))
+        (a, labels, _), (b, same, _) = (next(d.clean_batches(split, "cpu")) for d in (folder, copy))
         assert torch.equal(a, b) and torch.equal(labels, same)
 
 
