@@ -5,6 +5,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from ssl_zoo.system.text import show
+
 COMMANDS = {
     "train": "train one config",
     "ablate": "run a grid of arms and report",
@@ -38,12 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+        show(str(stop) or "stopped", sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
         if arguments.traceback:
             raise
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        show(f"error: {str(error) or type(error).__name__}", sys.stderr)
         return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.system.text import show
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -45,7 +46,7 @@ def get_data(arguments: argparse.Namespace) -> int:
     from ssl_zoo.data import fetch
 
     folder = fetch.get(arguments.name, arguments.root, packages=arguments.packages)
-    print(f"{arguments.name} is in {folder}")
+    show(f"{arguments.name} is in {folder}")
     return 0
 
 
@@ -59,7 +60,7 @@ def show_views(arguments: argparse.Namespace) -> int:
     needed = views_needed(sections["method"])
     data = sections["data"](run_seed=sections["seed"], views_needed=needed)
     view_grid(data, arguments.out, arguments.samples)
-    print(arguments.out)
+    show(arguments.out)
     return 0
 
 
@@ -74,7 +75,7 @@ def pack_folder(arguments: argparse.Namespace) -> int:
     for split in arguments.splits:
         path = arguments.out / f"{split}.pack"
         packed.pack(dataset(split=split), path, arguments.size, workers=cores())
-    print(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
+    show(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
     return 0
 
 

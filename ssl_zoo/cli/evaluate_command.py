@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from ssl_zoo.system.text import show
+
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
     parser = commands.add_parser(
@@ -46,7 +48,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.name == "all" and len(lacking) < len(parts):
         parts = {name: part for name, part in parts.items() if name not in lacking}
         if lacking and distributed.is_main():
-            print(f"left out, as they learn beside a run: {', '.join(lacking)}")
+            show(f"left out, as they learn beside a run: {', '.join(lacking)}")
     results = {"source": {"path": str(subject.path), "step": subject.step}}
     for name, result, outcome in subject.evaluate(parts, device):
         results[name] = result
@@ -62,6 +64,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def _print(name: str, result: dict, outcome, source: dict) -> None:
     metrics = "  ".join(f"{n} {v:.2f}{result['unit']}" for n, v in result["metrics"].items())
-    print(f"{name}: {metrics}  ({source['path']}, step {source['step']})")
+    show(f"{name}: {metrics}  ({source['path']}, step {source['step']})")
     said = ", ".join(f"{n} {v}" for n, v in result["protocol"].items())
-    print(f"protocol {result['hash']}: {said}", *outcome.remarks, sep="\n")
+    show("\n".join([f"protocol {result['hash']}: {said}", *outcome.remarks]))

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.system.text import show
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -43,7 +44,7 @@ def train(arguments: argparse.Namespace) -> int:
     cfg = config.load(arguments.config, arguments.overrides)
     resolved = parse(cfg).spelled_out()
     if arguments.check:
-        print(f"{arguments.config}: ok")
+        show(f"{arguments.config}: ok")
         return 0
     folder = RunFolder(arguments.out or run_path(arguments.config, resolved["seed"]))
     device = distributed.start(arguments.device)

@@ -26,6 +26,7 @@ from ssl_zoo.data.datasets.folder import ImageFolder
 from ssl_zoo.data.image.geometry import Resize
 from ssl_zoo.data.source import ImageSet, Split, check_split
 from ssl_zoo.system.files import replacing
+from ssl_zoo.system.text import show
 
 MAGIC, VERSION = b"ssl_zoo packed\r\n", 1
 HEADER = struct.Struct("<16sQQQ")
@@ -50,7 +51,7 @@ class Downscaled:
 
 
 def pack(
-    dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = print
+    dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = show
 ) -> None:
     """Writes a split to `path`, whole or not at all; a pack of the same file names is kept.
 
