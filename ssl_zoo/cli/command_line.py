@@ -3,8 +3,8 @@
 import argparse
 import importlib
 import sys
-from pathlib import Path
 
+from ssl_zoo.system.files import user_path
 from ssl_zoo.system.text import show
 
 COMMANDS = {
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG and its overrides."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    parser.add_argument("config", type=user_path, metavar="CONFIG", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, YAML")
 
 

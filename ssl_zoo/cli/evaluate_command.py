@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
+from ssl_zoo.system.files import user_path
 from ssl_zoo.system.text import show
 
 
@@ -23,12 +23,14 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="or all")
-    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="or a config")
+    parser.add_argument("path", type=user_path, metavar="RUN_OR_CHECKPOINT", help="or a config")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="its keys; for all: NAME.key=value"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="results as JSON; rows beside it")
+    parser.add_argument(
+        "--out", type=user_path, metavar="FILE", help="results as JSON; rows beside it"
+    )
     parser.set_defaults(command=evaluate)
 
 

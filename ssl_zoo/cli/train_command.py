@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.system.files import user_path
 from ssl_zoo.system.text import show
 
 
@@ -26,7 +27,9 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)
-    parser.add_argument("--out", type=Path, help="run folder [runs/<config's name>/seed<seed>]")
+    parser.add_argument(
+        "--out", type=user_path, help="run folder [runs/<config's name>/seed<seed>]"
+    )
     parser.add_argument("--resume", action="store_true", help="from the newest checkpoint, if any")
     parser.add_argument("--check", action="store_true", help="only check the config; reads no data")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")

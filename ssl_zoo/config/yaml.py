@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ssl_zoo.config.errors import ConfigError, closest, join
-from ssl_zoo.system.files import write_text
+from ssl_zoo.system.files import user_path, write_text
 from ssl_zoo.system.text import visible
 
 MOST_VALUES = 100_000  # of one file
@@ -170,8 +170,8 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         where = read.origins["_base_"]
         raise ConfigError("_base_", "not a path or a list of paths", found=repr(bases), where=where)
-    merged = Config({})
-    for config in (*(_load((path.parent / base).resolve(), opened) for base in bases), read):
+    merged, paths = Config({}), ((path.parent / user_path(base)).resolve() for base in bases)
+    for config in (*(_load(base, opened) for base in paths), read):
         merged = Config(_merge(merged.data, config.data), merged.origins | config.origins)
     return merged
 
