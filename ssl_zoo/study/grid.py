@@ -279,7 +279,7 @@ class Study:
 
 def slug(name: str) -> str:
     """A folder name for an arm or a point: 'memory bank' -> 'memory-bank'."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "arm"
+    return re.sub(r"(?:[^\w.]|_)+", "-", name.lower()).strip("-.") or "arm"
 
 
 def expand(
