@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.system.files import user_path
+from ssl_zoo.system.text import show
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -13,7 +15,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     get.add_argument(
         "name", metavar="NAME", help="fashion_mnist, textures, cifar10, cifar100 or stl10"
     )
-    get.add_argument("--root", type=Path, help="folder [$SSL_ZOO_DATA, or ./data]")
+    get.add_argument("--root", type=user_path, help="folder [$SSL_ZOO_DATA, or ./data]")
     get.add_argument(
         "--packages",
         nargs="+",
@@ -23,7 +25,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     get.set_defaults(command=get_data)
     show = actions.add_parser("show", parents=[common], help="a PNG of images and a config's views")
     add_config(show)
-    show.add_argument("--out", type=Path, default=Path("views.png"), help="file [views.png]")
+    show.add_argument("--out", type=user_path, default=Path("views.png"), help="file [views.png]")
     show.add_argument("--samples", type=int, default=8, help="rows [8]")
     show.set_defaults(command=show_views)
     pack = actions.add_parser(
@@ -35,7 +37,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "data.dataset='{type: Packed, path: FOLDER}'. A finished pack is kept.",
     )
     add_config(pack)
-    pack.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    pack.add_argument("--out", type=user_path, required=True, metavar="FOLDER")
     pack.add_argument("--size", type=int, default=256, help="pixels of the shorter side [256]")
     pack.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])
     pack.set_defaults(command=pack_folder)
@@ -45,7 +47,7 @@ def get_data(arguments: argparse.Namespace) -> int:
     from ssl_zoo.data import fetch
 
     folder = fetch.get(arguments.name, arguments.root, packages=arguments.packages)
-    print(f"{arguments.name} is in {folder}")
+    show(f"{arguments.name} is in {folder}")
     return 0
 
 
@@ -59,7 +61,7 @@ def show_views(arguments: argparse.Namespace) -> int:
     needed = views_needed(sections["method"])
     data = sections["data"](run_seed=sections["seed"], views_needed=needed)
     view_grid(data, arguments.out, arguments.samples)
-    print(arguments.out)
+    show(arguments.out)
     return 0
 
 
@@ -74,7 +76,7 @@ def pack_folder(arguments: argparse.Namespace) -> int:
     for split in arguments.splits:
         path = arguments.out / f"{split}.pack"
         packed.pack(dataset(split=split), path, arguments.size, workers=cores())
-    print(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
+    show(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
     return 0
 
 

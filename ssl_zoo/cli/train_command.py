@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.system.files import user_path
+from ssl_zoo.system.text import show
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -25,7 +27,9 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)
-    parser.add_argument("--out", type=Path, help="run folder [runs/<config's name>/seed<seed>]")
+    parser.add_argument(
+        "--out", type=user_path, help="run folder [runs/<config's name>/seed<seed>]"
+    )
     parser.add_argument("--resume", action="store_true", help="from the newest checkpoint, if any")
     parser.add_argument("--check", action="store_true", help="only check the config; reads no data")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
@@ -43,7 +47,7 @@ def train(arguments: argparse.Namespace) -> int:
     cfg = config.load(arguments.config, arguments.overrides)
     resolved = parse(cfg).spelled_out()
     if arguments.check:
-        print(f"{arguments.config}: ok")
+        show(f"{arguments.config}: ok")
         return 0
     folder = RunFolder(arguments.out or run_path(arguments.config, resolved["seed"]))
     device = distributed.start(arguments.device)

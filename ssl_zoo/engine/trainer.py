@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_zoo.core import Batch, Method, merge_outputs
@@ -19,6 +18,7 @@ from ssl_zoo.engine.stop import NonFiniteLoss, StopSignal
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.hardware import PeakMemory, keep_freed_memory
+from ssl_zoo.system.text import PlainConsole
 
 
 class Trainer:
@@ -59,7 +59,7 @@ class Trainer:
         self.peak_memory = PeakMemory(device)
         self.losses: list[tuple[int, Tensor]] = []  # (step, loss []), not yet looked at
         self.started = time.perf_counter()
-        self.console = Console()
+        self.console = PlainConsole()
 
     @property
     def epoch(self) -> float:
@@ -218,5 +218,5 @@ class Trainer:
     def say(self, text: str) -> None:
         """A line for the person and for log.txt; rank 0 alone."""
         if distributed.is_main():
-            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+            self.console.print(text, soft_wrap=True)
             self.folder.log(text)

@@ -29,7 +29,7 @@ from ssl_zoo.evaluation.features import Labeled, Precision, extract_split
 from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
-from ssl_zoo.system.rng import kept_random_state, seed_all
+from ssl_zoo.system.rng import kept_random_state, seed_all, seed_rank
 
 UNTRAINED = "random backbone"
 # What a line of metrics.jsonl says besides an evaluation's metrics.
@@ -207,7 +207,7 @@ class Context:
                 method, data, optimizer, hooks, self.device, self.folder, settings, self.stop
             )
             scheduled.attach(trainer)
-            torch.manual_seed(self.splits.seed * 1_000_003 + distributed.rank())
+            seed_rank(self.splits.seed)
             trainer.resume()
             if trainer.step < trainer.total_steps:
                 trainer.fit()

@@ -37,8 +37,7 @@ from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
 from ssl_zoo.experiment.check import check_whole, views_needed
 from ssl_zoo.runs import RunFolder
-from ssl_zoo.system import distributed
-from ssl_zoo.system.rng import seed_all
+from ssl_zoo.system.rng import seed_all, seed_rank
 
 # What looks on unless a config's `observers` says otherwise.
 _TYPES = {"telemetry": "Telemetry", "collapse": "Collapse"}
@@ -105,7 +104,7 @@ def whole_run(
     trainer = Trainer(pretext, images, rule, hooks, device, folder, settings)
     scheduled.attach(trainer)
     monitor.begin(pretext, device)
-    torch.manual_seed(seed * 1_000_003 + distributed.rank())  # what methods draw differs per rank
+    seed_rank(seed)  # what methods draw differs per rank
     return trainer
 
 

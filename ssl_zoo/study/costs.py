@@ -102,7 +102,8 @@ def _probe(probe: Run) -> Cost:
         input=json.dumps(probe.config),
         env=child_environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",
         check=True,
     )
     seconds, peak = json.loads(done.stdout.splitlines()[-1])

@@ -22,6 +22,7 @@ from ssl_zoo.config import EVALUATIONS, ConfigError, NonNegativeInt, Part, bind,
 from ssl_zoo.evaluation.base import Evaluation
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study.division import Division
+from ssl_zoo.system.files import user_path
 
 Point = tuple[str, str | None]  # an arm, and where on its sweep
 
@@ -278,7 +279,7 @@ class Study:
 
 def slug(name: str) -> str:
     """A folder name for an arm or a point: 'memory bank' -> 'memory-bank'."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "arm"
+    return re.sub(r"(?:[^\w.]|_)+", "-", name.lower()).strip("-.") or "arm"
 
 
 def expand(
@@ -323,7 +324,7 @@ def expand(
         command += ["--base", str(base)]
         name += f"-{Path(base).stem}"
     elif grid.base is not None:
-        base = grid_path.parent / grid.base
+        base = grid_path.parent / user_path(grid.base)
     if out is not None:
         command += ["--out", str(out)]
     if seeds is not None:
@@ -336,9 +337,9 @@ def expand(
         """The whole config of an arm at a point, with what it sets on its own."""
         arm = grid.arms[name]
         points = {**dict(arm.points()), **further.get(name, {})}
-        arm_base = grid_path.parent / arm.base if arm.base is not None else base
+        own_base = None if arm.base is None else grid_path.parent / user_path(arm.base)
         settings = [*grid.set.items(), *overrides, *arm.set.items(), *points[at].items()]
-        loaded = config.load(arm_base, [*settings, *own.items(), ("seed", seed)])
+        loaded = config.load(own_base or base, [*settings, *own.items(), ("seed", seed)])
         return experiment.parse(loaded).spelled_out()
 
     further = {name: dict(arm.points()) for name, arm in (grid.costs or {}).items() if arm.sweep}
@@ -381,7 +382,7 @@ def expand(
         seed = grid.seeds_of(of)[0]
         blocks[twin] = {"twin of": title(of), f"set, with seed {seed}": TWINS[kind](seed)}
     originals = {twin: of for (twin, _), (of, _) in twins.items()}
-    kept = Path(os.path.normpath(grid_path.parent / grid.kept)) if grid.kept else None
+    kept = Path(os.path.normpath(grid_path.parent / user_path(grid.kept))) if grid.kept else None
     study = Study(
         name,
         out,

@@ -25,7 +25,8 @@ from ssl_zoo.config import DATASETS, OfMachine
 from ssl_zoo.data.datasets.folder import ImageFolder
 from ssl_zoo.data.image.geometry import Resize
 from ssl_zoo.data.source import ImageSet, Split, check_split
-from ssl_zoo.system.files import replacing
+from ssl_zoo.system.files import replacing, user_path
+from ssl_zoo.system.text import show
 
 MAGIC, VERSION = b"ssl_zoo packed\r\n", 1
 HEADER = struct.Struct("<16sQQQ")
@@ -50,7 +51,7 @@ class Downscaled:
 
 
 def pack(
-    dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = print
+    dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = show
 ) -> None:
     """Writes a split to `path`, whole or not at all; a pack of the same file names is kept.
 
@@ -146,7 +147,7 @@ class Packed(ImageSet):
 
     def __init__(self, split: Split, *, path: OfMachine[str]):
         self.split = check_split(split)
-        self.file = Path(path).expanduser() / f"{self.split}.pack"
+        self.file = user_path(path) / f"{self.split}.pack"
         about, sizes, labels = read(self.file)
         if about["split"] != self.split:
             raise ValueError(f"{self.file}: holds the {about['split']} images")
