@@ -4,6 +4,7 @@ import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from ranks import on_ranks
@@ -101,6 +102,19 @@ def test_approximate_indices_come_close_to_the_exact_one(index):
     exact, close = (vote(bank, queries, k=50, index=i) for i in ("flat", index))
     assert close.metrics["top1"] == pytest.approx(exact.metrics["top1"], abs=2.0)
     assert close.protocol["index"].startswith(index + " (")
+
+
+def test_a_query_without_a_neighbor_is_never_right(monkeypatch):
+    class FindsNothing:
+        def search(self, queries, k):  # as faiss answers where its lists or links end
+            none = np.full((len(queries), k), -np.finfo(np.float32).max, np.float32)
+            return none, np.full((len(queries), k), -1)
+
+    monkeypatch.setattr(knn, "build_index", lambda *_: (FindsNothing(), "nothing"))
+    bank = Labeled(torch.eye(4), torch.tensor([0, 0, 0, 1]))
+    found = vote(bank, Labeled(torch.eye(4), torch.tensor([0, 0, 0, 1])), k=2)
+    assert found.metrics == {"top1": 0.0, "top5": 0.0, "nearest": 0.0}
+    assert found.rows.prediction.tolist() == [-1] * 4 and found.rows.score.tolist() == [0.0] * 4
 
 
 def test_protocol_names_what_the_number_depends_on():

@@ -344,7 +344,7 @@ def test_every_form_of_the_report_has_the_verdicts(study):
     assert "contradicted, bank &gt; other" in page
     assert "bank &gt; other" in page.partition("What the arms set")[2]
     console = Console(record=True, width=300, markup=False, file=io.StringIO())
-    report.print_table(study, console)
+    report.print_report(report.read_report(study), console)
     assert "MoCo, 64 is better than bank by 2.3 points" in console.export_text()
 
 

@@ -24,7 +24,8 @@ class ConfigError(ValueError):
 def not_among(key: str, problem: str, name: object, choices: Iterable) -> ConfigError:
     """The error about a name that is none of the choices."""
     names = list(map(str, choices))
-    expected = f"one of {', '.join(names)}" if names else "none at all"
+    between = "; " if any("," in name for name in names) else ", "
+    expected = f"one of {between.join(names)}" if names else "none at all"
     return ConfigError(
         key, problem, found=repr(name), expected=expected, nearest=closest(str(name), names)
     )

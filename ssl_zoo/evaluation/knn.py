@@ -14,6 +14,7 @@ from ssl_zoo.evaluation.features import Labeled, Precision, check_usable
 from ssl_zoo.ops.kmeans import faiss_threads
 
 QUERIES_AT_ONCE = 4096
+NOBODY = -1  # no class; labels are known, so never right
 Index = Literal["flat", "ivf", "hnsw"]
 
 
@@ -112,7 +113,7 @@ class KNN(Evaluation):
         """'top1', 'top5' and 'nearest' in %, and for each query the winner's share of the votes.
 
         A class that none of the k neighbors belongs to is not among the top five. 'nearest' is what
-        the nearest neighbor alone says.
+        the nearest neighbor alone says. A query for which no neighbor is found is predicted -1.
 
         Raises:
             ValueError: k exceeds the bank, unknown labels, features that are not finite.
@@ -123,23 +124,22 @@ class KNN(Evaluation):
         bank, queries = (F.normalize(x.features.float(), dim=1).contiguous() for x in (train, test))
         search, described = build_index(bank, self.index, self.k)
 
-        best, predicted, shares, first = [], [], [], []
+        predicted, shares, first = [], [], []
         for q in queries.split(QUERIES_AT_ONCE):
             nearest = search.search(q.numpy(), self.k)
             similarity, neighbors = map(torch.from_numpy, nearest)  # [m, k]
             # Weights relative to the nearest neighbor's: the same ranking, no overflow at small T.
             weight = similarity.double() - similarity[:, :1].double()
             weight = (weight / self.temperature).exp()
-            weight[neighbors < 0] = 0.0  # an approximate index may find fewer than k
+            weight[neighbors < 0] = 0.0  # an approximate index may find fewer than k, or none
             votes = train.labels[neighbors.clamp(min=0)]  # [m, k]
             score = torch.zeros(len(q), classes, dtype=torch.float64).scatter_add_(1, votes, weight)
             top = score.topk(min(5, classes), dim=1)
-            best.append(top.values)
-            predicted.append(top.indices)
-            shares.append(top.values[:, 0] / score.sum(1))
-            first.append(votes[:, 0])
+            predicted.append(top.indices.where(top.values > 0, NOBODY))
+            shares.append((top.values[:, 0] / score.sum(1)).nan_to_num(0.0))
+            first.append(votes[:, 0].where(neighbors[:, 0] >= 0, NOBODY))
         ranked = torch.cat(predicted)  # [m, 5]
-        hits = (ranked == test.labels[:, None]) & (torch.cat(best) > 0)
+        hits = ranked == test.labels[:, None]
         protocol = {
             "k": self.k,
             "temperature": self.temperature,

@@ -26,7 +26,7 @@ from ssl_zoo.study.division import divide
 from ssl_zoo.study.grid import Run, Study, expand, slug
 from ssl_zoo.study.machine import available_memory, gpus
 from ssl_zoo.study.progress import Screen
-from ssl_zoo.study.report import kept, print_table, write_report
+from ssl_zoo.study.report import kept, print_report, read_report, write_report
 from ssl_zoo.system import hardware
 
 TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train", "--no-baselines")
@@ -83,19 +83,19 @@ def run_study(
     if report_only and lock.holder():  # who runs the study writes its report
         if keep:
             kept.write(study, keep)
-        print_table(study, console)
+        print_report(read_report(study), console)
         return 0
     lock.acquire()
     try:
         if not report_only:
             study, ends = _run(study, arms, given_jobs, train, console)
             ends |= _measure_costs(study, console) if not ends - {"failed"} else set()
-        write_report(study)
+        written = write_report(study)
         if keep:
             kept.write(study, keep)
     finally:
         lock.release()
-    print_table(study, console)
+    print_report(written, console)
     if ends & {"stopped", "interrupted"}:
         console.print("stopped; the same command goes on from here")
     if "left" in ends:

@@ -7,16 +7,16 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ssl_zoo import config
-from ssl_zoo.study.report.prose import below_table
 from ssl_zoo.study.report.results import Outcome, Table
 from ssl_zoo.study.report.tables import cells, notes
+from ssl_zoo.study.report.verdicts import Section
 
 TEMPLATES = Environment(
     loader=PackageLoader("ssl_zoo.study.report", "."), autoescape=True, undefined=StrictUndefined
 )
 
 
-def render(table: Table, picture: Path) -> str:
+def render(table: Table, sections: list[Section], picture: Path) -> str:
     """The page as text; whatever a user has named is shown as it is."""
     study = table.study
     header, body, best = cells(table)
@@ -30,7 +30,7 @@ def render(table: Table, picture: Path) -> str:
         header=header,
         body=body,
         best=best,
-        sections=below_table(table),
+        sections=sections,
         notes=notes(table),
         blocks={name: config.dump(x).strip() if x else "nothing" for name, x in blocks.items()},
         own_bases=any("base" in block for block in study.blocks.values()),

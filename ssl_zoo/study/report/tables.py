@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssl_zoo.study.grid import slug, title
-from ssl_zoo.study.report.prose import below_table
 from ssl_zoo.study.report.results import Row, Table, describe, protocols
+from ssl_zoo.study.report.verdicts import Section
 from ssl_zoo.system.files import replacing
 
 
@@ -100,14 +100,14 @@ def failures(table: Table) -> list[str]:
     return [f"failed: {outcome.run}: {outcome.reason.splitlines()[0]}" for outcome in failed]
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table, sections: list[Section]) -> str:
     header, body, best = cells(table)
     body = [[f"**{c}**" if c else c for c in r] if i == best else r for i, r in enumerate(body)]
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *body]]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, "|" + " --- |" * len(header))
     said = [f"- {x}" for x in (*notes(table), f"`{table.study.command}`", *failures(table))]
-    for section in below_table(table):
+    for section in sections:
         lines += ["", f"## {section.heading}", "", *(f"- {line}" for line in section.lines)]
         lines += ["", section.note]
     return "\n".join([f"# {table.study.name}", "", *lines, "", *said, ""])
