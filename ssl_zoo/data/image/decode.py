@@ -5,21 +5,54 @@ Both give libjpeg-turbo's bytes, one faster. A file that cannot be decoded is a 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
+
+from ssl_zoo.config.constraints import Range
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
+# Pillow's names of the formats that sets of images are made of. It opens more: documents, films,
+# fields of numbers.
+KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA", "DIB")
+KINDS += ("ICO", "PCX", "DDS", "QOI")
 SIMPLEJPEG_SPACES = ("YCbCr", "Gray", "RGB")  # CMYK needs Pillow's conversion
+APP1, SOS = b"\xff\xe1", b"\xff\xda"  # where EXIF and XMP stand; where a JPEG's pixels begin
 MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb is Pillow's decision
+# An orientation tag -> which of (rows, columns) to reverse; of 5 and above, once they have changed
+# places.
+REVERSED = {1: [], 2: [1], 3: [0, 1], 4: [0], 5: [], 6: [1], 7: [0, 1], 8: [0]}
+# How much less a PNG's transparent level counts in the file than among Pillow's levels of gray.
+GRAY_STEPS = {"L;2": 85, "L;4": 17}
+
+Byte = Annotated[int, Range(0, 255)]
+
+
+class Decoding(NamedTuple):
+    """What of a file becomes pixels.
+
+    Attributes:
+        channels: 3: RGB; 1: gray, as Pillow's mode L.
+        exif: turn images upright, as their orientation tag says. Pillow turns a TIFF in any case.
+        background: the level, or the RGB, that shows where an image is transparent.
+    """
+
+    channels: Literal[1, 3] = 3
+    exif: bool = True
+    background: Byte | tuple[Byte, Byte, Byte] = 255
+
+
+AS_USUAL = Decoding()
 
 
 class BadImage(ValueError):
@@ -30,23 +63,56 @@ class BadImage(ValueError):
         self.path = path
 
 
-def pixels(path: str, shrink: int = 1) -> Tensor:
-    """An image file as RGB, uint8 [3, H, W]; its memory is that of [H, W, 3], which crops fastest.
+@cache
+def suffixes() -> dict[str, str]:
+    """What a file's name may end in, in lower case, to be taken for an image, and its format."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return {name: kind for name, kind in known if kind in KINDS and kind in Image.OPEN}
 
-    With shrink 2, 4 or 8 [3, ceil(H / shrink), ceil(W / shrink)] instead, averages over blocks
-    that a JPEG gives for less work. Orientation tags (EXIF) are not applied.
+
+@cache
+def formats() -> list[str]:
+    """Those of `KINDS` that this Pillow opens."""
+    return [kind for kind in KINDS if kind in suffixes().values()]
+
+
+def pixels(path: str, shrink: int = 1, how: Decoding = AS_USUAL) -> Tensor:
+    """The first image of a file, uint8 [C, H, W]; its memory is [H, W, C], which crops fastest.
+
+    With shrink 2, 4 or 8 [C, ceil(H / shrink), ceil(W / shrink)] instead, averages over blocks
+    that a JPEG gives for less work. Blocks begin where the file does: where an image is turned or
+    mirrored, all pixels may lie less than one of the shrunken beside those of others.
+
+    Levels of 16 bits, 0-65535, become 0-255: gray ones rounded, colors cut off, as Pillow does.
+
+    Raises:
+        BadImage: no image, not a whole one, floating-point numbers or integers of 32 bits.
     """
     with _naming(path):
         data = Path(path).read_bytes()
-        pixels = _by_simplejpeg(data, shrink)  # [H, W, 3]
-        pixels = _by_pillow(data, shrink) if pixels is None else pixels
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        rgb = _by_simplejpeg(data, shrink)  # [H, W, 3]
+        if rgb is None:
+            rgb, tag = _by_pillow(data, shrink, how)
+        else:
+            tag = _tag_of_jpeg(data) if how.exif else 1
+        if how.channels == 1:
+            rgb = np.array(Image.fromarray(rgb).convert("L"))[:, :, None]
+    upright = torch.from_numpy(rgb)
+    if tag > 1:
+        upright = upright.transpose(0, 1) if tag >= 5 else upright
+        upright = upright.flip(REVERSED[tag]).contiguous()
+    return upright.permute(2, 0, 1)
 
 
-def shape(path: str) -> tuple[int, int, int]:
-    """(3, H, W) of an image file, from its header."""
-    with _naming(path), Image.open(path) as image:
-        return 3, image.height, image.width
+def shape(path: str, how: Decoding = AS_USUAL) -> tuple[int, int, int]:
+    """(C, H, W) of an image file, from its header."""
+    with _naming(path):
+        data = Path(path).read_bytes()
+        with _opened(data) as image:
+            width, height = image.size
+            turned = how.exif and _tag(image, data) >= 5
+    return how.channels, *((width, height) if turned else (height, width))
 
 
 @contextmanager
@@ -54,8 +120,14 @@ def _naming(path: str) -> Iterator[None]:
     """Raises BadImage, with the file's name, for whatever an undecodable file raises inside."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow has no one kind for files that are not what they should be
         raise BadImage(f"{path}: cannot be decoded as an image ({error})", path) from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data), formats=formats())
 
 
 def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:
@@ -73,14 +145,67 @@ def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:
         return None
 
 
-def _by_pillow(data: bytes, shrink: int) -> np.ndarray:
-    """[H, W, 3]."""
-    with Image.open(BytesIO(data)) as image:
-        if image.mode[0] in "IF":  # Pillow would clip these, not scale them
-            raise ValueError(f"its mode is {image.mode}, expected 8 bits a channel")
-        if shrink == 1:
-            return np.array(image.convert("RGB"))
+def _by_pillow(data: bytes, shrink: int, how: Decoding) -> tuple[np.ndarray, int]:
+    """[H, W, 3], and the orientation tag that is still to be followed."""
+    with _opened(data) as image:
         whole = image.size
-        image.draft(image.mode, (image.width // shrink, image.height // shrink))  # JPEGs alone
-        scaled = image.convert("RGB")
-        return np.array(scaled.reduce(shrink) if scaled.size == whole else scaled)
+        if shrink > 1:
+            image.draft(image.mode, (image.width // shrink, image.height // shrink))  # JPEGs alone
+        rgb = _opaque(image, how.background)
+        tag = _tag(image, data) if how.exif else 1
+        return np.array(rgb.reduce(shrink) if shrink > 1 and rgb.size == whole else rgb), tag
+
+
+def _opaque(image: Image.Image, background: Byte | tuple[Byte, Byte, Byte]) -> Image.Image:
+    """An image of any mode in RGB, transparent parts over the background."""
+    steps = GRAY_STEPS.get(image.tile[0][3] if image.format == "PNG" and image.tile else "", 1)
+    image.load()
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = _in_8_bits(image)
+    elif image.mode[0] in "IF":
+        kind = "floating-point numbers" if image.mode[0] == "F" else "integers of 32 bits"
+        raise ValueError(f"its pixels are {kind}, expected 8 or 16 bits a channel")
+    elif steps > 1 and clear is not None and clear < 16:  # as it stands in the file
+        image.info["transparency"] = clear * steps
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    color = (background,) * 3 if isinstance(background, int) else tuple(background)
+    behind = Image.new("RGBA", image.size, (*color, 255))
+    return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Gray levels of 16 bits (in a TIFF perhaps 12) in mode L, or LA where one is transparent."""
+    levels = np.asarray(image).astype(np.int64)  # [H, W]
+    bits = image.tag_v2[258][0] if image.format == "TIFF" else 16
+    most = 2**bits - 1
+    gray = Image.fromarray(((2 * 255 * levels + most) // (2 * most)).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if clear is not None:
+        gray.putalpha(Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8)))
+    return gray
+
+
+def _tag_of_jpeg(data: bytes) -> int:
+    """The orientation tag of a JPEG, found fast to be missing: most have no segment for it."""
+    at = 2
+    while data[at : at + 2] not in (APP1, SOS, b"\xff\xff", b""):
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    if data[at : at + 2] == SOS:
+        return 1
+    with _opened(data) as image:
+        return _tag(image, data)
+
+
+def _tag(image: Image.Image, data: bytes) -> int:
+    """The orientation tag of EXIF or XMP that Pillow leaves to its user, 1 to 8; 1 if none."""
+    if image.format == "TIFF":
+        return 1
+    if image.format == "PNG" and not any(word in data for word in (b"eXIf", b"exif", b"adobe")):
+        return 1  # Pillow would decode all of it to find no tag
+    try:
+        tag = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # of many kinds: a damaged tag is no tag, the pixels are as they were
+        return 1
+    return tag if tag in REVERSED else 1
