@@ -127,7 +127,9 @@ class Splits:
         batches = self.chosen(split, limit).split(batch_size)
         number, shares = share
         mine = torch.arange(len(batches)).tensor_split(shares)[number]
-        loaded = map(Loaded.only_asked, self._fetch_clean(split, device, (batches[i] for i in mine)))
+        loaded = map(
+            Loaded.only_asked, self._fetch_clean(split, device, (batches[i] for i in mine))
+        )
         for batch in self._on_device(split, device, (of for of in loaded if of.asked)):
             yield batch.views[0], batch.label, batch.index
 
