@@ -96,16 +96,18 @@ def check_images(arguments: argparse.Namespace) -> int:
     if processes < 0:
         raise ValueError(f"--workers {processes}: expected at least 0")
     dataset = _sections(arguments)["data"].kwargs["dataset"]
-    splits = {"pretrain": dataset(split="pretrain")}
-    for name in ("train", "test"):
+    splits: dict = {}
+    for name in ("pretrain", "train", "test"):
+        if name in splits:  # pre-training mostly uses the training images
+            continue
         try:
             split = dataset(split=name)
-        except FileNotFoundError as error:  # pre-training needs no other
-            show(f"no {name} images: {error}")
-            continue
-        if split.split == splits["pretrain"].split:
-            del splits["pretrain"]
-        splits[name] = split
+        except FileNotFoundError as error:
+            if name != "test":
+                raise
+            show(f"no test images, which pre-training can do without: {error}")
+        else:
+            splits[split.split] = split
     for name, split in splits.items():
         show(split.found or f"{name}: {len(split)} images")
     console = PlainConsole(stderr=True)

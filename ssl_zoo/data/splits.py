@@ -13,7 +13,6 @@ from torchvision.utils import save_image
 from ssl_zoo.config import (
     DATASETS,
     ConfigError,
-    HalfOpenUnitInterval,
     NonNegativeInt,
     OfMachine,
     Part,
@@ -29,7 +28,6 @@ from ssl_zoo.data.source import ImageSet
 from ssl_zoo.data.workers import Workers
 from ssl_zoo.system import distributed
 
-MaxBad = NonNegativeInt | HalfOpenUnitInterval
 NAMED = 5  # of the files in an error
 
 
@@ -59,7 +57,7 @@ class Splits:
         dataset: Part[DATASETS],
         clean: Part[Views] | None = None,
         workers: OfMachine[WorkerCount] = "auto",
-        max_bad: OfMachine[MaxBad] = 0,
+        max_bad: OfMachine[int | float] = 0,
     ):
         self.seed, self.workers, self.max_bad = seed, workers, max_bad
         self.pool = pool or Workers()
@@ -70,7 +68,10 @@ class Splits:
         self._sources: dict[str, Batches] = {}  # by the splits' own names
 
     @staticmethod
-    def validate(*, clean: Part | None, **_) -> None:
+    def validate(*, clean: Part | None, max_bad: int | float = 0, **_) -> None:
+        if max_bad < 0 or (isinstance(max_bad, float) and not max_bad < 1):
+            expected = "a number of images, or a share of them below 1.0"
+            raise ConfigError("max_bad", "out of range", found=repr(max_bad), expected=expected)
         for label, op in clean.kwargs["ops"].items() if clean else ():
             if op.target.random:
                 found, expected = op.target.__name__, "Resize, CenterCrop, Grayscale, Normalize"
@@ -227,7 +228,7 @@ class Data:
         batch_size: PositiveInt,
         drop_last: bool = True,
         workers: OfMachine[WorkerCount] = "auto",
-        max_bad: OfMachine[MaxBad] = 0,
+        max_bad: OfMachine[int | float] = 0,
         seed: NonNegativeInt | None = None,
     ):
         self.seed = run_seed if seed is None else seed
