@@ -14,7 +14,7 @@ from ssl_zoo.config import DATASETS, OfMachine
 from ssl_zoo.data import files
 from ssl_zoo.data.files import counted, some
 from ssl_zoo.data.image import decode
-from ssl_zoo.data.image.decode import Byte, Decoding
+from ssl_zoo.data.image.decode import Color, Decoding
 from ssl_zoo.data.source import ImageSet, Split, check_split, roots
 
 SPLITS = {"train": ("train",), "test": ("val", "test")}  # the folders of each
@@ -57,7 +57,7 @@ class ImageFolder(ImageSet):
         scaled: bool = False,
         channels: Literal[1, 3] = 3,
         exif: bool = True,
-        background: Byte | tuple[Byte, Byte, Byte] = 255,
+        background: Color = 255,
     ):
         self.scaled, self.decoding = scaled, Decoding(channels, exif, background)
         self.split = check_split(split)
