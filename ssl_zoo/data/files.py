@@ -57,10 +57,10 @@ def scan(folder: Path) -> Found:
         seen.add(identity)
         for entry in sorted(os.scandir(folder / place), key=lambda entry: entry.name):
             path = os.path.join(place, entry.name)
-            suffix = os.path.splitext(entry.name)[1].lower()
+            suffix = _suffix(entry.name)
             if _is_hidden(entry.name):
                 found.hidden.append(path)
-            elif os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+            elif _is_folder(entry):
                 (links if entry.is_symlink() else pending).append(path)
             elif suffix in decode.suffixes():
                 found.images.append(path)
@@ -73,17 +73,19 @@ def scan(folder: Path) -> Found:
 def class_names(folder: Path) -> list[str]:
     """The folders directly in `folder`, sorted, but for those that `scan` never enters."""
     above = _above(folder) | {_identity(folder)}
-    entries = [entry for entry in os.scandir(folder) if not _is_hidden(entry.name)]
-    folders = [entry for entry in entries if os.path.isdir(entry)]
-    return sorted(entry.name for entry in folders if _identity(entry.path) not in above)
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if not _is_hidden(entry.name) and _is_folder(entry) and _identity(entry.path) not in above
+    )
 
 
 def holds_images(folder: Path) -> bool:
     """Whether images lie directly in it."""
     return folder.is_dir() and any(
-        os.path.splitext(entry.name)[1].lower() in decode.suffixes()
+        _suffix(entry.name) in decode.suffixes()
         for entry in os.scandir(folder)
-        if not _is_hidden(entry.name) and not os.path.isdir(entry)
+        if not _is_hidden(entry.name) and not _is_folder(entry)
     )
 
 
@@ -118,6 +120,15 @@ def _caseless(name: str) -> str:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Or a link to one; of a link in a circle `entry.is_dir` would raise an error."""
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

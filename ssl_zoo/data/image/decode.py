@@ -90,8 +90,8 @@ def pixels(path: str, shrink: int = 1, how: Decoding = AS_USUAL) -> Tensor:
     """The first image of a file, uint8 [C, H, W]; its memory is [H, W, C], which crops fastest.
 
     With shrink 2, 4 or 8 [C, ceil(H / shrink), ceil(W / shrink)] instead, averages over blocks
-    that a JPEG gives for less work. Blocks begin where the file does: where an image is turned or
-    mirrored, all pixels may lie less than one of the shrunken beside those of others.
+    that a JPEG gives for less work; they begin at the stored image's top left corner, wherever
+    that comes to lie.
 
     Levels of 16 bits, 0-65535, become 0-255: gray ones rounded, colors cut off, as Pillow does.
 
