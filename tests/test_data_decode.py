@@ -6,6 +6,7 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torchvision.transforms.v2 import functional as F
 
-from ssl_zoo.config import bind
+from ssl_zoo.config import DATASETS, bind
 from ssl_zoo.data import Data, ImageFolder, Views
 from ssl_zoo.data.image import Samples, decode
 from ssl_zoo.data.loader import load
@@ -228,6 +229,36 @@ def test_a_transparent_pixel_shows_the_background(kind, tmp_path):
     for background, color in expected.items():
         image = decode.pixels(str(path), 1, decode.Decoding(background=background))
         assert image[:, 0].T.tolist() == [color, [0, 0, 0]]
+
+
+def test_a_config_says_how_files_become_pixels(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").write_bytes(WRITTEN["RGBA PNG"])
+
+    def first(**keys):
+        block = {"type": "ImageFolder", "root": str(tmp_path), **keys}
+        return bind(DATASETS, block)(split="train").fetch(torch.tensor([0]))[0]
+
+    assert first().tolist() == [[[255, 0]]] * 3
+    assert first(background=9, channels=1).tolist() == [[[9, 0]]]
+    assert first(background=[9, 10, 11]).tolist() == [[[9, 0]], [[10, 0]], [[11, 0]]]
+    for wrong, message in (
+        ({"background": 256}, "background: out of range"),
+        ({"background": [0, 0, -1]}, r"background\[2\]: out of range"),
+        ({"background": [0, 0]}, "background: value of the wrong type"),
+        ({"channels": 2}, "channels: not one of the choices"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            first(**wrong)
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.png")
+    for error, expected in ((RuntimeError("torn"), decode.BadImage), (MemoryError(), MemoryError)):
+        monkeypatch.setattr(decode, "_opaque", Mock(side_effect=error))
+        with pytest.raises(expected) as caught:
+            decode.pixels(path)
+        assert expected is MemoryError or f"{path}: cannot be decoded" in str(caught.value)
 
 
 def test_what_is_half_transparent_is_half_of_each(tmp_path):

@@ -1,8 +1,9 @@
 """Which files of a folder are images: one set of rules for all that reads folders."""
 
+import heapq
 import os
 import unicodedata
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +35,10 @@ class Found:
         if self.repeated:
             links = counted(len(self.repeated), "link")
             phrases.append(f"{links} to folders that are read already ({some(self.repeated)})")
-        for suffix, count in self.others.most_common(5):
+        kinds = sorted(self.others.items(), key=lambda kind: (-kind[1], kind[0]))
+        for suffix, count in kinds[:5]:
             phrases.append(f"{counted(count, 'file')} {suffix or 'without a suffix'}")
-        if more := sum(count for _, count in self.others.most_common()[5:]):
+        if more := sum(count for _, count in kinds[5:]):
             phrases.append(f"{counted(more, 'file')} of other kinds")
         return phrases
 
@@ -47,26 +49,26 @@ def scan(folder: Path) -> Found:
     Links are followed last, in the order of their names, so an image that really lies below
     `folder` is found where it lies. A folder that cannot be read is an OSError.
     """
-    found, seen = Found(), _above(folder)
-    pending, links = deque([""]), deque()
+    found, seen, suffixes = Found(), _above(folder), decode.suffixes()
+    pending, links = [""], []  # the links are a heap
     while pending or links:
-        place = (pending or links).popleft()
+        place = pending.pop() if pending else heapq.heappop(links)
         if (identity := _identity(folder / place)) in seen:
             found.repeated.append(place)
             continue
         seen.add(identity)
-        for entry in sorted(os.scandir(folder / place), key=lambda entry: entry.name):
+        for entry in os.scandir(folder / place):
             path = os.path.join(place, entry.name)
-            suffix = _suffix(entry.name)
             if _is_hidden(entry.name):
                 found.hidden.append(path)
             elif _is_folder(entry):
-                (links if entry.is_symlink() else pending).append(path)
-            elif suffix in decode.suffixes():
+                heapq.heappush(links, path) if entry.is_symlink() else pending.append(path)
+            elif (suffix := _suffix(entry.name)) in suffixes:
                 found.images.append(path)
             else:
                 found.others[suffix] += 1
-    found.images.sort()
+    for paths in (found.images, found.hidden, found.repeated):
+        paths.sort()
     return found
 
 

@@ -28,7 +28,8 @@ except ImportError:
 KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA", "DIB")
 KINDS += ("ICO", "PCX", "DDS", "QOI")
 SIMPLEJPEG_SPACES = ("YCbCr", "Gray", "RGB")  # CMYK needs Pillow's conversion
-APP1, SOS = b"\xff\xe1", b"\xff\xda"  # where EXIF stands; where a JPEG's pixels begin
+# How a JPEG begins; what EXIF stands in; where pixels begin.
+JPEG, APP1, SOS = b"\xff\xd8", b"\xff\xe1", b"\xff\xda"
 MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb is Pillow's decision
 # What turns an image upright, by its orientation tag. From 5 on height and width change places.
 TURNS = {
@@ -100,12 +101,10 @@ def pixels(path: str, shrink: int = 1, how: Decoding = AS_USUAL) -> Tensor:
     """
     with _naming(path):
         data = Path(path).read_bytes()
-        rgb = _by_simplejpeg(data, shrink)  # [H, W, 3]
+        rgb, info = _by_simplejpeg(data, shrink), {}  # [H, W, 3]
         if rgb is None:
-            rgb, exif = _by_pillow(data, shrink, how.background)
-        else:
-            exif = _exif_of_jpeg(data)
-        turn = TURNS.get(_orientation(exif)) if how.exif else None
+            rgb, info = _by_pillow(data, shrink, how.background)
+        turn = TURNS.get(_orientation(_exif(data, info))) if how.exif else None
         if turn is not None:
             rgb = np.array(Image.fromarray(rgb).transpose(turn))
         if how.channels == 1:
@@ -121,7 +120,7 @@ def shape(path: str, how: Decoding = AS_USUAL) -> tuple[int, int, int]:
             if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
                 image.load()  # the tags come after the pixels
             width, height = image.size
-            turned = how.exif and _orientation(image.info.get("exif", b"")) >= 5
+            turned = how.exif and _orientation(_exif(data, image.info)) in range(5, 9)
     return how.channels, *((width, height) if turned else (height, width))
 
 
@@ -142,7 +141,7 @@ def _opened(data: bytes) -> Image.Image:
 
 def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:
     """[H, W, 3], or None for what is Pillow's: other formats, CMYK, what is damaged."""
-    if simplejpeg is None or not data.startswith(b"\xff\xd8"):
+    if simplejpeg is None or not data.startswith(JPEG):
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -155,15 +154,15 @@ def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:
         return None
 
 
-def _by_pillow(data: bytes, shrink: int, background: Color) -> tuple[np.ndarray, bytes]:
-    """[H, W, 3], and the EXIF that is still to be followed."""
+def _by_pillow(data: bytes, shrink: int, background: Color) -> tuple[np.ndarray, dict]:
+    """[H, W, 3], and what else Pillow has read."""
     with _opened(data) as image:
         whole = image.size
         if shrink > 1:
             image.draft(image.mode, (image.width // shrink, image.height // shrink))  # JPEGs alone
         rgb = _opaque(image, background)
         rgb = rgb.reduce(shrink) if shrink > 1 and rgb.size == whole else rgb
-        return np.array(rgb), image.info.get("exif", b"")
+        return np.array(rgb), image.info
 
 
 def _opaque(image: Image.Image, background: Color) -> Image.Image:
@@ -197,9 +196,11 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     return gray
 
 
-def _exif_of_jpeg(data: bytes) -> bytes:
-    """A JPEG's block of EXIF, b'' if it has none."""
-    at = 2
+def _exif(data: bytes, info: dict) -> bytes:
+    """A file's block of EXIF, b'' if it has none; not every JPEG has been opened by Pillow."""
+    if not data.startswith(JPEG):
+        return info.get("exif", b"")
+    at = len(JPEG)
     while data[at : at + 2] not in (SOS, b""):
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if data[at : at + 2] == APP1 and data[at + 4 : at + 10] == b"Exif\0\0":
