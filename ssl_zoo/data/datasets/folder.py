@@ -29,7 +29,8 @@ class ImageFolder(ImageSet):
     pre-training needs none. Nor does it need root/train, if images lie directly in root and no
     split does.
 
-    Which files are read: `files.scan`; `found` says what was, and what was not.
+    Which files are read: `files.scan`; `found` says what was, and what was not. Gray levels of 16
+    bits are scaled to 8.
 
     Args:
         root: the folder of train/ and val/. None: $SSL_ZOO_DATA, then ./data.
