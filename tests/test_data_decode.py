@@ -6,6 +6,7 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torchvision.transforms.v2 import functional as F
 
-from ssl_zoo.config import bind
+from ssl_zoo.config import DATASETS, bind
 from ssl_zoo.data import Data, ImageFolder, Views
 from ssl_zoo.data.image import Samples, decode
+from ssl_zoo.data.loader import load
 from ssl_zoo.system import rng
 
 pytest.importorskip("simplejpeg")
@@ -137,16 +139,24 @@ def test_an_image_decoded_smaller_is_turned_likewise(tag, shrink, by, tmp_path, 
     assert image.shape == (3, -(-height // shrink), -(-width // shrink))
 
 
-def test_other_tags_for_the_same_are_followed_too(tmp_path):
-    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
-    jpeg = write(tmp_path / "xmp.jpg", xmp=xmp)
-    data = Path(write(tmp_path / "late.png", exif=tagged(6))).read_bytes()
+def test_a_tag_after_the_pixels_is_followed_too(tmp_path):
+    data = Path(write(tmp_path / "a.png", exif=tagged(6))).read_bytes()
     begin = data.index(b"eXIf") - 4
     end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
-    late = data[:begin] + data[end:-12] + data[begin:end] + data[-12:]  # after the pixels
-    (tmp_path / "late.png").write_bytes(late)
-    for path in (jpeg, str(tmp_path / "late.png")):
-        assert decode.pixels(path).shape == decode.shape(path) == (3, 101, 75)
+    (tmp_path / "a.png").write_bytes(data[:begin] + data[end:-12] + data[begin:end] + data[-12:])
+    path = str(tmp_path / "a.png")
+    assert decode.pixels(path).shape == decode.shape(path) == (3, 101, 75)
+
+
+@pytest.mark.parametrize("first", [b"II*\0", b"MM\0*"])
+def test_tags_are_read_in_either_byte_order(first, tmp_path):
+    order = "<" if first[:1] == b"I" else ">"
+    entries = [(0x010F, 2, 4, 0), (0x0112, 3, 1, 8), (0x0128, 3, 1, 2)]
+    block = first + struct.pack(f"{order}IH", 8, len(entries))
+    block += b"".join(struct.pack(f"{order}HHIHxx", *entry) for entry in entries) + bytes(4)
+    path = write(tmp_path / "a.jpg", exif=b"Exif\0\0" + block)
+    assert torch.equal(decode.pixels(path), upright(Image.open(path)))
+    assert decode.shape(path) == (3, 101, 75)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0", b"Exif\0\0nonsense", b"\xff"])
@@ -219,6 +229,36 @@ def test_a_transparent_pixel_shows_the_background(kind, tmp_path):
     for background, color in expected.items():
         image = decode.pixels(str(path), 1, decode.Decoding(background=background))
         assert image[:, 0].T.tolist() == [color, [0, 0, 0]]
+
+
+def test_a_config_says_how_files_become_pixels(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").write_bytes(WRITTEN["RGBA PNG"])
+
+    def first(**keys):
+        block = {"type": "ImageFolder", "root": str(tmp_path), **keys}
+        return bind(DATASETS, block)(split="train").fetch(torch.tensor([0]))[0]
+
+    assert first().tolist() == [[[255, 0]]] * 3
+    assert first(background=9, channels=1).tolist() == [[[9, 0]]]
+    assert first(background=[9, 10, 11]).tolist() == [[[9, 0]], [[10, 0]], [[11, 0]]]
+    for wrong, message in (
+        ({"background": 256}, "background: out of range"),
+        ({"background": [0, 0, -1]}, r"background\[2\]: out of range"),
+        ({"background": [0, 0]}, "background: value of the wrong type"),
+        ({"channels": 2}, "channels: not one of the choices"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            first(**wrong)
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.png")
+    for error, expected in ((RuntimeError("torn"), decode.BadImage), (MemoryError(), MemoryError)):
+        monkeypatch.setattr(decode, "_opaque", Mock(side_effect=error))
+        with pytest.raises(expected) as caught:
+            decode.pixels(path)
+        assert expected is MemoryError or f"{path}: cannot be decoded" in str(caught.value)
 
 
 def test_what_is_half_transparent_is_half_of_each(tmp_path):
@@ -459,6 +499,32 @@ def test_scaled_views_are_those_of_the_moved_box(large):
     box = op.draw(key, (3, shapes[:, 1], shapes[:, 2]))
     box = op.scale_params(box, shrink)["box"][0].tolist()
     assert torch.equal(out[0], F.resized_crop(image, *box, [24, 24], antialias=True))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("tag", range(2, 9))
+def test_views_and_boxes_are_those_of_the_upright_image(tag, scaled, tmp_path):
+    turn_away = decode.TURNS[{6: 8, 8: 6}.get(tag, tag)]
+    for i in range(5):
+        image = Image.fromarray(smooth(240 + 17 * i, 401 - 11 * i))
+        for name, stored, exif in (
+            ("plain", image, b""),
+            ("turned", image.transpose(turn_away), tagged(tag)),
+        ):
+            (tmp_path / name / "train" / "a").mkdir(parents=True, exist_ok=True)
+            stored.save(tmp_path / name / "train" / "a" / f"{i}.jpg", quality=95, exif=exif)
+    plain, turned = (data_of(tmp_path / name, scaled=scaled) for name in ("plain", "turned"))
+    index = torch.arange(5)
+    assert torch.equal(plain.dataset.shapes(index), turned.dataset.shapes(index))
+    samples = Samples(0, 0, index)
+    if scaled:
+        assert plain.views.shrink_factors(plain.dataset.shapes(index), samples).min() > 1
+    some, others = (
+        next(load(x.dataset, x.views, [samples], "cpu", 0, True)) for x in (plain, turned)
+    )
+    for view in range(2):
+        assert torch.equal(some.boxes[view], others.boxes[view])
+        assert decibels(some.views[view], others.views[view]) > (25 if scaled else 38)
 
 
 def test_the_lack_of_simplejpeg_is_said_where_there_are_jpegs(tmp_path, monkeypatch, recwarn):

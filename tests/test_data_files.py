@@ -220,3 +220,15 @@ def test_a_run_says_at_its_start_what_was_found_of_each_split(root, tmp_path, ca
     assert "backbone.in_chans: images have 1 channels" in capsys.readouterr().err
     assert cli.main(["data", "show", str(config), "--out", str(tmp_path / "views.png")]) == 0
     assert "48 images in 3 classes; not read:" in capsys.readouterr().out
+
+
+def test_a_flat_folder_trains_and_says_what_it_cannot_be_evaluated_on(root, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(root=root / "train" / "a"))
+    command = ["train", str(config), "data.workers=0", "--device", "cpu", "--out"]
+    assert cli.main([*command, str(tmp_path / "one"), "evaluations.knn=null"]) == 0
+    assert "16 images; 16 images without a label" in capsys.readouterr().out
+    assert cli.main([*command, str(tmp_path / "two")]) == 2
+    assert "no val/ or test/ in " in (error := capsys.readouterr().err)
+    assert "take NAME out by evaluations.NAME=null" in error
+    assert (tmp_path / "two" / "metrics.jsonl").read_text() == ""  # before the first step

@@ -1,8 +1,9 @@
 """Which files of a folder are images: one set of rules for all that reads folders."""
 
+import heapq
 import os
 import unicodedata
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +35,10 @@ class Found:
         if self.repeated:
             links = counted(len(self.repeated), "link")
             phrases.append(f"{links} to folders that are read already ({some(self.repeated)})")
-        for suffix, count in self.others.most_common(5):
+        kinds = sorted(self.others.items(), key=lambda kind: (-kind[1], kind[0]))
+        for suffix, count in kinds[:5]:
             phrases.append(f"{counted(count, 'file')} {suffix or 'without a suffix'}")
-        if more := sum(count for _, count in self.others.most_common()[5:]):
+        if more := sum(count for _, count in kinds[5:]):
             phrases.append(f"{counted(more, 'file')} of other kinds")
         return phrases
 
@@ -47,43 +49,45 @@ def scan(folder: Path) -> Found:
     Links are followed last, in the order of their names, so an image that really lies below
     `folder` is found where it lies. A folder that cannot be read is an OSError.
     """
-    found, seen = Found(), _above(folder)
-    pending, links = deque([""]), deque()
+    found, seen, suffixes = Found(), _above(folder), decode.suffixes()
+    pending, links = [""], []  # the links are a heap
     while pending or links:
-        place = (pending or links).popleft()
+        place = pending.pop() if pending else heapq.heappop(links)
         if (identity := _identity(folder / place)) in seen:
             found.repeated.append(place)
             continue
         seen.add(identity)
-        for entry in sorted(os.scandir(folder / place), key=lambda entry: entry.name):
+        for entry in os.scandir(folder / place):
             path = os.path.join(place, entry.name)
-            suffix = os.path.splitext(entry.name)[1].lower()
             if _is_hidden(entry.name):
                 found.hidden.append(path)
-            elif os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
-                (links if entry.is_symlink() else pending).append(path)
-            elif suffix in decode.suffixes():
+            elif _is_folder(entry):
+                heapq.heappush(links, path) if entry.is_symlink() else pending.append(path)
+            elif (suffix := _suffix(entry.name)) in suffixes:
                 found.images.append(path)
             else:
                 found.others[suffix] += 1
-    found.images.sort()
+    for paths in (found.images, found.hidden, found.repeated):
+        paths.sort()
     return found
 
 
 def class_names(folder: Path) -> list[str]:
     """The folders directly in `folder`, sorted, but for those that `scan` never enters."""
     above = _above(folder) | {_identity(folder)}
-    entries = [entry for entry in os.scandir(folder) if not _is_hidden(entry.name)]
-    folders = [entry for entry in entries if os.path.isdir(entry)]
-    return sorted(entry.name for entry in folders if _identity(entry.path) not in above)
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if not _is_hidden(entry.name) and _is_folder(entry) and _identity(entry.path) not in above
+    )
 
 
 def holds_images(folder: Path) -> bool:
     """Whether images lie directly in it."""
     return folder.is_dir() and any(
-        os.path.splitext(entry.name)[1].lower() in decode.suffixes()
+        _suffix(entry.name) in decode.suffixes()
         for entry in os.scandir(folder)
-        if not _is_hidden(entry.name) and not os.path.isdir(entry)
+        if not _is_hidden(entry.name) and not _is_folder(entry)
     )
 
 
@@ -118,6 +122,15 @@ def _caseless(name: str) -> str:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Or a link to one; of a link in a circle `entry.is_dir` would raise an error."""
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

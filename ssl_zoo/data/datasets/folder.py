@@ -14,7 +14,7 @@ from ssl_zoo.config import DATASETS, OfMachine
 from ssl_zoo.data import files
 from ssl_zoo.data.files import counted, some
 from ssl_zoo.data.image import decode
-from ssl_zoo.data.image.decode import Byte, Decoding
+from ssl_zoo.data.image.decode import Color, Decoding
 from ssl_zoo.data.source import ImageSet, Split, check_split, roots
 
 SPLITS = {"train": ("train",), "test": ("val", "test")}  # the folders of each
@@ -29,7 +29,8 @@ class ImageFolder(ImageSet):
     pre-training needs none. Nor does it need root/train, if images lie directly in root and no
     split does.
 
-    Which files are read: `files.scan`; `found` says what was, and what was not.
+    Which files are read: `files.scan`; `found` says what was, and what was not. Gray levels of 16
+    bits are scaled to 8.
 
     Args:
         root: the folder of train/ and val/. None: $SSL_ZOO_DATA, then ./data.
@@ -57,7 +58,7 @@ class ImageFolder(ImageSet):
         scaled: bool = False,
         channels: Literal[1, 3] = 3,
         exif: bool = True,
-        background: Byte | tuple[Byte, Byte, Byte] = 255,
+        background: Color = 255,
     ):
         self.scaled, self.decoding = scaled, Decoding(channels, exif, background)
         self.split = check_split(split)
@@ -75,8 +76,8 @@ class ImageFolder(ImageSet):
         if unknown := sorted(set(names) - set(self.classes) - {None}):
             count = counted(len(unknown), "class", "es")
             lacking = f"{count} that {of_training} lacks, the first is {unknown[0]!r}"
-            hint = files.alike(unknown, self.classes)
-            raise ValueError(f"{name}: {folder} has {lacking}{hint and f'; {hint}'}")
+            both = filter(None, (lacking, files.alike(unknown, self.classes)))
+            raise ValueError(f"{name}: {folder} has {'; '.join(both)}")
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([number.get(name, -1) for name in names])
         self.found = told(folder, self.labels, self.classes, found.ignored())
@@ -98,17 +99,18 @@ class ImageFolder(ImageSet):
         flat = [place for place in places if files.holds_images(place) and not _splits_of(place)]
         if flat and self.split == "train":
             return flat[0]
-        wanted, tried = " or ".join(f"{kind}/" for kind in kinds), dict.fromkeys(places)
-        what = (
-            f"{flat[0]} holds images without labels, which only pre-training can use: give "
-            "evaluations other images in evaluations.NAME.data.dataset, or take them out with "
-            "evaluations.NAME=null"
-            if flat
-            else "expected root/train/CLASS/IMAGE and root/val/CLASS/IMAGE, or for pre-training "
-            "alone root/IMAGE, with the root in data.dataset.root"
+        hint = (
+            "expected root/train/CLASS/IMAGE and root/val/CLASS/IMAGE, or for pre-training alone "
+            "root/IMAGE, with the root in data.dataset.root"
         )
+        if flat:
+            hint = (
+                "images without labels serve pre-training alone: name others in "
+                "evaluations.NAME.data.dataset, or take NAME out by evaluations.NAME=null"
+            )
+        wanted, tried = " or ".join(f"{kind}/" for kind in kinds), dict.fromkeys(map(str, places))
         name = type(self).__name__
-        raise FileNotFoundError(f"{name}: no {wanted} in {', '.join(map(str, tried))}; {what}")
+        raise FileNotFoundError(f"{name}: no {wanted} in {', '.join(tried)}; {hint}")
 
     def paths(self, index: Tensor) -> list[str]:
         """The files of `index` [n]."""
