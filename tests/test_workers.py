@@ -15,6 +15,9 @@ import pytest
 import torch
 from test_data_loader import assert_same, data_of, folder  # noqa: F401  (a fixture)
 
+from ssl_zoo.data import loader
+from ssl_zoo.data.image import Samples
+from ssl_zoo.data.loader import Loaded
 from ssl_zoo.data.workers import Workers
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.runs import RunFolder
@@ -139,6 +142,24 @@ def test_processes_end_with_the_one_that_started_them_however_it_ends():
     parent.kill()
     parent.join()
     assert all(map(gone, pids))
+
+
+def test_batches_are_pinned_in_order_and_their_errors_come_in_turn(monkeypatch):
+    """What is done for a GPU, without one."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x.add(1))
+
+    def batches():
+        for i in range(5):
+            yield Loaded(Samples(0, 0, [i]), [i], [torch.full((1,), i)], [], {})
+        raise ValueError("the end")
+
+    pinned = loader._pinned(batches())
+    assert [int(next(pinned).images[0]) for _ in range(5)] == [1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="the end"):
+        next(pinned)
+    abandoned = loader._pinned(batches())
+    next(abandoned)
+    abandoned.close()
 
 
 def test_processes_started_afresh_read_the_same(folder, monkeypatch):  # noqa: F811

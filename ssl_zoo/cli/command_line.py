@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": "evaluate a trained backbone",
     "compare": "whether one arm is better than another",
     "list": "what is registered: name, one line, paper",
-    "data": "get a data set, or look at a config's views",
+    "data": "get, look at, check or pack a data set",
 }
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 

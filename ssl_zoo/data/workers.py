@@ -62,9 +62,11 @@ class Workers:
         """The number of a function; one that is added before the first `map` need not be sent
         where processes are forked.
         """
-        if not any(function is known for known in self._functions):
-            self._functions.append(function)
-        return next(i for i, known in enumerate(self._functions) if known is function)
+        for number, known in enumerate(self._functions):
+            if known is function:
+                return number
+        self._functions.append(function)
+        return len(self._functions) - 1
 
     def map(self, function: Callable, items: Iterable, processes: int) -> Iterator:
         """As `map`, some items ahead; the first call says how many processes there are.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ssl_zoo.config import Part
 from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits
+from ssl_zoo.data.files import some
 from ssl_zoo.engine.hooks import Checkpoints, MetricsLogger, ProgressBar
 from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings
@@ -240,10 +241,11 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
         # Over fewer images: another number, which has to say so.
         of["unreadable"] = counts
         said = ", ".join(f"{count} of {split}" for split, count in counts.items())
-        lines = [f"unreadable, left out: {s}: {', '.join(n)}" for s, n in context.left_out.items()]
+        names = "; ".join(f"{split}: {some(names)}" for split, names in context.left_out.items())
         outcome = outcome._replace(
             protocol={**outcome.protocol, "unreadable": said},
-            remarks=(*outcome.remarks, *lines),
+            details={**outcome.details, "unreadable": context.left_out},
+            remarks=(*outcome.remarks, f"left out, as they cannot be read: {names}"),
         )
     if taken := LINE_KEYS & outcome.metrics.keys():
         raise ValueError(f"{part.type}: {min(taken)!r} is no name for a metric, as lines have it")
