@@ -29,6 +29,7 @@ from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
 from ssl_zoo.experiment.check import check_whole, views_needed
+from ssl_zoo.experiment.length import check_ramps
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import seed_all
@@ -126,11 +127,16 @@ def nudge(network: nn.Module) -> None:
     first.copy_(first.nextafter(first.new_tensor(math.inf)))
 
 
-def parse(config: Config) -> Part:
-    """Checks a whole config against the constructors it calls; reads no data, builds nothing."""
+def parse(config: Config, trained: bool = False) -> Part:
+    """Checks a whole config against the constructors it calls; reads no data, builds nothing.
+
+    `trained`: it is of a run that was trained, of which not all is asked that a new one owes.
+    """
     with config.located():
         whole = bind(whole_run, config.data)
         check_whole(whole)
+        if not trained:
+            check_ramps(whole)
         return whole
 
 
@@ -142,5 +148,6 @@ def build_trainer(
     folder = RunFolder(folder) if isinstance(folder, Path) else folder
     with config.located():
         built: Trainer = whole(device=device, folder=folder, baselines=baselines)
+        check_ramps(whole, built.total_steps)
     built.config_text = configs.dump(whole.spelled_out())
     return built

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, PositiveInt, Scheduled
+from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, PositiveInt, RampSteps, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
 from ssl_zoo.ops import health
@@ -38,7 +38,7 @@ class BEiT(Method):
         backbone: nn.Module,
         *,
         tokenizer: Part[HEADS],
-        tokenizer_steps: PositiveInt,
+        tokenizer_steps: RampSteps[PositiveInt],
         temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.0625),
         mask_ratio: Scheduled[Share] = 0.4,
     ):
