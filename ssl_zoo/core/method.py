@@ -26,6 +26,8 @@ class Method(nn.Module):
         needs: what it asks of a backbone: `features` (any), `map` (a grid of features before
             pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
             backbone of the method's own has in its `provides`.
+        least_images: of all ranks together, in a pass: 2 where images are compared with each
+            other. Any module may say so, a memory or a loss; BatchNorm is known to need 2.
         needs_boxes: whether it asks where views lie in their images.
         views_needed: views of an image; a static method, if it depends on the YAML arguments.
         steps: optimizer steps seen, int64; with `seed` it determines every `random_key`, so
@@ -35,6 +37,7 @@ class Method(nn.Module):
     encoder: nn.Module
     family: Family = "pretext"
     needs: str = "features"
+    least_images: int = 1
     needs_boxes: bool = False
     views_needed: int | Callable[..., int] = 1
 

@@ -28,6 +28,7 @@ from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
+from ssl_zoo.experiment.batches import check_batches
 from ssl_zoo.experiment.check import check_whole, views_needed
 from ssl_zoo.experiment.length import check_ramps
 from ssl_zoo.runs import RunFolder
@@ -82,6 +83,8 @@ def whole_run(
     rule = optimizer(method=pretext)
     scale_lr(rule, images.batch_size, settings.lr_reference_batch)
     pretext = prepare(pretext, settings, device)
+    cut = {name: data.arguments()[name] for name in ("batch_size", "drop_last")}
+    check_batches(pretext, images.num_samples, **cut, accumulate=settings.accumulate)
     scheduled = Schedules({name: schedule() for name, schedule in schedules.items()})
     keeper: Checkpoints = checkpoint()
     monitor = Monitor(evaluations, images, keeper, best, baselines)

@@ -40,6 +40,7 @@ class DINOv2(Method):
     family = "distillation"
     needs = "tokens"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class SwAV(Method):
 
     family = "clustering"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,
