@@ -92,7 +92,7 @@ def make(
         ("backbone", small(data["backbone"], norm, groups)),
         ("evaluations.knn", None),
         ("train.precision", "fp32"),
-        ("train.epochs", 1),
+        ("train.epochs", 400),  # more than what begins a run takes
         ("train.compile", compile),
         *SMALLER.get(data["method"]["type"], []),
         *changed,

@@ -1,6 +1,7 @@
 """Numbers of epochs and steps that a run is too short for, see `Span`."""
 
 from collections.abc import Iterator, Mapping
+from math import ceil
 
 from ssl_zoo.config import ConfigError, Part, join
 from ssl_zoo.config.constraints import Span, marks, type_hints
@@ -15,12 +16,12 @@ def check_ramps(whole: Part, steps: int | None = None) -> None:
     for key, span, number in _spans(whole):
         if span.ramp and number > run.get(span.unit, number):
             long = " and ".join(f"{value:g} {unit}" for unit, value in run.items())
-            enough = run["epochs"] * number / run[span.unit]
+            enough = number if span.unit == "epochs" else ceil(run["epochs"] * number / steps)
             raise ConfigError(
                 key,
                 "longer than the run, so what it leads to would never begin",
                 found=f"{number:g} {span.unit} in a run of {long}",
-                expected=f"{key}={run[span.unit]:g} or less, or train.epochs={enough:.6g} or more",
+                expected=f"{key}={run[span.unit]:g} or less, or train.epochs={enough:g} or more",
             )
 
 

@@ -30,6 +30,7 @@ from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
 from ssl_zoo.experiment.batches import check_batches
 from ssl_zoo.experiment.check import check_whole, views_needed
+from ssl_zoo.experiment.fit import check_fit
 from ssl_zoo.experiment.length import check_ramps
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
@@ -138,6 +139,7 @@ def parse(config: Config, trained: bool = False) -> Part:
     with config.located():
         whole = bind(whole_run, config.data)
         check_whole(whole)
+        check_fit(whole.arguments())
         if not trained:
             check_ramps(whole)
         return whole
@@ -152,5 +154,8 @@ def build_trainer(
     with config.located():
         built: Trainer = whole(device=device, folder=folder, baselines=baselines)
         check_ramps(whole, built.total_steps)
+        if not (dataset := built.data.dataset).varies:
+            _, height, width = dataset.fetch(torch.zeros(1, dtype=torch.int64))[0].shape
+            check_fit(whole.arguments(), (height, width))
     built.config_text = configs.dump(whole.spelled_out())
     return built

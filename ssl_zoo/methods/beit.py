@@ -32,6 +32,7 @@ class BEiT(Method):
 
     family = "masked"
     needs = "tokens"
+    needs_own_size = True
 
     def __init__(
         self,

@@ -5,7 +5,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, ConfigError, NonNegativeFloat, Part
-from ssl_zoo.config.constraints import DueSteps, NonNegativeInt, PositiveInt, Scheduled, UnitInterval
+from ssl_zoo.config.constraints import (
+    DueSteps,
+    NonNegativeInt,
+    PositiveInt,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Batch, Encoder, Method, set_apart
 from ssl_zoo.ops import health
 from ssl_zoo.ops.kmeans import (
