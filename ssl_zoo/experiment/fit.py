@@ -145,6 +145,9 @@ def _option(backbone: Part, size: Size, every: list[Seen]) -> str:
             network = backbone.replaced(backbone.target.on_meta, options={**options, name: value})()
         except ConfigError:  # not an option of this model
             continue
+        cells = getattr(network, "patch_size", (1, 1))
+        if name == "img_size" and any(s % p for s, p in zip(size, cells, strict=True)):
+            continue  # timm would leave the border out
         if not any(_problem(network, seen) for seen in every):
             return f"backbone.options.{name}={str(value).lower()}"
     return ""
