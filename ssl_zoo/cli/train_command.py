@@ -67,7 +67,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _fit(cfg, device, folder, baselines: bool, remark: str) -> None:
     from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.experiment import build_trainer
+    from ssl_zoo.experiment import build_trainer, out_of_reach, parse
     from ssl_zoo.system import distributed
 
     try:
@@ -78,9 +78,11 @@ def _fit(cfg, device, folder, baselines: bool, remark: str) -> None:
             f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
             f"in {trainer.precision} ({trainer.precision_reason})"
         )
+        remarks = [remark]
         if not resumed:
-            remark = trainer.method.remark(trainer.data.batch_size)
-        if remark:
+            late = out_of_reach(parse(cfg), trainer.total_steps)
+            remarks = [trainer.method.remark(trainer.data.batch_size), late]
+        for remark in filter(None, remarks):
             trainer.say(f"{trainer.name}: {remark}")
         trainer.fit()
         trainer.say(f"{trainer.name}: finished; results in {folder.path}")

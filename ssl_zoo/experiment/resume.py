@@ -40,7 +40,9 @@ def open_folder(
 
 def changes(old: dict, new: dict) -> list[str]:
     """Dotted keys of the run, not of the machine, in which two resolved configs differ."""
-    before, after = (parse(Config(data)).spelled_out(machine=False) for data in (old, new))
+    before, after = (
+        parse(Config(data), trained=True).spelled_out(machine=False) for data in (old, new)
+    )
     return differences(before, after)
 
 
@@ -50,7 +52,7 @@ def longer(old: dict, new: dict) -> str:
     if after <= before or changes({**old, "train": {**old["train"], "epochs": after}}, new):
         return ""
     moved = []
-    for name, part in parse(Config(new)).arguments()["schedules"].items():
+    for name, part in parse(Config(new), trained=True).arguments()["schedules"].items():
         value, times = part(), [before * i / 8 for i in range(9)]
         if any(value(1.0, at, before) != value(1.0, at, after) for at in times):
             moved.append(f"{name} ({part.type})")

@@ -35,7 +35,10 @@ from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
+from ssl_zoo.experiment.batches import check_batches
 from ssl_zoo.experiment.check import check_whole, views_needed
+from ssl_zoo.experiment.fit import check_fit
+from ssl_zoo.experiment.length import check_ramps
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.rng import seed_all, seed_rank
 
@@ -87,6 +90,8 @@ def whole_run(
     rule = optimizer(method=pretext)
     scale_lr(rule, images.batch_size, settings.lr_reference_batch)
     pretext = prepare(pretext, settings, device)
+    cut = {name: data.arguments()[name] for name in ("batch_size", "drop_last")}
+    check_batches(pretext, images.num_samples, **cut, accumulate=settings.accumulate)
     scheduled = Schedules({name: schedule() for name, schedule in schedules.items()})
     keeper: Checkpoints = checkpoint()
     monitor = Monitor(evaluations, images, keeper, best, baselines)
@@ -133,11 +138,17 @@ def nudge(network: nn.Module) -> None:
     first.copy_(first.nextafter(first.new_tensor(math.inf)))
 
 
-def parse(config: Config) -> Part:
-    """Checks a whole config against the constructors it calls; reads no data, builds nothing."""
+def parse(config: Config, trained: bool = False) -> Part:
+    """Checks a whole config against the constructors it calls; reads no data, builds nothing.
+
+    `trained`: it is of a run that was trained, of which not all is asked that a new one owes.
+    """
     with config.located():
         whole = bind(whole_run, config.data)
         check_whole(whole)
+        check_fit(whole.arguments())
+        if not trained:
+            check_ramps(whole)
         return whole
 
 
@@ -149,5 +160,9 @@ def build_trainer(
     folder = RunFolder(folder) if isinstance(folder, Path) else folder
     with config.located():
         built: Trainer = whole(device=device, folder=folder, baselines=baselines)
+        check_ramps(whole, built.total_steps)
+        if not (dataset := built.data.dataset).varies:
+            _, height, width = dataset.fetch(torch.zeros(1, dtype=torch.int64))[0].shape
+            check_fit(whole.arguments(), (height, width))
     built.config_text = configs.dump(whole.spelled_out())
     return built

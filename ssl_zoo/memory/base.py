@@ -18,6 +18,7 @@ class Memory(nn.Module):
     Attributes:
         num_views: views of an image it needs; 1 if it computes no keys from images.
         online_keys: the online encoder makes the keys, so that a view's key is also its query.
+        least_images: of all ranks together, in a pass, see `Method`.
         steps: optimizer steps seen, int64; with `seed` it determines all that the memory draws,
             so that ranks agree without talking and a resume draws the same.
         stored: [M, D] the keys that it keeps; a memory that keeps none lacks it, and the next two.
@@ -28,6 +29,7 @@ class Memory(nn.Module):
 
     num_views = 2
     online_keys = False
+    least_images = 1
 
     def __init__(self) -> None:
         super().__init__()
