@@ -35,11 +35,10 @@ class Lock:
             who = self.holder() or "another process"
             hint = "stop that one, or give another --out"
             raise FileExistsError(f"{self.path.parent} is being written to by {who}; {hint}")
+        who = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}"
         with writing(self.path):
             file.truncate(0)
-            file.write(
-                f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}"
-            )
+            file.write(who)
             file.flush()
         _held[self.path.resolve()] = file
 
