@@ -1,11 +1,13 @@
-"""ssl-zoo data: obtain a data set, look at views, pack a folder."""
+"""ssl-zoo data: obtain a data set, look at views, check and pack a folder."""
 
 import argparse
 from pathlib import Path
 
-from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.cli.command_line import FAILED, add_config
 from ssl_zoo.system.files import user_path
 from ssl_zoo.system.text import show
+
+LISTED = 10  # lines of a list on the screen
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -28,6 +30,21 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     show.add_argument("--out", type=user_path, default=Path("views.png"), help="file [views.png]")
     show.add_argument("--samples", type=int, default=8, help="rows [8]")
     show.set_defaults(command=show_views)
+    check = actions.add_parser(
+        "check",
+        parents=[common],
+        help="read a whole set beforehand: what is damaged, tiny or there twice",
+        description="Decodes every image of a config's data.dataset, in all its splits, and lists "
+        "what cannot be decoded, is cut short, is very small, or has the contents of another. The "
+        "status is 1 if something cannot be decoded.",
+    )
+    add_config(check)
+    check.add_argument("--workers", type=int, metavar="N", help="processes [the cores there are]")
+    check.add_argument(
+        "--smallest", type=int, default=16, metavar="PIXELS", help="of the shorter side [16]"
+    )
+    check.add_argument("--out", type=user_path, metavar="FILE", help="takes the lists, uncut")
+    check.set_defaults(command=check_images)
     pack = actions.add_parser(
         "pack",
         parents=[common],
@@ -60,9 +77,55 @@ def show_views(arguments: argparse.Namespace) -> int:
     sections = _sections(arguments)
     needed = views_needed(sections["method"])
     data = sections["data"](run_seed=sections["seed"], views_needed=needed)
+    for line in data.splits.found():
+        print(line)
     view_grid(data, arguments.out, arguments.samples)
     show(arguments.out)
     return 0
+
+
+def check_images(arguments: argparse.Namespace) -> int:
+    from rich.progress import track
+
+    from ssl_zoo.data import inspection
+    from ssl_zoo.system.files import write_text
+    from ssl_zoo.system.hardware import cores
+    from ssl_zoo.system.text import PlainConsole
+
+    processes = cores() if arguments.workers is None else arguments.workers
+    if processes < 0:
+        raise ValueError(f"--workers {processes}: expected at least 0")
+    dataset = _sections(arguments)["data"].kwargs["dataset"]
+    splits: dict = {}
+    for name in ("pretrain", "train", "test"):
+        if name in splits:  # pre-training mostly uses the training images
+            continue
+        try:
+            split = dataset(split=name)
+        except FileNotFoundError as error:
+            if name != "test":
+                raise
+            show(f"no test images, which pre-training can do without: {error}")
+        else:
+            splits[split.split] = split
+    for name, split in splits.items():
+        show(split.found or f"{name}: {len(split)} images")
+    console = PlainConsole(stderr=True)
+
+    def shown(chunks, name, total):
+        off = not console.is_terminal
+        return track(chunks, name, total, console=console, transient=True, disable=off)
+
+    found = inspection.inspect(splits, arguments.smallest, processes, shown)
+    for kind, lines in found.items():
+        more = [f"... {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+        show("\n  ".join([f"{kind}: {len(lines)}", *lines[:LISTED], *more]))
+    if not found:
+        show("nothing is damaged, tiny or there twice")
+    if arguments.out is not None:
+        lists = ("\n  ".join([f"{kind}: {len(lines)}", *lines]) for kind, lines in found.items())
+        write_text(arguments.out, "".join(f"{text}\n" for text in lists))
+    return FAILED if found.keys() & {inspection.UNDECODABLE, inspection.DAMAGED} else 0
 
 
 def pack_folder(arguments: argparse.Namespace) -> int:

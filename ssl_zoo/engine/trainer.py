@@ -74,7 +74,7 @@ class Trainer:
         with self.stop:
             try:
                 self._tell("before_train")
-                for batch in self.data.batches(self.step, self.total_steps, self.device):
+                for batch in self._batches():
                     if self.step % self.data.steps_per_epoch == 0:
                         self.method.before_epoch(self.data.clean_share(self.device))
                     self._tell("before_step")
@@ -84,6 +84,13 @@ class Trainer:
                 self._tell("after_train")
             finally:
                 self._tell("close")
+
+    def _batches(self) -> Iterator[Batch]:
+        try:
+            yield from self.data.batches(self.step, self.total_steps, self.device)
+        except (ValueError, OSError):  # of files and of what reads them, between two steps
+            self._tell("batch_failed")
+            raise
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, optimizer, then what the method moves; returns detached outputs."""

@@ -144,6 +144,8 @@ class Context:
         precision: in which an evaluation that trains should do it.
         stop: shared with the run.
         cache: features of this very network, shared by the evaluations of one moment.
+        left_out: split -> names of the images that should have been among the features, and cannot
+            be read.
     """
 
     backbone: nn.Module
@@ -154,6 +156,7 @@ class Context:
     precision: str = "fp32"
     stop: StopSignal = field(default_factory=StopSignal)
     cache: dict = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def features(
         self, split: str, precision: Precision = "fp32", limit: int | None = None
@@ -164,7 +167,17 @@ class Context:
             self.cache[key] = extract_split(
                 self.backbone, self.splits, split, self.device, limit, precision
             )
-        return self.cache[key]
+        found: Labeled | None = self.cache[key]
+
+        def missing() -> list[str]:
+            asked = self.splits.chosen(split, limit)
+            whole = len(asked) == len(found.index)
+            lost = asked[:0] if whole else asked[~torch.isin(asked, found.index)]
+            return self.splits.split(split).names(lost) if len(lost) else []
+
+        if names := distributed.attempt(missing):
+            self.left_out[split] = names
+        return found
 
     def train(
         self, method, data, optimizer, schedules: dict | None = None, *, epochs: float, **settings
@@ -223,6 +236,15 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
         context = replace(context, folder=RunFolder(f"{context.folder.path}-{hashed(of)}"))
         seed_all(context.splits.seed)
         outcome = evaluation.evaluate(context)
+    if counts := {split: len(names) for split, names in context.left_out.items()}:
+        # Over fewer images: another number, which has to say so.
+        of["unreadable"] = counts
+        said = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        lines = [f"unreadable, left out: {s}: {', '.join(n)}" for s, n in context.left_out.items()]
+        outcome = outcome._replace(
+            protocol={**outcome.protocol, "unreadable": said},
+            remarks=(*outcome.remarks, *lines),
+        )
     if taken := LINE_KEYS & outcome.metrics.keys():
         raise ValueError(f"{part.type}: {min(taken)!r} is no name for a metric, as lines have it")
     result = {

@@ -23,7 +23,14 @@ from ssl_zoo.config import (
 )
 from ssl_zoo.data import Data
 from ssl_zoo.engine import optimizers  # noqa: F401  (registers)
-from ssl_zoo.engine.hooks import Checkpoints, Hook, MetricsLogger, ProgressBar, ResultWriter
+from ssl_zoo.engine.hooks import (
+    Checkpoints,
+    Hook,
+    MetricsLogger,
+    ProgressBar,
+    ResultWriter,
+    Unreadable,
+)
 from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
@@ -89,6 +96,7 @@ def whole_run(
         "progress": ProgressBar(),
         "schedules": scheduled,
         "metrics": MetricsLogger(scheduled, watching, labels),
+        "unreadable": Unreadable(images.splits.unreadable),
         "evaluations": monitor,
         "checkpoints": keeper,
         "result": ResultWriter(),

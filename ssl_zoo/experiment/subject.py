@@ -113,7 +113,7 @@ class Subject:
 def run_splits(sections: Mapping[str, Any]) -> Splits:
     """The data of a config, as evaluations use them."""
     data = sections["data"].arguments()
-    named = {name: data[name] for name in ("dataset", "clean", "workers")}
+    named = {name: data[name] for name in ("dataset", "clean", "workers", "max_bad")}
     return Splits(sections["seed"], **named)
 
 
