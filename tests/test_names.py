@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import csv
 import io
@@ -93,6 +94,15 @@ def test_an_override_may_hold_the_bytes_of_a_path_but_no_control_character(tmp_p
 
 def test_arms_of_any_alphabet_have_folders_of_their_own():
     assert grid.slug("größe 猫_2") == "größe-猫-2" and grid.slug("MoCo, 4096") == "moco-4096"
+
+
+def test_no_part_of_the_package_prints_on_its_own():
+    found = []
+    for path in sorted(Path(cli.__file__).parents[1].rglob("*.py")):
+        called = [c.func for c in ast.walk(ast.parse(path.read_text())) if isinstance(c, ast.Call)]
+        if {"print", "Console"} & {getattr(name, "id", "") for name in called}:
+            found.append(path.name)
+    assert found == ["text.py"]
 
 
 # ---------------------------------------------------------------- in a report
@@ -254,12 +264,12 @@ def test_a_run_works_in_any_folder_on_images_of_any_name_and_a_terminal_of_any_k
 
 
 def test_a_file_of_any_name_that_is_no_image_is_named_on_the_screen_and_in_error_txt(images):
-    (images / "train" / "a" / f"{BYTE}\x1b[31m.jpg").write_bytes(b"x")
+    (images / "train" / "a" / f"{BYTE}\n\x1b[31m.jpg").write_bytes(b"x")
     run = images.parent / "run"
     words = ("train", images.parent / "config.yaml", f"data.dataset.root={images}", "--out", run)
     status, _, err = command(*words)
     assert status == 2 and err.count("\n") == 1
-    assert r"caf\xe9/train/a/caf\xe9\x1b[31m.jpg: cannot be decoded" in err
+    assert r"caf\xe9/train/a/caf\xe9\n\x1b[31m.jpg: cannot be decoded" in err
     assert RunFolder(run).error().startswith(err.removeprefix("error: ").strip())
 
 

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from ssl_zoo.config.constraints import Range
+from ssl_zoo.system.text import one_line
 
 try:
     import simplejpeg
@@ -132,7 +133,8 @@ def _naming(path: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # Pillow has no one kind for files that are not what they should be
-        raise BadImage(f"{path}: cannot be decoded as an image ({error})", path) from error
+        problem = f"cannot be decoded as an image ({error})"
+        raise BadImage(f"{one_line(path)}: {problem}", path) from error
 
 
 def _opened(data: bytes) -> Image.Image:
