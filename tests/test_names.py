@@ -278,6 +278,6 @@ def test_an_error_that_cannot_be_written_down_is_still_the_error(tmp_path):
     (tmp_path / "error.txt").mkdir()  # what takes no text
     folder.write_error("why")
     assert not list(tmp_path.glob("*.tmp"))
-    with pytest.raises(IsADirectoryError, match="error.txt"):
+    with pytest.raises(IsADirectoryError, match=r"error\.txt"):
         write_text(tmp_path / "error.txt", "why")
     RunFolder(tmp_path / "config.yaml" / "run").write_error("why")  # no folder can be made
