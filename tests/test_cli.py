@@ -236,6 +236,8 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch, capsys)
     assert roots("~/data") == [tmp_path / "data"]
     assert cli.main(["compare", "~/below:a", "~/below:b"]) == 2  # found, but it holds no run
     assert "no runs" in capsys.readouterr().err
+    commands = Path(cli.__file__).parent.glob("*.py")
+    assert not [path.name for path in commands if "type=Path" in path.read_text()]
 
 
 def test_a_tilde_before_what_is_nobodys_home_is_a_letter():
