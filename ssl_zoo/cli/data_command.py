@@ -78,7 +78,7 @@ def show_views(arguments: argparse.Namespace) -> int:
     needed = views_needed(sections["method"])
     data = sections["data"](run_seed=sections["seed"], views_needed=needed)
     for line in data.splits.found():
-        print(line)
+        show(line)
     view_grid(data, arguments.out, arguments.samples)
     show(arguments.out)
     return 0

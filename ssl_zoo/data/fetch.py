@@ -23,7 +23,7 @@ Log = Callable[[str], object]
 # folder it is given; their paths.
 Source = tuple[str, Callable[[Path], Iterable[Path]]]
 FAILURES = (OSError, HTTPException, RuntimeError, ValueError, subprocess.SubprocessError)
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # no other source mends it
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no other source mends it
 
 
 def get(

@@ -88,7 +88,7 @@ def run_study(
     try:
         if not report_only:
             study, ends = _run(study, arms, given_jobs, train, console)
-            ends |= _measure_costs(study, console) if not ends - {"failed"} else set()
+            ends |= _measure_costs(study, arms, console) if not ends - {"failed"} else set()
         written = write_report(study)
         if keep:
             kept.write(study, keep)
@@ -170,10 +170,10 @@ def _run(
     return study, ends | launcher.run()
 
 
-def _measure_costs(study: Study, console: PlainConsole) -> set[str]:
+def _measure_costs(study: Study, arms: list[str], console: PlainConsole) -> set[str]:
     """Last, when no run is under way that would share the machine."""
     try:
-        worked = costs.measure(study, partial(console.print, soft_wrap=True))
+        worked = costs.measure(study, arms, partial(console.print, soft_wrap=True))
         return set() if worked else {"failed"}
     except KeyboardInterrupt:
         return {"stopped"}

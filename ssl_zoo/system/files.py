@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield staged
             os.replace(staged, path)
     except BaseException:
-        staged.unlink(missing_ok=True)  # what fills a disk would leave no room for anything else
+        with suppress(OSError):  # what fills a disk would leave no room for anything else
+            staged.unlink()
         raise
 
 

@@ -86,29 +86,24 @@ def pack(
         collate_fn=list,
     )
     sizes: list[tuple[int, int]] = []
-    with replacing(path) as staged:
-        try:
-            with open(staged, "wb") as file:
-                file.write(bytes(HEADER.size))  # zeros: no header until all else is written
-                for number, images in enumerate(loader):
-                    for image in images:
-                        file.write(image)
-                        sizes.append(image.shape[:2])
-                    if number % 500 == 499:
-                        log(f"{path}: {len(sizes)} of {len(dataset)} images")
-                index = io.BytesIO()
-                meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
-                labels = dataset.labels.numpy()
-                np.savez(index, about=meta, sizes=np.array(sizes), labels=labels, names=names)
-                index_start = file.tell()
-                file.write(index.getvalue())
-                file.seek(0)
-                file.write(HEADER.pack(MAGIC, VERSION, index_start, len(index.getvalue())))
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            staged.unlink(missing_ok=True)  # may be hundreds of gigabytes
-            raise
+    with replacing(path) as staged, open(staged, "wb") as file:
+        file.write(bytes(HEADER.size))  # zeros: no header until all else is written
+        for number, images in enumerate(loader):
+            for image in images:
+                file.write(image)
+                sizes.append(image.shape[:2])
+            if number % 500 == 499:
+                log(f"{path}: {len(sizes)} of {len(dataset)} images")
+        index = io.BytesIO()
+        meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        labels = dataset.labels.numpy()
+        np.savez(index, about=meta, sizes=np.array(sizes), labels=labels, names=names)
+        index_start = file.tell()
+        file.write(index.getvalue())
+        file.seek(0)
+        file.write(HEADER.pack(MAGIC, VERSION, index_start, len(index.getvalue())))
+        file.flush()
+        os.fsync(file.fileno())
     log(f"{path}: {len(sizes)} images, {path.stat().st_size / 1e9:.2f} GB")
 
 

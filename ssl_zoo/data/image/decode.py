@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from ssl_zoo.config.constraints import Range
+from ssl_zoo.system.text import one_line
 
 try:
     import simplejpeg
@@ -135,7 +136,8 @@ def _naming(path: str) -> Iterator[None]:
         # Pillow's own words for what it does not know name an object in memory.
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "of no kind that is read here" if unknown else error
-        raise BadImage(f"{path}: cannot be decoded as an image ({reason})", path) from error
+        problem = f"cannot be decoded as an image ({reason})"
+        raise BadImage(f"{one_line(path)}: {problem}", path) from error
 
 
 def _opened(data: bytes) -> Image.Image:
