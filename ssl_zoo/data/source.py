@@ -23,6 +23,7 @@ class ImageSet:
         varies: images vary in size.
         scaled: `shapes` is there, and `fetch` takes `shrink`, [n] of 1, 2, 4 or 8 for each image.
         in_ram: fetching is no work for a process of its own.
+        found: what was found where files were looked for, a line for a person; '' if nowhere.
         baselines: makers of untrained modules, images -> features [n, F], for a network to beat.
     """
 
@@ -32,6 +33,7 @@ class ImageSet:
     varies = False
     scaled = False
     in_ram = False
+    found = ""
     baselines: ClassVar[dict[str, Callable[[], nn.Module]]] = {}
 
     def __len__(self) -> int:
