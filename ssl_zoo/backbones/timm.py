@@ -151,15 +151,15 @@ class Timm(Backbone):
 
     @staticmethod
     def dry_run(**arguments) -> None:
-        """Builds the model without weights, and runs it on an image without pixels."""
+        """Looks for `weights`, builds the model without, and runs it on an image without pixels."""
+        if arguments.get("weights") is not None:
+            models.check_weights(arguments["weights"])
         if arguments.keys() & {"options", "small_images", "grad_checkpointing", "bn_groups"}:
             _dry_run(json.dumps(arguments | {"weights": None}, sort_keys=True))
 
     @staticmethod
-    def validate(*, name: str, options: dict | None, weights: str | None, **_) -> None:
+    def validate(*, name: str, options: dict | None, **_) -> None:
         models.check_model(name, options or {})
-        if weights is not None:
-            models.check_weights(weights)
 
     def _check(self, images: Tensor) -> None:
         """Raises ConfigError for images of other channels or, where it is fixed, another size."""

@@ -21,12 +21,18 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "  ssl-zoo train CONFIG method.memory.size=4096 seed=1 --out runs/k4096\n"
         "  ssl-zoo train CONFIG method.memory='{type: MemoryBank}'\n"
         "  ssl-zoo train CONFIG train.epochs=20 --resume      # go on, longer than was planned\n"
+        "  ssl-zoo train CONFIG --resume --changed-data       # with images removed or added\n"
         "  torchrun --nproc-per-node=2 --no-python ssl-zoo train CONFIG\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)
     parser.add_argument("--out", type=Path, help="run folder [runs/<config's name>/seed<seed>]")
     parser.add_argument("--resume", action="store_true", help="from the newest checkpoint, if any")
+    parser.add_argument(
+        "--changed-data",
+        action="store_true",
+        help="with --resume: go on though the images have changed; says what is carried over",
+    )
     parser.add_argument("--check", action="store_true", help="only check the config; reads no data")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     skipped = "do not measure what evaluations compare with (raw pixels, untrained weights)"
@@ -36,24 +42,27 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 def train(arguments: argparse.Namespace) -> int:
     from ssl_zoo import config
-    from ssl_zoo.experiment import open_folder, parse
+    from ssl_zoo.experiment import build_trainer, open_folder, parse
     from ssl_zoo.runs import RunFolder
     from ssl_zoo.system import distributed
 
     cfg = config.load(arguments.config, arguments.overrides)
-    resolved = parse(cfg).spelled_out()
+    resolved = parse(cfg, fresh=False).spelled_out()
+    folder = RunFolder(arguments.out or run_path(arguments.config, resolved["seed"]))
+    fresh = arguments.check or not (arguments.resume and folder.checkpoints())
+    if fresh:
+        parse(cfg)
     if arguments.check:
         print(f"{arguments.config}: ok")
         return 0
-    folder = RunFolder(arguments.out or run_path(arguments.config, resolved["seed"]))
     device = distributed.start(arguments.device)
     # One rank looks and writes; all ranks act on what it saw.
     distributed.attempt(folder.lock.acquire)
     try:
-        ready = partial(open_folder, folder, resolved, arguments.resume, device)
-        remark = distributed.attempt(ready)
+        remark = distributed.attempt(partial(open_folder, folder, resolved, arguments.resume))
         if remark is not None:
-            _fit(cfg, device, folder, not arguments.no_baselines, remark)
+            build = partial(build_trainer, cfg, device, folder, not arguments.no_baselines, fresh)
+            _fit(build, folder, resolved, arguments.changed_data, remark)
     finally:
         if distributed.is_main():
             folder.lock.release()
@@ -61,17 +70,21 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(cfg, device, folder, baselines: bool, remark: str) -> None:
+def _fit(build, folder, resolved: dict, changed_data: bool, remark: str) -> None:
     from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.experiment import build_trainer
+    from ssl_zoo.runs import describe_environment
     from ssl_zoo.system import distributed
 
     try:
-        trainer = build_trainer(cfg, device, folder, baselines)
+        trainer = build()
+        trainer.hooks["data"].may_change = changed_data
         resumed = trainer.resume()
+        # Not before: a resume that is refused leaves config.yaml and result.json as they were.
+        environment = describe_environment(trainer.device)
+        distributed.attempt(lambda: folder.begin(resolved, environment))
         trainer.say(
             f"{trainer.name}: {f'from step {trainer.step}' if resumed else 'starting'}, "
-            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
+            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {trainer.device} "
             f"in {trainer.precision} ({trainer.precision_reason})"
         )
         if not resumed:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ssl_zoo import backbones, evaluation, heads, losses, memory, methods  # noqa: F401  (register)
 from ssl_zoo import config as configs
+from ssl_zoo.backbones import without_initial_weights
 from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import (
     BACKBONES,
@@ -29,6 +30,7 @@ from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
 from ssl_zoo.experiment.check import check_whole, views_needed
+from ssl_zoo.experiment.known_data import KnownData
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import seed_all
@@ -90,6 +92,7 @@ def whole_run(
         "progress": ProgressBar(),
         "schedules": scheduled,
         "metrics": MetricsLogger(scheduled, watching, labels),
+        "data": KnownData(images, monitor),
         "evaluations": monitor,
         "checkpoints": keeper,
         "result": ResultWriter(),
@@ -126,21 +129,37 @@ def nudge(network: nn.Module) -> None:
     first.copy_(first.nextafter(first.new_tensor(math.inf)))
 
 
-def parse(config: Config) -> Part:
-    """Checks a whole config against the constructors it calls; reads no data, builds nothing."""
+def parse(config: Config, fresh: bool = True) -> Part:
+    """Checks a whole config against the constructors it calls; reads no data, builds nothing.
+
+    Of a run that is not `fresh`, and so has a checkpoint, initial weights may be gone.
+    """
     with config.located():
         whole = bind(whole_run, config.data)
-        check_whole(whole)
+        check_whole(whole if fresh else _from_checkpoint(whole))
         return whole
 
 
+def _from_checkpoint(whole: Part) -> Part:
+    backbone = without_initial_weights(whole.arguments()["backbone"])
+    return whole.replaced(whole.target, backbone=backbone)
+
+
 def build_trainer(
-    config: Config, device: torch.device, folder: RunFolder | Path, baselines: bool = True
+    config: Config,
+    device: torch.device,
+    folder: RunFolder | Path,
+    baselines: bool = True,
+    fresh: bool = True,
 ) -> Trainer:
-    """Builds a run that starts at its first step; `Trainer.resume` goes on from a checkpoint."""
-    whole = parse(config)
+    """Builds a run that starts at its first step; `Trainer.resume` goes on from a checkpoint.
+
+    It has to where the run is not built `fresh`, as initial weights are then left out.
+    """
+    whole = parse(config, fresh)
     folder = RunFolder(folder) if isinstance(folder, Path) else folder
+    call = whole if fresh else _from_checkpoint(whole)
     with config.located():
-        built: Trainer = whole(device=device, folder=folder, baselines=baselines)
+        built: Trainer = call(device=device, folder=folder, baselines=baselines)
     built.config_text = configs.dump(whole.spelled_out())
     return built

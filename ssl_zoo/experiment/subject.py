@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ssl_zoo import config as configs
+from ssl_zoo.backbones import without_initial_weights
 from ssl_zoo.config import EVALUATIONS, Config, Part, bind, not_among
 from ssl_zoo.data import Splits
 from ssl_zoo.engine import checkpoint
@@ -135,8 +136,8 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     state = checkpoint.read(path)
-    sections = parse(configs.loads(state["config"], str(path))).arguments()
-    backbone = seeded(sections["seed"], sections["backbone"], device)
+    sections = parse(configs.loads(state["config"], str(path)), fresh=False).arguments()
+    backbone = seeded(sections["seed"], without_initial_weights(sections["backbone"]), device)
     weights = {n: x for n, x in state["method"].items() if n.startswith(PREFIX)}
     try:
         load_weights(backbone, {n.removeprefix(PREFIX): x for n, x in weights.items()})

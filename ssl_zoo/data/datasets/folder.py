@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +88,15 @@ class ImageFolder(ImageSet):
 
     def names(self, index: Tensor) -> list[str]:
         """Paths below the split's folder."""
-        return [os.path.relpath(path, self.folder) for path in self.paths(index)]
+        start = len(str(self.folder / "_")) - 1  # `relpath` takes as long as opening the file
+        return [path[start:] for path in self.paths(index)]
+
+    def file_sizes(self, index: Tensor) -> list[int]:
+        def of(paths: list[str]) -> list[int]:
+            return [os.stat(path).st_size for path in paths]
+
+        with ThreadPoolExecutor(16) as pool:  # over a network each is a wait, and many run at once
+            return [*chain.from_iterable(pool.map(of, map(self.paths, index.split(1000))))]
 
     def shapes(self, index: Tensor) -> Tensor:
         return torch.tensor([decode.shape(path) for path in self.paths(index)])
