@@ -1,5 +1,6 @@
 """What is judged after training: a backbone out of a run, a checkpoint or a config."""
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,8 +13,8 @@ from torch import nn
 
 from ssl_zoo import config as configs
 from ssl_zoo.backbones import without_initial_weights
-from ssl_zoo.config import EVALUATIONS, Config, Part, bind, not_among
-from ssl_zoo.data import Splits
+from ssl_zoo.config import EVALUATIONS, Config, ConfigError, Part, bind, not_among
+from ssl_zoo.data import Data, Splits
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.engine.precision import choose
@@ -24,6 +25,7 @@ from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 
 PREFIX = "encoder.backbone."
+USED = ("dataset", "clean", "workers")  # of a run's data, by evaluations
 
 
 @dataclass
@@ -44,11 +46,15 @@ class Subject:
     step: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
 
-    def parts(self, name: str, overrides: list[str]) -> dict[str, Part]:
+    def parts(
+        self, name: str, overrides: list[str], data: Path | None = None
+    ) -> dict[str, Part]:
         """The block of an evaluation by its name in the config, or else by its type.
 
         `all` are those of the config, or else kNN and linear probes; overrides of a block are
-        'key=value', of all 'NAME.key=value'.
+        'key=value', of all 'NAME.key=value'. 'data.key=value' is of the images that are judged by:
+        the block's own, where it has this part of them, or else the run's, as `data` are, the
+        section of another config in place of the run's.
         """
         types = {kind.lower(): {"type": kind} for kind in EVALUATIONS.module_dict}
         known = {n: part.spelled_out() for n, part in self.sections["evaluations"].items()}
@@ -60,12 +66,33 @@ class Subject:
             names = ["all", *known, *(n for n in types if n not in known)]
             raise not_among("", "no evaluation of this name", name, names)
         written = Config({"evaluations": blocks})
-        configs.override(written, overrides, prefix)
+        of_data = [text for text in overrides if text.startswith("data.")]
+        configs.override(written, [text for text in overrides if text not in of_data], prefix)
+        own = {} if name == "all" else written.data["evaluations"][name].get("data") or {}
+        of_run = [text for text in of_data if not own.get(re.split(r"[.=]", text)[1])]
+        configs.override(written, [text for text in of_data if text not in of_run], prefix)
         with written.located():
             blocks = written.data["evaluations"].items()
             parts = {n: bind(EVALUATIONS, b, f"evaluations.{n}", Monitored) for n, b in blocks}
             check_blocks(parts)
-            return parts
+        if data is not None and all("dataset" in part.beside().blocks for part in parts.values()):
+            problem = f"has images of its own, in place of which {data} would not be used"
+            raise ConfigError(f"evaluations.{name}.data", problem, expected="data.dataset.KEY=value")
+        if data is not None or of_run:
+            self._judge_by(data, of_run)
+        return parts
+
+    def _judge_by(self, config: Path | None, overrides: list[str]) -> None:
+        """Puts other images in place of the run's."""
+        for text in overrides:
+            key = re.split(r"[.=]", text)[1]
+            if key not in USED:
+                raise not_among("data", "an evaluation makes no use of this key", key, USED)
+        run = Config({"data": self.sections["data"].spelled_out()})
+        written = run if config is None else configs.load(config)
+        configs.override(written, overrides)
+        with written.located():
+            self.sections["data"] = bind(Data, written.data.get("data"), "data")
 
     def lacking(self, parts: Mapping[str, Part]) -> list[str]:
         """Names of those that learn beside a run, where this run had none of the name."""
@@ -114,7 +141,7 @@ class Subject:
 def run_splits(sections: Mapping[str, Any]) -> Splits:
     """The data of a config, as evaluations use them."""
     data = sections["data"].arguments()
-    named = {name: data[name] for name in ("dataset", "clean", "workers")}
+    named = {name: data[name] for name in USED}
     return Splits(sections["seed"], **named)
 
 
