@@ -49,8 +49,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     device = distributed.start(arguments.device)
     subject = load_subject(arguments.path, device)
-    parts = subject.parts(arguments.name, arguments.overrides, arguments.data)
+    of_run = [text for text in arguments.overrides if text.startswith("data.")]
+    others = [text for text in arguments.overrides if text not in of_run]
+    parts = subject.parts(arguments.name, others)
+    if arguments.data or of_run:
+        subject.judge_by(arguments.data, of_run, parts)
     lacking = subject.lacking(parts)
+    if arguments.data:  # they learned the run's classes
+        lacking = [name for name, part in parts.items() if part.target.wants == "run"]
     if arguments.name == "all" and len(lacking) < len(parts):
         parts = {name: part for name, part in parts.items() if name not in lacking}
         if lacking and distributed.is_main():

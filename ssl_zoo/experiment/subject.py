@@ -1,6 +1,5 @@
 """What is judged after training: a backbone out of a run, a checkpoint or a config."""
 
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,6 +19,7 @@ from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.engine.precision import choose
 from ssl_zoo.evaluation.base import UNTRAINED, Context, Outcome, measure
 from ssl_zoo.evaluation.monitor import NETWORK, Monitored, check_blocks, splits_of
+from ssl_zoo.experiment.known_data import SHOWN, class_names, shortened
 from ssl_zoo.experiment.sections import parse, seeded
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
@@ -36,6 +36,7 @@ class Subject:
         folder: the run's; None: a temporary one, removed at the end.
         path: of the checkpoint, which was saved after `step`, or of the config.
         state: of what learned beside the method, by the evaluation's name.
+        classes: which it learned; None: unknown.
     """
 
     sections: dict[str, Any]
@@ -45,16 +46,13 @@ class Subject:
     path: Path = Path()
     step: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
+    classes: list[str] | None = None
 
-    def parts(
-        self, name: str, overrides: list[str], data: Path | None = None
-    ) -> dict[str, Part]:
+    def parts(self, name: str, overrides: list[str]) -> dict[str, Part]:
         """The block of an evaluation by its name in the config, or else by its type.
 
         `all` are those of the config, or else kNN and linear probes; overrides of a block are
-        'key=value', of all 'NAME.key=value'. 'data.key=value' is of the images that are judged by:
-        the block's own, where it has this part of them, or else the run's, as `data` are, the
-        section of another config in place of the run's.
+        'key=value', of all 'NAME.key=value'.
         """
         types = {kind.lower(): {"type": kind} for kind in EVALUATIONS.module_dict}
         known = {n: part.spelled_out() for n, part in self.sections["evaluations"].items()}
@@ -66,30 +64,31 @@ class Subject:
             names = ["all", *known, *(n for n in types if n not in known)]
             raise not_among("", "no evaluation of this name", name, names)
         written = Config({"evaluations": blocks})
-        of_data = [text for text in overrides if text.startswith("data.")]
-        configs.override(written, [text for text in overrides if text not in of_data], prefix)
-        own = {} if name == "all" else written.data["evaluations"][name].get("data") or {}
-        of_run = [text for text in of_data if not own.get(re.split(r"[.=]", text)[1])]
-        configs.override(written, [text for text in of_data if text not in of_run], prefix)
+        configs.override(written, overrides, prefix)
         with written.located():
             blocks = written.data["evaluations"].items()
             parts = {n: bind(EVALUATIONS, b, f"evaluations.{n}", Monitored) for n, b in blocks}
             check_blocks(parts)
-        if data is not None and all("dataset" in part.beside().blocks for part in parts.values()):
-            problem = f"has images of its own, in place of which {data} would not be used"
-            raise ConfigError(f"evaluations.{name}.data", problem, expected="data.dataset.KEY=value")
-        if data is not None or of_run:
-            self._judge_by(data, of_run)
-        return parts
+            return parts
 
-    def _judge_by(self, config: Path | None, overrides: list[str]) -> None:
-        """Puts other images in place of the run's."""
-        for text in overrides:
-            key = re.split(r"[.=]", text)[1]
-            if key not in USED:
-                raise not_among("data", "an evaluation makes no use of this key", key, USED)
+    def judge_by(
+        self, config: Path | None, overrides: list[str], parts: Mapping[str, Part]
+    ) -> None:
+        """Puts other images in place of the run's, for those of `parts` without any of their own.
+
+        Args:
+            config: has them as its section `data`; None: the run's, changed.
+            overrides: of that section, 'data.dataset.root=...'.
+        """
+        changed = {text.partition("=")[0].split(".")[1] for text in overrides}
+        for key in sorted(changed - set(USED)):
+            raise not_among(f"data.{key}", "an evaluation makes no use of it", key, USED)
+        for key in changed | ({"dataset"} if config else set()):
+            if all(key in part.beside().blocks for part in parts.values()):
+                problem = f"{' and '.join(parts)}: has a {key} of its own and not the run's"
+                raise ConfigError(f"data.{key}", problem, expected=f"data='{{{key}: {{...}}}}'")
         run = Config({"data": self.sections["data"].spelled_out()})
-        written = run if config is None else configs.load(config)
+        written = configs.load(config) if config else run
         configs.override(written, overrides)
         with written.located():
             self.sections["data"] = bind(Data, written.data.get("data"), "data")
@@ -110,6 +109,7 @@ class Subject:
         for name, evaluation in evaluations.items():
             evaluation.check(splits[name])
             if name in self.state:
+                self._check_classes(name, splits[name])
                 evaluation.begin(self.backbone, splits[name], device)
                 evaluation.load_state_dict(self.state[name])
         precision = choose(device, self.sections["train"].arguments()["precision"])[0]
@@ -127,6 +127,16 @@ class Subject:
                     cache=cache,
                 )
                 yield name, *measure(parts[name], evaluation, context)
+
+    def _check_classes(self, name: str, splits: Splits) -> None:
+        classes = class_names(splits.split("pretrain"))
+        if self.classes is not None and classes != self.classes:
+            learned, found = (
+                f"{len(names)} ({shortened(names[:SHOWN], len(names))})"
+                for names in (self.classes, classes)
+            )
+            problem = f"{name} learned the classes of {self.path}, {learned}"
+            raise ValueError(f"{problem}; these images have others, {found}")
 
     @contextmanager
     def _folder(self) -> Iterator[RunFolder]:
@@ -171,6 +181,7 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     folder = RunFolder.of_checkpoint(path)
-    step, learned = state["trainer"]["step"], state["trainer"]["hooks"].get("evaluations", {})
-    learned = {name: kept for name, kept in learned.items() if kept}
-    return Subject(sections, backbone.to(device), NETWORK, folder, path, step, learned)
+    step, hooks = state["trainer"]["step"], state["trainer"]["hooks"]
+    learned = {name: kept for name, kept in hooks.get("evaluations", {}).items() if kept}
+    classes = hooks.get("data", {}).get("classes")
+    return Subject(sections, backbone.to(device), NETWORK, folder, path, step, learned, classes)
