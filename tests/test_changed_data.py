@@ -158,10 +158,10 @@ def change_test_images(root: Path) -> None:
     ("change", "said"),
     [
         (remove, ["images: 1 gone, 0 new", "steps an epoch: 6 -> 5"]),
-        (exchange, ["images: 1 gone, 1 new or changed (a/new.png)"]),
-        (add_class, ["images: 0 gone, 16 new", "(d/0.png, ", "classes: d new", "6 -> 8"]),
-        (rename, ["classes: a is now zz", "knn: other train and test images"]),
-        (repair, ["images: 1 gone, 1 new or changed (c/1.png)"]),
+        (exchange, ["images: 1 gone, 1 new or changed ('a/new.png')"]),
+        (add_class, ["images: 0 gone, 16 new", "('d/0.png', ", "classes: 'd' new", "6 -> 8"]),
+        (rename, ["classes: 'a' is now 'zz'", "knn: other train and test images"]),
+        (repair, ["images: 1 gone, 1 new or changed ('c/1.png')"]),
         (change_test_images, ["knn: other test images"]),
     ],
 )
@@ -217,7 +217,7 @@ def test_rows_of_a_memory_go_with_their_images(tmp_path, capsys):
     assert written[names.index("a/new.png")] == 0 and (written > 0).sum() == 47
     assert train(path, "--resume", "--changed-data") == 0
     said = log(tmp_path)
-    assert "images: 1 gone, 1 new or changed (a/new.png)" in said
+    assert "images: 1 gone, 1 new or changed ('a/new.png')" in said
     assert "step 6 of now 12 is in epoch 1.00" in said
     capsys.readouterr()
     assert train(path, "train.epochs=3", "--resume") == 0  # the next checkpoint knows the new ones
@@ -279,11 +279,11 @@ def test_a_classifier_does_not_go_on_with_other_classes(tmp_path, capsys):
     rename(tmp_path)
     assert train(path, "--resume", "--changed-data") == 2
     errors = capsys.readouterr().err
-    assert "a is now zz" in errors and "Supervised has an output for each class" in errors
+    assert "'a' is now 'zz'" in errors and "Supervised has an output for each class" in errors
     for split in ("train", "val"):  # under this name it stands where it stood
         (tmp_path / split / "zz").rename(tmp_path / split / "aa")
     assert train(path, "--resume", "--changed-data") == 0
-    assert "a is now aa" in log(tmp_path)
+    assert "'a' is now 'aa'" in log(tmp_path)
 
 
 def test_what_learns_the_classes_beside_a_run_starts_anew_with_others(tmp_path):

@@ -128,7 +128,7 @@ class Monitor(Hook):
         with kept_random_state(torch.device("cpu")):  # a GPU's is seeded once a run is built
             self.evaluations: dict[str, Evaluation] = {n: part() for n, part in parts.items()}
         self.every = {name: part.beside().every_epochs for name, part in parts.items()}
-        self.splits = splits_of(parts, data.splits)
+        self.run_splits, self.splits = data.splits, splits_of(parts, data.splits)
         self.best_name, self.best_metric = best_of(parts, best)
         self.best_value: float | None = None
         self.latest: dict[str, dict[str, Any]] = {}
@@ -141,6 +141,9 @@ class Monitor(Hook):
 
     def before_train(self, trainer) -> None:
         self._check(trainer.device)
+        all_splits = (self.run_splits, *self.splits.values())
+        for line in dict.fromkeys(line for splits in all_splits for line in splits.found()):
+            trainer.say(line)
         # Files are rank 0's to read: another rank may not see them, on several machines.
         lines = distributed.attempt(trainer.folder.metrics)
         if trainer.step == 0 and self.with_baselines:

@@ -14,12 +14,13 @@ from ssl_zoo import config as configs
 from ssl_zoo.backbones import without_initial_weights
 from ssl_zoo.config import EVALUATIONS, Config, ConfigError, Part, bind, not_among
 from ssl_zoo.data import Data, Splits
+from ssl_zoo.data.files import some
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.engine.precision import choose
 from ssl_zoo.evaluation.base import UNTRAINED, Context, Outcome, measure
 from ssl_zoo.evaluation.monitor import NETWORK, Monitored, check_blocks, splits_of
-from ssl_zoo.experiment.known_data import SHOWN, class_names, shortened
+from ssl_zoo.experiment.known_data import class_names
 from ssl_zoo.experiment.sections import parse, seeded
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
@@ -131,10 +132,7 @@ class Subject:
     def _check_classes(self, name: str, splits: Splits) -> None:
         classes = class_names(splits.split("pretrain"))
         if self.classes is not None and classes != self.classes:
-            learned, found = (
-                f"{len(names)} ({shortened(names[:SHOWN], len(names))})"
-                for names in (self.classes, classes)
-            )
+            learned, found = (f"{len(names)} ({some(names)})" for names in (self.classes, classes))
             problem = f"{name} learned the classes of {self.path}, {learned}"
             raise ValueError(f"{problem}; these images have others, {found}")
 
