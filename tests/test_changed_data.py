@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny  # noqa: F401  (registers TinyNet)
 import torch
 from PIL import Image
+from ranks import on_ranks
 
 from ssl_zoo import cli, config, experiment
 from ssl_zoo.data import ImageFolder, InMemory
@@ -221,6 +224,39 @@ def test_rows_of_a_memory_go_with_their_images(tmp_path, capsys):
     assert "step 6 of now 12 is in epoch 1.00" in said
     capsys.readouterr()
     assert train(path, "train.epochs=3", "--resume") == 0  # the next checkpoint knows the new ones
+
+
+def bank_on_a_rank(root: Path) -> torch.Tensor:
+    device, run = torch.device("cpu"), RunFolder(root / "run")
+    trainer = experiment.build_trainer(config.load(root / "config.yaml"), device, run, False)
+    trainer.hooks["data"].may_change = True
+    assert trainer.resume()
+    return trainer.method.memory.stored
+
+
+def test_two_ranks_carry_the_same_rows_as_one(tmp_path):
+    first_sitting(tmp_path, contrastive(BANK))
+    exchange(tmp_path)
+    alone = bank_on_a_rank(tmp_path)
+    assert all(torch.equal(bank, alone) for bank in on_ranks(2, bank_on_a_rank, tmp_path))
+
+
+def test_the_best_is_chosen_among_figures_on_the_same_images(tmp_path):
+    path = first_sitting(tmp_path, contrastive(QUEUE))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    flattered = [json.loads(line) for line in lines]
+    for line in flattered:
+        line |= {"top1": 101.0} if line["kind"] == "evaluation" and line["step"] == 6 else {}
+    text = "".join(json.dumps(line) + "\n" for line in flattered if line["step"] <= 6)
+    (tmp_path / "run" / "metrics.jsonl").write_text(text)
+    same = shutil.copytree(tmp_path / "run", tmp_path / "same")
+    assert cli.main(["train", str(path), "--resume", "--out", str(same), "--device", "cpu"]) == 0
+    assert RunFolder(same).result()["best"]["value"] == 101.0
+    change_test_images(tmp_path)
+    assert train(path, "--resume", "--changed-data") == 0
+    assert RunFolder(tmp_path / "run").result()["best"]["value"] <= 100
+    made = [x for x in RunFolder(tmp_path / "run").metrics() if x["kind"] == "evaluation"]
+    assert [x["step"] for x in made] == [6, 6, 12]  # once more on the images of now
 
 
 def test_more_images_make_longer_epochs_and_the_step_stays(tmp_path):
