@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_zoo.config import DATASETS, ConfigError, Part, PositiveFloat, not_among
+from ssl_zoo.config import DATASETS, ConfigError, DueEpochs, Part, PositiveFloat, not_among
 from ssl_zoo.data import Data, Splits
 from ssl_zoo.data.image import Views
 from ssl_zoo.engine.hooks import Checkpoints, Hook
@@ -50,7 +50,7 @@ class Monitored:
     def __init__(
         self,
         *,
-        every_epochs: PositiveFloat | None = 1.0,
+        every_epochs: DueEpochs[PositiveFloat | None] = 1.0,
         data: Part[EvaluationData] | None = None,
     ):
         self.every_epochs, self.blocks = every_epochs, data().blocks if data else {}

@@ -171,7 +171,7 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     state = checkpoint.read(path)
-    sections = parse(configs.loads(state["config"], str(path)), fresh=False).arguments()
+    sections = parse(configs.loads(state["config"], str(path)), trained=True).arguments()
     backbone = seeded(sections["seed"], without_initial_weights(sections["backbone"]), device)
     weights = {n: x for n, x in state["method"].items() if n.startswith(PREFIX)}
     try:
