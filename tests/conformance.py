@@ -207,6 +207,24 @@ def test_a_checkpoint_brings_everything_back_to_the_bit(recipe, tmp_path):
 
 
 @every_recipe
+def test_what_has_a_row_for_each_image_is_declared(recipe, tmp_path):
+    fewer, more = (
+        make(recipe, tmp_path, changed=[f"data.dataset.num_samples={n}"]).method
+        for n in (SAMPLES, SAMPLES + 7)
+    )
+    pairs = zip(fewer.state_dict().items(), more.state_dict().values(), strict=True)
+    differing = {
+        name: [d for d in range(a.dim()) if a.shape[d] != b.shape[d]] for (name, a), b in pairs
+    }
+    declared = {
+        f"{prefix}.{name}".removeprefix("."): [dim]
+        for prefix, module in fewer.named_modules()
+        for name, dim in getattr(module, "per_sample", {}).items()
+    }
+    assert {name: dims for name, dims in differing.items() if dims} == declared
+
+
+@every_recipe
 def test_targets_get_no_gradient_and_are_in_the_checkpoint(recipe, tmp_path):
     method = make(recipe, tmp_path).method
     modules = dict(method.named_modules())

@@ -253,7 +253,8 @@ def test_a_dry_run_objects_to_what_would_not_be_built_or_not_run(arguments, key)
 
 def test_a_dry_run_reads_no_weights_and_draws_no_random_numbers(tmp_path):
     state = torch.get_rng_state()
-    Timm.on_meta(**RESNET, bn_groups=4, weights=str(tmp_path / "not_there_yet.pth"))
+    (tmp_path / "weights.pth").write_text("not weights")
+    Timm.on_meta(**RESNET, bn_groups=4, weights=str(tmp_path / "weights.pth"))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -334,18 +334,19 @@ def test_a_longer_run_whose_schedules_do_not_look_at_its_end_is_the_longer_run(t
 
 
 def test_another_config_takes_over_nothing_of_a_sitting_without_a_checkpoint(tmp_path):
-    run, device = RunFolder(tmp_path), torch.device("cpu")
+    run = RunFolder(tmp_path)
     old, new = (
         experiment.parse(config.load(DIGITS, [f"seed={seed}"])).spelled_out() for seed in (0, 1)
     )
     inner = run.inside("evaluations", "probe", "step_00000000", "abc").checkpoint(10)
-    experiment.open_folder(run, old, False, device)
+    experiment.open_folder(run, old, False)
+    run.begin(old, {})
     inner.parent.mkdir(parents=True)
     inner.touch()
     run.record({"kind": "baseline", "step": 0})
-    experiment.open_folder(run, old, False, device)
+    experiment.open_folder(run, old, False)
     assert run.metrics() and inner.exists()
-    experiment.open_folder(run, new, False, device)
+    experiment.open_folder(run, new, False)
     assert not run.metrics() and not inner.exists()
 
 

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from ssl_zoo.config import Part
+
 # What a method may ask for (`Method.needs`), and which backbones fit, for error messages.
 FITS = {
     "features": "any backbone",
@@ -19,6 +21,8 @@ class Backbone(nn.Module):
         tokens     a ViT's tokens(images, masked, mask_token, kept) -> [N, P + L, F], its first P
                    no patches; pool(tokens) -> [N, F]; and its sizes, see `Timm`
         lab        views(images) -> [N, 1, H, W], [N, 2, H, W]: lightness and color
+
+    The file that a network starts from is an argument `weights`, null for none.
 
     Attributes:
         num_features: F.
@@ -44,3 +48,12 @@ class Backbone(nn.Module):
         nothing is to be tried out before data are read.
         """
         return None
+
+
+def without_initial_weights(backbone: Part) -> Part:
+    """The same network for a checkpoint, which brings all weights: no file `weights` is read."""
+    parts = {name: part for name, part in backbone.kwargs.items() if isinstance(part, Part)}
+    changed = {name: without_initial_weights(part) for name, part in parts.items()}
+    if "weights" in backbone.kwargs:
+        changed["weights"] = None
+    return backbone.replaced(backbone.target, **changed)

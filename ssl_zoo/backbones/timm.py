@@ -158,14 +158,14 @@ class Timm(Backbone):
 
     @staticmethod
     def on_meta(**arguments) -> Timm:
-        """Has taken an image of the size that it is made for."""
+        """Has taken an image of the size it is made for; `weights` are looked for and not read."""
+        if arguments.get("weights") is not None:
+            models.check_weights(arguments["weights"])
         return _on_meta(json.dumps(arguments | {"weights": None}, sort_keys=True))
 
     @staticmethod
-    def validate(*, name: str, options: dict | None, weights: str | None, **_) -> None:
+    def validate(*, name: str, options: dict | None, **_) -> None:
         models.check_model(name, options or {})
-        if weights is not None:
-            models.check_weights(weights)
 
     def _check(self, images: Tensor) -> None:
         """Raises ConfigError for images of other channels or, where it is fixed, another size."""

@@ -84,6 +84,7 @@ def check_weights(path: str) -> None:
 
 def load_weights(model: nn.Module, path: str) -> None:
     """From a state_dict with or without a classifier; ConfigError unless all weights are in it."""
+    check_weights(path)
     expected = ""
     try:
         file = str(user_path(path))

@@ -18,14 +18,22 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         epilog="examples:\n"
         "  ssl-zoo evaluate knn runs/digits/moco_v2/seed0 k=20\n"
         "  ssl-zoo evaluate linear RUN lrs='[0.1, 1, 10]' epochs=50 --out linear.json\n"
+        "  ssl-zoo evaluate knn RUN data.dataset.root=/moved/here\n"
         "  ssl-zoo evaluate knn RUN data='{dataset: {type: CIFAR10}}'\n"
+        "  ssl-zoo evaluate linear RUN --data CONFIG             # images of another config\n"
         "  ssl-zoo evaluate all CONFIG          # of the random weights that its runs start from\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="or all")
     parser.add_argument("path", type=user_path, metavar="RUN_OR_CHECKPOINT", help="or a config")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="its keys; for all: NAME.key=value"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="its keys (for all: NAME.key=value), and data.key=value",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="CONFIG", help="judge by the images of its section `data`"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument(
@@ -45,8 +53,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     device = distributed.start(arguments.device)
     subject = load_subject(arguments.path, device)
-    parts = subject.parts(arguments.name, arguments.overrides)
+    of_run = [text for text in arguments.overrides if text.startswith("data.")]
+    others = [text for text in arguments.overrides if text not in of_run]
+    parts = subject.parts(arguments.name, others)
+    if arguments.data or of_run:
+        subject.judge_by(arguments.data, of_run, parts)
     lacking = subject.lacking(parts)
+    if arguments.data:  # they learned the run's classes
+        lacking = [name for name, part in parts.items() if part.target.wants == "run"]
     if arguments.name == "all" and len(lacking) < len(parts):
         parts = {name: part for name, part in parts.items() if name not in lacking}
         if lacking and distributed.is_main():

@@ -1,7 +1,7 @@
 """What the trainer knows of a method."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ class Method(nn.Module):
             other. Any module may say so, a memory or a loss; BatchNorm is known to need 2.
         needs_boxes: whether it asks where views lie in their images.
         views_needed: views of an image; a static method, if it depends on the YAML arguments.
+        per_sample: what of its state has a row for each training image, and along which dimension;
+            a part of it, a memory say, has declarations of its own.
+        positions: what of its state holds positions in the training set, -1 for none.
         steps: optimizer steps seen, int64; with `seed` it determines every `random_key`, so
             ranks agree without talking and a resume draws the same.
     """
@@ -42,6 +45,8 @@ class Method(nn.Module):
     least_images: int = 1
     needs_boxes: bool = False
     views_needed: int | Callable[..., int] = 1
+    per_sample: ClassVar[dict[str, int]] = {}
+    positions: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """What training and evaluations use of a data set: views of its images, in batches."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,22 @@ class Splits:
     def identity(self) -> dict[str, Any]:
         """Which images these are, wherever they lie: plain values."""
         train, test = self.split("train"), self.split("test")
+        # What lies in RAM is what its block says; below a root there may be any files.
+        from_files = [name for name in ("train", "test") if not self.split(name).in_ram]
         return {
             **{name: part.spelled_out(machine=False) for name, part in self.blocks.items()},
             "train_images": len(train),
             "test_images": len(test),
             "classes": train.num_classes,
+            **{f"{name}_digest": self.digest(name) for name in from_files},
         }
+
+    def digest(self, split: str) -> str:
+        """Of a split's images and labels, wherever they lie: equal for equal ones."""
+        dataset = self.split(split)
+        digest = hashlib.sha256(dataset.fingerprint.numpy())
+        digest.update(dataset.labels.contiguous().numpy())
+        return digest.hexdigest()[:12]
 
     def chosen(self, split: str, limit: int | None = None) -> Tensor:
         """Positions of `limit` images, evenly spaced as files are often sorted by class, or all."""

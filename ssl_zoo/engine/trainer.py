@@ -155,7 +155,8 @@ class Trainer:
         return {"config": self.config_text, "trainer": loop, **self.parallel.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes where the state was taken; ValueError if it is of another config."""
+        """Goes where the state was taken; ValueError if it is of another config, or other data."""
+        self._tell("before_load", state)
         if remark := self.parallel.load_state_dict(state):
             self.say(remark)
         loop = state["trainer"]

@@ -13,7 +13,15 @@ from ssl_zoo.data import Data, Splits
 from ssl_zoo.data.image import Views
 from ssl_zoo.engine.hooks import Checkpoints, Hook
 from ssl_zoo.engine.stop import Interrupted
-from ssl_zoo.evaluation.base import LINE_KEYS, Context, Evaluation, Outcome, measure
+from ssl_zoo.evaluation.base import (
+    LINE_KEYS,
+    Context,
+    Evaluation,
+    Outcome,
+    hashed,
+    identity,
+    measure,
+)
 from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all
@@ -150,7 +158,14 @@ class Monitor(Hook):
         if trainer.step == 0 and self.with_baselines:
             done = {(x["name"], x["baseline"]) for x in lines if x["kind"] == "baseline"}
             self._measure_baselines(trainer, done)
-        made = self._restore(trainer, [line for line in lines if line["kind"] == "evaluation"])
+        # Figures on other images, as of before a set has changed, are not compared with.
+        usual = {
+            name: hashed(identity(part, self.splits[name], NETWORK))
+            for name, part in self.parts.items()
+        }
+        lines = [line for line in lines if line["kind"] == "evaluation"]
+        lines = [line for line in lines if line["hash"] == usual.get(line["name"])]
+        made = self._restore(trainer, lines)
         self._evaluate(trainer, [name for name in self._due(trainer) if name not in made])
 
     def _check(self, device: torch.device) -> None:

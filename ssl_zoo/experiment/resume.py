@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ssl_zoo.config import Config, differences
 from ssl_zoo.experiment.sections import parse
-from ssl_zoo.runs import RunFolder, describe_environment
+from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.text import show
 
 
-def open_folder(
-    folder: RunFolder, resolved: dict[str, Any], resume: bool, device: torch.device
-) -> str | None:
-    """Makes a run folder ready; what a person should know of the resume, None if it is finished.
+def open_folder(folder: RunFolder, resolved: dict[str, Any], resume: bool) -> str | None:
+    """Whether a run may go on in a folder; what a person should know of that, None if it is done.
 
     Raises FileExistsError if it holds another run, or this one and `resume` was not asked for.
     """
@@ -34,7 +30,6 @@ def open_folder(
             return None
     elif written is not None and differences(written, resolved):
         folder.forget_all()  # nothing worth keeping was saved under the other config
-    folder.begin(resolved, describe_environment(device))
     return remark
 
 

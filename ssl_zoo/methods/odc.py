@@ -1,5 +1,7 @@
 """ODC: clusters that move a little at every step, instead of a clustering between epochs."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,6 +48,7 @@ class ODC(Method):
     """
 
     family = "clustering"
+    per_sample: ClassVar = {"features": 0, "labels": 0}
 
     def __init__(
         self,

@@ -175,6 +175,9 @@ class Packed(ImageSet):
         """Paths below the folder that was packed."""
         return [os.fsdecode(bytes(name)) for name in self._names[index.numpy()]]
 
+    def file_sizes(self, index: Tensor) -> list[int]:
+        return (self._sizes[index.numpy()].prod(1) * self._channels).tolist()
+
     def fetch(self, index: Tensor) -> list[Tensor]:
         if self._pixels is None:  # in the process that reads, lest the pixels be sent to it
             # Copy-on-write: torch wants memory that it may write, the file stays as it is.

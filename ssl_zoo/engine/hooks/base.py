@@ -10,6 +10,9 @@ from ssl_zoo.core import Batch
 class Hook:
     """Called with the trainer, in the order of its hooks; every method is optional."""
 
+    def before_load(self, trainer, state: dict[str, Any]) -> None:
+        """Before a checkpoint's state is loaded; may change it, or raise ValueError."""
+
     def before_train(self, trainer) -> None:
         """Before the first step of this sitting; `trainer.step` is where it starts."""
 
