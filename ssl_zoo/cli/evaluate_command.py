@@ -33,7 +33,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         help="its keys (for all: NAME.key=value), and data.key=value",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="CONFIG", help="judge by the images of its section `data`"
+        "--data", type=user_path, metavar="CONFIG", help="judge by the images of its section `data`"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument(
