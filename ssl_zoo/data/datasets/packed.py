@@ -80,13 +80,11 @@ def pack(
     chunks = [chunk.tolist() for chunk in torch.arange(len(dataset)).split(CHUNK)]
     made = Workers().map(downscaled, chunks, workers) if workers else map(downscaled, chunks)
     sizes: list[tuple[int, int]] = []
-<<<<<<< HEAD
     with replacing(path) as staged, open(staged, "wb") as file:
         file.write(bytes(HEADER.size))  # zeros: no header until all else is written
-        for number, images in enumerate(loader):
-            for image in images:
-                file.write(image)
-                sizes.append(image.shape[:2])
+        for number, (pixels, shapes) in enumerate(made):
+            file.write(pixels.numpy())
+            sizes += shapes
             if number % 500 == 499:
                 log(f"{path}: {len(sizes)} of {len(dataset)} images")
         index = io.BytesIO()
@@ -99,30 +97,6 @@ def pack(
         file.write(HEADER.pack(MAGIC, VERSION, index_start, len(index.getvalue())))
         file.flush()
         os.fsync(file.fileno())
-=======
-    with replacing(path) as staged:
-        try:
-            with open(staged, "wb") as file:
-                file.write(bytes(HEADER.size))  # zeros: no header until all else is written
-                for number, (pixels, shapes) in enumerate(made):
-                    file.write(pixels.numpy())
-                    sizes += shapes
-                    if number % 500 == 499:
-                        log(f"{path}: {len(sizes)} of {len(dataset)} images")
-                index = io.BytesIO()
-                meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
-                labels = dataset.labels.numpy()
-                np.savez(index, about=meta, sizes=np.array(sizes), labels=labels, names=names)
-                index_start = file.tell()
-                file.write(index.getvalue())
-                file.seek(0)
-                file.write(HEADER.pack(MAGIC, VERSION, index_start, len(index.getvalue())))
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            staged.unlink(missing_ok=True)  # may be hundreds of gigabytes
-            raise
->>>>>>> h-files
     log(f"{path}: {len(sizes)} images, {path.stat().st_size / 1e9:.2f} GB")
 
 
