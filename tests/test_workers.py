@@ -147,6 +147,9 @@ def test_processes_end_with_the_one_that_started_them_however_it_ends():
 def test_batches_are_pinned_in_order_and_their_errors_come_in_turn(monkeypatch):
     """What is done for a GPU, without one."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x.add(1))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    devices: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
 
     def batches():
         for i in range(5):
@@ -160,6 +163,7 @@ def test_batches_are_pinned_in_order_and_their_errors_come_in_turn(monkeypatch):
     abandoned = loader._pinned(batches())
     next(abandoned)
     abandoned.close()
+    assert devices == [3, 3]
 
 
 def test_processes_started_afresh_read_the_same(folder, monkeypatch):  # noqa: F811

@@ -168,7 +168,8 @@ def _pinned(batches: Iterator[Loaded]) -> Iterator[Loaded]:
         images, boxes = ([x.pin_memory() for x in part] for part in (loaded.images, loaded.boxes))
         return loaded._replace(images=images, boxes=boxes)
 
-    with ThreadPoolExecutor(1) as thread:
+    here = torch.cuda.current_device()  # a thread starts on the first GPU, which is another rank's
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(here,)) as thread:
         following = thread.submit(pin)
         while (loaded := following.result()) is not None:
             following = thread.submit(pin)

@@ -222,6 +222,7 @@ class Data:
 
     Attributes:
         splits: the same data set for evaluations.
+        source: what reads the batches' images.
         labels: [num_samples] int64, of the pre-training split; -1 where unknown.
     """
 
