@@ -34,6 +34,7 @@ class DINOv2(Method):
     family = "distillation"
     needs = "tokens"
     views_needed = 2
+    evaluated = "teacher"  # dinov2/eval/setup.py of facebookresearch/dinov2
 
     def __init__(
         self,
