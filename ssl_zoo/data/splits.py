@@ -88,7 +88,7 @@ class Splits:
         """Of a split's images and labels, wherever they lie: equal for equal ones."""
         dataset = self.split(split)
         digest = hashlib.sha256(dataset.fingerprint.numpy())
-        digest.update(dataset.labels.numpy())
+        digest.update(dataset.labels.contiguous().numpy())
         return digest.hexdigest()[:12]
 
     def chosen(self, split: str, limit: int | None = None) -> Tensor:
