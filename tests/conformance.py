@@ -238,7 +238,7 @@ def test_targets_get_no_gradient_and_are_in_the_checkpoint(recipe, tmp_path):
 
 
 @every_recipe
-def test_evaluating_any_of_its_networks_leaves_the_method_as_it_was(recipe, tmp_path):
+def test_evaluation_leaves_the_method_as_it_was(recipe, tmp_path):
     trainer = make(recipe, tmp_path)
     out = step(trainer)
     method, before, rng = trainer.method, state(trainer.method), torch.get_rng_state()

@@ -89,7 +89,8 @@ class Method(nn.Module):
         """What can be taken out, each images [N, C, H, W] -> features [N, F]; `evaluated` first.
 
         `backbone` is `encoder.backbone`; a momentum encoder's backbone has the name of the
-        attribute that the encoder is: `teacher`, `key_encoder`.
+        attribute that the encoder is: `teacher`, `key_encoder`. A method that has others overrides
+        this, with modules of its own.
         """
         found = {"backbone": self.encoder.backbone}
         for path, module in self.named_modules():
