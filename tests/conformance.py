@@ -92,7 +92,7 @@ def make(
         ("backbone", small(data["backbone"], norm, groups)),
         ("evaluations.knn", None),
         ("train.precision", "fp32"),
-        ("train.epochs", 1),
+        ("train.epochs", 400),  # more than what begins a run takes
         ("train.compile", compile),
         *SMALLER.get(data["method"]["type"], []),
         *changed,
@@ -275,6 +275,20 @@ def test_a_batch_that_divides_nothing_trains(recipe, tmp_path):
     trainer = make(recipe, tmp_path, batch_size=7)
     for number in range(3):
         assert step(trainer, number)["loss"].isfinite()
+
+
+@every_recipe
+def test_a_last_batch_of_one_is_refused_or_trains(recipe, tmp_path):
+    changed = ["data.drop_last=false"]
+    try:
+        trainer = make(recipe, tmp_path, batch_size=SAMPLES - 1, norm=False, changed=changed)
+    except ConfigError as error:
+        assert error.key == "data.batch_size" and "data.drop_last=true" in error.expected
+        return
+    batch = batch_of(trainer, 1)
+    loss, grads = gradients(trainer, batch)
+    assert len(batch.index) == 1 and loss.isfinite(), "see `least_images`"
+    assert any(g is not None and g.any() for g in grads.values()), "see `least_images`"
 
 
 def scheduled(part: Part, key: str = "method") -> Iterator[tuple[str, float]]:

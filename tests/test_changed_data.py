@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny  # noqa: F401  (registers TinyNet)
 import torch
 from PIL import Image
+from ranks import on_ranks
 
 from ssl_zoo import cli, config, experiment
 from ssl_zoo.data import ImageFolder, InMemory
@@ -158,10 +161,10 @@ def change_test_images(root: Path) -> None:
     ("change", "said"),
     [
         (remove, ["images: 1 gone, 0 new", "steps an epoch: 6 -> 5"]),
-        (exchange, ["images: 1 gone, 1 new or changed (a/new.png)"]),
-        (add_class, ["images: 0 gone, 16 new", "(d/0.png, ", "classes: d new", "6 -> 8"]),
-        (rename, ["classes: a is now zz", "knn: other train and test images"]),
-        (repair, ["images: 1 gone, 1 new or changed (c/1.png)"]),
+        (exchange, ["images: 1 gone, 1 new or changed ('a/new.png')"]),
+        (add_class, ["images: 0 gone, 16 new", "('d/0.png', ", "classes: 'd' new", "6 -> 8"]),
+        (rename, ["classes: 'a' is now 'zz'", "knn: other train and test images"]),
+        (repair, ["images: 1 gone, 1 new or changed ('c/1.png')"]),
         (change_test_images, ["knn: other test images"]),
     ],
 )
@@ -217,10 +220,43 @@ def test_rows_of_a_memory_go_with_their_images(tmp_path, capsys):
     assert written[names.index("a/new.png")] == 0 and (written > 0).sum() == 47
     assert train(path, "--resume", "--changed-data") == 0
     said = log(tmp_path)
-    assert "images: 1 gone, 1 new or changed (a/new.png)" in said
+    assert "images: 1 gone, 1 new or changed ('a/new.png')" in said
     assert "step 6 of now 12 is in epoch 1.00" in said
     capsys.readouterr()
     assert train(path, "train.epochs=3", "--resume") == 0  # the next checkpoint knows the new ones
+
+
+def bank_on_a_rank(root: Path) -> torch.Tensor:
+    device, run = torch.device("cpu"), RunFolder(root / "run")
+    trainer = experiment.build_trainer(config.load(root / "config.yaml"), device, run, False)
+    trainer.hooks["data"].may_change = True
+    assert trainer.resume()
+    return trainer.method.memory.stored
+
+
+def test_two_ranks_carry_the_same_rows_as_one(tmp_path):
+    first_sitting(tmp_path, contrastive(BANK))
+    exchange(tmp_path)
+    alone = bank_on_a_rank(tmp_path)
+    assert all(torch.equal(bank, alone) for bank in on_ranks(2, bank_on_a_rank, tmp_path))
+
+
+def test_the_best_is_chosen_among_figures_on_the_same_images(tmp_path):
+    path = first_sitting(tmp_path, contrastive(QUEUE))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    flattered = [json.loads(line) for line in lines]
+    for line in flattered:
+        line |= {"top1": 101.0} if line["kind"] == "evaluation" and line["step"] == 6 else {}
+    text = "".join(json.dumps(line) + "\n" for line in flattered if line["step"] <= 6)
+    (tmp_path / "run" / "metrics.jsonl").write_text(text)
+    same = shutil.copytree(tmp_path / "run", tmp_path / "same")
+    assert cli.main(["train", str(path), "--resume", "--out", str(same), "--device", "cpu"]) == 0
+    assert RunFolder(same).result()["best"]["value"] == 101.0
+    change_test_images(tmp_path)
+    assert train(path, "--resume", "--changed-data") == 0
+    assert RunFolder(tmp_path / "run").result()["best"]["value"] <= 100
+    made = [x for x in RunFolder(tmp_path / "run").metrics() if x["kind"] == "evaluation"]
+    assert [x["step"] for x in made] == [6, 6, 12]  # once more on the images of now
 
 
 def test_more_images_make_longer_epochs_and_the_step_stays(tmp_path):
@@ -279,11 +315,11 @@ def test_a_classifier_does_not_go_on_with_other_classes(tmp_path, capsys):
     rename(tmp_path)
     assert train(path, "--resume", "--changed-data") == 2
     errors = capsys.readouterr().err
-    assert "a is now zz" in errors and "Supervised has an output for each class" in errors
+    assert "'a' is now 'zz'" in errors and "Supervised has an output for each class" in errors
     for split in ("train", "val"):  # under this name it stands where it stood
         (tmp_path / split / "zz").rename(tmp_path / split / "aa")
     assert train(path, "--resume", "--changed-data") == 0
-    assert "a is now aa" in log(tmp_path)
+    assert "'a' is now 'aa'" in log(tmp_path)
 
 
 def test_what_learns_the_classes_beside_a_run_starts_anew_with_others(tmp_path):

@@ -195,6 +195,9 @@ class Images:
     def split(self, name):
         return self.sets[name]
 
+    def found(self):
+        return []
+
     def chosen(self, split, limit=None):
         return torch.arange(len(self.split(split)))[:limit]
 

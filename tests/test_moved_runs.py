@@ -132,7 +132,7 @@ def test_what_learned_the_runs_classes_is_not_judged_on_others(run, tmp_path, ca
     other = recipe(photos(tmp_path, "abd"), {"type": "Rotation"})
     errors = refused(capsys, "evaluate", "probe", run, "--data", other)
     assert "probe learned the classes of" in errors
-    assert "3 (a, b, c); these images have others, 3 (a, b, d)" in errors
+    assert "3 ('a', 'b', 'c'); these images have others, 3 ('a', 'b', 'd')" in errors
     assert cli.main(["evaluate", "all", str(run), "--data", str(other), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "left out, as they learn beside a run: probe" in said and "knn: top1" in said

@@ -40,8 +40,14 @@ class Backbone(nn.Module):
         return {"features"}
 
     @staticmethod
-    def dry_run(**arguments) -> None:
-        """Raises the constructor's ConfigErrors, given the YAML arguments; reads no data."""
+    def on_meta(**arguments) -> nn.Module | None:
+        """One that takes the same images, without weights on the meta device, to be looked at only.
+
+        It says how many channels they have, `in_chans`, and `made_for`, the (height, width) that is
+        usual for it. Raises the constructor's ConfigErrors, given the YAML arguments; None where
+        nothing is to be tried out before data are read.
+        """
+        return None
 
 
 def without_initial_weights(backbone: Part) -> Part:

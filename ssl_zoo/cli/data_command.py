@@ -58,6 +58,8 @@ def show_views(arguments: argparse.Namespace) -> int:
     sections = _sections(arguments)
     needed = views_needed(sections["method"])
     data = sections["data"](run_seed=sections["seed"], views_needed=needed)
+    for line in data.splits.found():
+        print(line)
     view_grid(data, arguments.out, arguments.samples)
     print(arguments.out)
     return 0

@@ -42,16 +42,15 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 def train(arguments: argparse.Namespace) -> int:
     from ssl_zoo import config
-    from ssl_zoo.experiment import build_trainer, open_folder, parse
+    from ssl_zoo.experiment import open_folder, parse
     from ssl_zoo.runs import RunFolder
     from ssl_zoo.system import distributed
 
     cfg = config.load(arguments.config, arguments.overrides)
-    resolved = parse(cfg, fresh=False).spelled_out()
+    resolved = parse(cfg, trained=True).spelled_out()
     folder = RunFolder(arguments.out or run_path(arguments.config, resolved["seed"]))
-    fresh = arguments.check or not (arguments.resume and folder.checkpoints())
-    if fresh:
-        parse(cfg)
+    trained = arguments.resume and not arguments.check and bool(folder.checkpoints())
+    parse(cfg, trained)
     if arguments.check:
         print(f"{arguments.config}: ok")
         return 0
@@ -61,8 +60,7 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         remark = distributed.attempt(partial(open_folder, folder, resolved, arguments.resume))
         if remark is not None:
-            build = partial(build_trainer, cfg, device, folder, not arguments.no_baselines, fresh)
-            _fit(build, folder, resolved, arguments.changed_data, remark)
+            _fit(cfg, device, folder, arguments, trained, remark)
     finally:
         if distributed.is_main():
             folder.lock.release()
@@ -70,26 +68,30 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(build, folder, resolved: dict, changed_data: bool, remark: str) -> None:
+def _fit(cfg, device, folder, arguments: argparse.Namespace, trained: bool, remark: str) -> None:
     from ssl_zoo.engine.stop import Interrupted
+    from ssl_zoo.experiment import build_trainer, out_of_reach, parse
     from ssl_zoo.runs import describe_environment
     from ssl_zoo.system import distributed
 
     try:
-        trainer = build()
-        trainer.hooks["data"].may_change = changed_data
+        whole = parse(cfg, trained)
+        trainer = build_trainer(cfg, device, folder, not arguments.no_baselines, trained)
+        trainer.hooks["data"].may_change = arguments.changed_data
         resumed = trainer.resume()
         # Not before: a resume that is refused leaves config.yaml and result.json as they were.
-        environment = describe_environment(trainer.device)
-        distributed.attempt(lambda: folder.begin(resolved, environment))
+        environment = describe_environment(device)
+        distributed.attempt(lambda: folder.begin(whole.spelled_out(), environment))
         trainer.say(
             f"{trainer.name}: {f'from step {trainer.step}' if resumed else 'starting'}, "
-            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {trainer.device} "
+            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
             f"in {trainer.precision} ({trainer.precision_reason})"
         )
+        remarks = [remark]
         if not resumed:
-            remark = trainer.method.remark(trainer.data.batch_size)
-        if remark:
+            late = out_of_reach(whole, trainer.total_steps)
+            remarks = [trainer.method.remark(trainer.data.batch_size), late]
+        for remark in filter(None, remarks):
             trainer.say(f"{trainer.name}: {remark}")
         trainer.fit()
         trainer.say(f"{trainer.name}: finished; results in {folder.path}")

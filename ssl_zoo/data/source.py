@@ -29,6 +29,7 @@ class ImageSet:
         varies: images vary in size.
         scaled: `shapes` is there, and `fetch` takes `shrink`, [n] of 1, 2, 4 or 8 for each image.
         in_ram: fetching is no work for a process of its own.
+        found: what was found where files were looked for, a line for a person; '' if nowhere.
         baselines: makers of untrained modules, images -> features [n, F], for a network to beat.
     """
 
@@ -39,6 +40,7 @@ class ImageSet:
     varies = False
     scaled = False
     in_ram = False
+    found = ""
     baselines: ClassVar[dict[str, Callable[[], nn.Module]]] = {}
 
     def __len__(self) -> int:
@@ -57,7 +59,7 @@ class ImageSet:
         return [str(i) for i in index.tolist()]
 
     def file_sizes(self, index: Tensor) -> list[int]:
-        """Bytes of the files of `index` [n]; 0 where an image is no file of its own."""
+        """Bytes that the images of `index` [n] take where they lie; 0: unknown."""
         return [0] * len(index)
 
     @cached_property

@@ -71,6 +71,11 @@ class Splits:
             self._loaded[name] = self._loaded.setdefault(dataset.split, dataset)
         return self._loaded[name]
 
+    def found(self) -> list[str]:
+        """What was found of the splits that have been loaded, a line each, see `ImageSet.found`."""
+        loaded = {id(dataset): dataset for dataset in self._loaded.values()}
+        return [dataset.found for dataset in loaded.values() if dataset.found]
+
     def identity(self) -> dict[str, Any]:
         """Which images these are, wherever they lie: plain values."""
         train, test = self.split("train"), self.split("test")

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.data import Data
+from ssl_zoo.data.files import some
 from ssl_zoo.data.source import ImageSet, class_codes, matched
 from ssl_zoo.engine.hooks import Hook
 from ssl_zoo.evaluation.monitor import Monitor
 from ssl_zoo.system import distributed
-
-SHOWN = 3  # names of what has changed
 
 
 class KnownData(Hook):
@@ -96,14 +95,14 @@ class KnownData(Hook):
         new = (origin < 0).nonzero()[:, 0]
         gone = len(before["images"]) - (len(origin) - len(new))
         if gone or len(new):
-            names = shortened(self.data.dataset.names(new[:SHOWN]), len(new))
+            names = some(self.data.dataset.names(new[:4]))
             yield f"images: {gone} gone, {len(new)} new or changed{names and f' ({names})'}"
         old_classes, classes = before["classes"], self.now["classes"]
-        told = [f"{old} is now {name}" for name, old in renamed.items()]
+        told = [f"{old!r} is now {name!r}" for name, old in renamed.items()]
         for one, other, what in ((old_classes, classes, "gone"), (classes, old_classes, "new")):
             known = {*other, *renamed, *renamed.values()}
             names = [name for name in one if name not in known]
-            told += [f"{shortened(names[:SHOWN], len(names))} {what}"] if names else []
+            told += [f"{some(names)} {what}"] if names else []
         if told or classes != old_classes:
             yield f"classes: {', '.join(told) or 'in another order'}"
         elif not gone and not len(new):
@@ -126,7 +125,7 @@ class KnownData(Hook):
         images, classes, found = self.now["images"], self.now["classes"], {}
         gone = [name for name in before["classes"] if name not in classes]
         for number, name in enumerate(classes):
-            some = images[self.data.labels == number][:SHOWN, None]  # [s, 1]
+            some = images[self.data.labels == number][:3, None]  # [s, 1]
             if name in before["classes"] or not gone or not len(some):
                 continue
             as_before = some - class_codes([name]) + class_codes(gone)  # [s, gone]
@@ -168,8 +167,3 @@ def carry(method: nn.Module, weights: dict[str, Tensor], origin: Tensor, count: 
 def class_names(dataset: ImageSet) -> list[str]:
     """Numbers, where a set has no names for its classes."""
     return dataset.classes or [str(i) for i in range(dataset.num_classes)]
-
-
-def shortened(names: list[str], count: int) -> str:
-    """The first few of so many names."""
-    return ", ".join([*names, *(["..."] if count > len(names) else [])])

@@ -35,7 +35,7 @@ def open_folder(folder: RunFolder, resolved: dict[str, Any], resume: bool) -> st
 def changes(old: dict, new: dict) -> list[str]:
     """Dotted keys of the run, not of the machine, in which two resolved configs differ."""
     before, after = (
-        parse(Config(data), fresh=False).spelled_out(machine=False) for data in (old, new)
+        parse(Config(data), trained=True).spelled_out(machine=False) for data in (old, new)
     )
     return differences(before, after)
 
@@ -46,7 +46,7 @@ def longer(old: dict, new: dict) -> str:
     if after <= before or changes({**old, "train": {**old["train"], "epochs": after}}, new):
         return ""
     moved = []
-    for name, part in parse(Config(new), fresh=False).arguments()["schedules"].items():
+    for name, part in parse(Config(new), trained=True).arguments()["schedules"].items():
         value, times = part(), [before * i / 8 for i in range(9)]
         if any(value(1.0, at, before) != value(1.0, at, after) for at in times):
             moved.append(f"{name} ({part.type})")

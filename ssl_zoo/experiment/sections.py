@@ -30,8 +30,11 @@ from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
+from ssl_zoo.experiment.batches import check_batches
 from ssl_zoo.experiment.check import check_whole, views_needed
+from ssl_zoo.experiment.fit import check_fit
 from ssl_zoo.experiment.known_data import KnownData
+from ssl_zoo.experiment.length import check_ramps
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import seed_all
@@ -84,6 +87,8 @@ def whole_run(
     rule = optimizer(method=pretext)
     scale_lr(rule, images.batch_size, settings.lr_reference_batch)
     pretext = prepare(pretext, settings, device)
+    cut = {name: data.arguments()[name] for name in ("batch_size", "drop_last")}
+    check_batches(pretext, images.num_samples, **cut, accumulate=settings.accumulate)
     scheduled = Schedules({name: schedule() for name, schedule in schedules.items()})
     keeper: Checkpoints = checkpoint()
     monitor = Monitor(evaluations, images, keeper, best, baselines)
@@ -131,14 +136,19 @@ def nudge(network: nn.Module) -> None:
     first.copy_(first.nextafter(first.new_tensor(math.inf)))
 
 
-def parse(config: Config, fresh: bool = True) -> Part:
+def parse(config: Config, trained: bool = False) -> Part:
     """Checks a whole config against the constructors it calls; reads no data, builds nothing.
 
-    Of a run that is not `fresh`, and so has a checkpoint, initial weights may be gone.
+    `trained`: it is of a run that was trained, of which not all is asked that a new one owes: it
+    needs no initial weights, and its ramps are what they were.
     """
     with config.located():
         whole = bind(whole_run, config.data)
-        check_whole(whole if fresh else _from_checkpoint(whole))
+        needed = _from_checkpoint(whole) if trained else whole
+        check_whole(needed)
+        check_fit(needed.arguments())
+        if not trained:
+            check_ramps(whole)
         return whole
 
 
@@ -152,16 +162,21 @@ def build_trainer(
     device: torch.device,
     folder: RunFolder | Path,
     baselines: bool = True,
-    fresh: bool = True,
+    trained: bool = False,
 ) -> Trainer:
     """Builds a run that starts at its first step; `Trainer.resume` goes on from a checkpoint.
 
-    It has to where the run is not built `fresh`, as initial weights are then left out.
+    It has to where the run is `trained`, as initial weights are then left out.
     """
-    whole = parse(config, fresh)
+    whole = parse(config, trained)
     folder = RunFolder(folder) if isinstance(folder, Path) else folder
-    call = whole if fresh else _from_checkpoint(whole)
+    call = _from_checkpoint(whole) if trained else whole
     with config.located():
         built: Trainer = call(device=device, folder=folder, baselines=baselines)
+        if not trained:
+            check_ramps(whole, built.total_steps)
+        if not (dataset := built.data.dataset).varies:
+            _, height, width = dataset.fetch(torch.zeros(1, dtype=torch.int64))[0].shape
+            check_fit(call.arguments(), (height, width))
     built.config_text = configs.dump(whole.spelled_out())
     return built

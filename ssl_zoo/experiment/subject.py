@@ -15,12 +15,13 @@ from ssl_zoo import config as configs
 from ssl_zoo.backbones import without_initial_weights
 from ssl_zoo.config import EVALUATIONS, Config, ConfigError, Part, bind, not_among
 from ssl_zoo.data import Data, Splits
+from ssl_zoo.data.files import some
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.engine.precision import choose
 from ssl_zoo.evaluation.base import NETWORK, UNTRAINED, Context, Outcome, measure
 from ssl_zoo.evaluation.monitor import Monitored, check_blocks, chosen, splits_of
-from ssl_zoo.experiment.known_data import SHOWN, class_names, shortened
+from ssl_zoo.experiment.known_data import class_names
 from ssl_zoo.experiment.sections import parse, seeded
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
@@ -142,10 +143,7 @@ class Subject:
     def _check_classes(self, name: str, splits: Splits) -> None:
         classes = class_names(splits.split("pretrain"))
         if self.classes is not None and classes != self.classes:
-            learned, found = (
-                f"{len(names)} ({shortened(names[:SHOWN], len(names))})"
-                for names in (self.classes, classes)
-            )
+            learned, found = (f"{len(names)} ({some(names)})" for names in (self.classes, classes))
             problem = f"{name} learned the classes of {self.path}, {learned}"
             raise ValueError(f"{problem}; these images have others, {found}")
 
@@ -184,7 +182,7 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     state = checkpoint.read(path)
-    sections = parse(configs.loads(state["config"], str(path)), fresh=False).arguments()
+    sections = parse(configs.loads(state["config"], str(path)), trained=True).arguments()
     backbone = seeded(sections["seed"], without_initial_weights(sections["backbone"]), device)
     networks = {}
     # A checkpoint that does not say where its networks are was judged by this one.

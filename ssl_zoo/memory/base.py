@@ -21,6 +21,7 @@ class Memory(nn.Module):
         num_views: views of an image it needs; 1 if it computes no keys from images.
         per_sample, positions: what of its state is tied to the training images, see `Method`.
         online_keys: the online encoder makes the keys, so that a view's key is also its query.
+        least_images: of all ranks together, in a pass, see `Method`.
         steps: optimizer steps seen, int64; with `seed` it determines all that the memory draws,
             so that ranks agree without talking and a resume draws the same.
         stored: [M, D] the keys that it keeps; a memory that keeps none lacks it, and the next two.
@@ -33,6 +34,7 @@ class Memory(nn.Module):
     online_keys = False
     per_sample: ClassVar[dict[str, int]] = {}
     positions: ClassVar[tuple[str, ...]] = ()
+    least_images = 1
 
     def __init__(self) -> None:
         super().__init__()

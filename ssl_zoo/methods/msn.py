@@ -34,6 +34,7 @@ class MSN(Method):
     family = "distillation"
     needs = "tokens"
     views_needed = 2
+    least_images = 2
     evaluated = "target"  # linear_eval.py of facebookresearch/msn
 
     def __init__(

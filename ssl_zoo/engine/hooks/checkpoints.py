@@ -2,7 +2,7 @@
 
 import shutil
 
-from ssl_zoo.config import OfMachine, PositiveFloat, PositiveInt, constrained
+from ssl_zoo.config import DueEpochs, OfMachine, PositiveFloat, PositiveInt, constrained
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.hooks.base import Hook
 from ssl_zoo.engine.stop import Interrupted
@@ -21,7 +21,10 @@ class Checkpoints(Hook):
     """
 
     def __init__(
-        self, *, every_epochs: OfMachine[PositiveFloat] = 1.0, keep: OfMachine[PositiveInt] = 2
+        self,
+        *,
+        every_epochs: OfMachine[DueEpochs[PositiveFloat]] = 1.0,
+        keep: OfMachine[PositiveInt] = 2,
     ):
         self.every_epochs, self.keep, self.saved_at = every_epochs, keep, -1
 
