@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_evaluation_sees_the_very_images(root, pack):
     folder = data_of({"type": "ImageFolder", "root": str(root / "images")}, workers=0).splits
     copy = data_of({"type": "Packed", "path": str(pack)}, workers=0).splits
     for split in ("train", "test"):
-        (a, labels), (b, same) = (next(d.clean_batches(split, "cpu")) for d in (folder, copy))
+        (a, labels, _), (b, same, _) = (next(d.clean_batches(split, "cpu")) for d in (folder, copy))
         assert torch.equal(a, b) and torch.equal(labels, same)
 
 
@@ -215,3 +216,14 @@ def test_a_missing_pack_is_reported_with_its_key(tmp_path):
         data_of({"type": "Packed", "path": 3})
     with pytest.raises(FileNotFoundError, match=r"train\.pack: no such file"):
         data_of({"type": "Packed", "path": str(tmp_path)})
+
+
+def test_a_bad_file_is_named_in_one_line_whatever_the_workers(root, tmp_path):
+    bad = next((root / "images" / "train").rglob("*.*"))
+    bad.write_bytes(b"no image")
+    folder = ImageFolder("train", root=str(root / "images"))
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(bad))}: cannot be .*\\)$") as caught:
+            packed.pack(folder, tmp_path / "train.pack", 32, workers, log=lambda text: None)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("train.pack*"))

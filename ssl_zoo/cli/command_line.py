@@ -3,7 +3,9 @@
 import argparse
 import importlib
 import sys
-from pathlib import Path
+
+from ssl_zoo.system.files import user_path
+from ssl_zoo.system.text import show
 
 COMMANDS = {
     "train": "train one config",
@@ -11,7 +13,7 @@ COMMANDS = {
     "evaluate": "evaluate a trained backbone",
     "compare": "whether one arm is better than another",
     "list": "what is registered: name, one line, paper",
-    "data": "get a data set, or look at a config's views",
+    "data": "get, look at, check or pack a data set",
 }
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -25,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG and its overrides."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    parser.add_argument("config", type=user_path, metavar="CONFIG", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, YAML")
 
 
@@ -38,12 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+        show(str(stop) or "stopped", sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
         if arguments.traceback:
             raise
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        show(f"error: {str(error) or type(error).__name__}", sys.stderr)
         return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
 
 

@@ -2,7 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
+
+from ssl_zoo.system.files import user_path
+from ssl_zoo.system.text import show
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -24,7 +26,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="or all")
-    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="or a config")
+    parser.add_argument("path", type=user_path, metavar="RUN_OR_CHECKPOINT", help="or a config")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -32,10 +34,12 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         help="its keys (for all: NAME.key=value), and data.key=value",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="CONFIG", help="judge by the images of its section `data`"
+        "--data", type=user_path, metavar="CONFIG", help="judge by the images of its section `data`"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="results as JSON; rows beside it")
+    parser.add_argument(
+        "--out", type=user_path, metavar="FILE", help="results as JSON; rows beside it"
+    )
     parser.set_defaults(command=evaluate)
 
 
@@ -61,7 +65,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.name == "all" and len(lacking) < len(parts):
         parts = {name: part for name, part in parts.items() if name not in lacking}
         if lacking and distributed.is_main():
-            print(f"left out, as they learn beside a run: {', '.join(lacking)}")
+            show(f"left out, as they learn beside a run: {', '.join(lacking)}")
     results = {"source": {"path": str(subject.path), "step": subject.step}}
     for name, result, outcome in subject.evaluate(parts, device):
         results[name] = result
@@ -77,6 +81,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def _print(name: str, result: dict, outcome, source: dict) -> None:
     metrics = "  ".join(f"{n} {v:.2f}{result['unit']}" for n, v in result["metrics"].items())
-    print(f"{name}: {metrics}  ({result['network']} of {source['path']}, step {source['step']})")
+    show(f"{name}: {metrics}  ({result['network']} of {source['path']}, step {source['step']})")
     said = ", ".join(f"{n} {v}" for n, v in result["protocol"].items())
-    print(f"protocol {result['hash']}: {said}", *outcome.remarks, sep="\n")
+    show("\n".join([f"protocol {result['hash']}: {said}", *outcome.remarks]))

@@ -2,6 +2,8 @@
 
 import argparse
 
+from ssl_zoo.system.text import show
+
 # The names of the registries, in lower case.
 KINDS = ["methods", "heads", "memory", "backbones", "losses", "datasets", "transforms"]
 KINDS += ["optimizers", "schedules", "evaluations", "observers"]
@@ -19,12 +21,12 @@ def list_parts(arguments: argparse.Namespace) -> int:
     for kind in [arguments.kind] if arguments.kind else KINDS:
         registry = getattr(config, kind.upper())
         rows = registry.summary()
-        print(kind)
+        show(kind)
         width = max(len(name) for name, *_ in rows)
         for name, line, paper in rows:
             cited = f"  [arXiv:{paper}]" if paper and paper not in line else ""
             if kind == "methods":
                 target = registry.get(name)
                 cited += f"  ({target.family}; needs {target.needs})"
-            print(f"  {name:<{width}}  {line}{cited}")
+            show(f"  {name:<{width}}  {line}{cited}")
     return 0

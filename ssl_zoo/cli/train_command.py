@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.system.files import user_path
+from ssl_zoo.system.text import show
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -26,7 +28,9 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)
-    parser.add_argument("--out", type=Path, help="run folder [runs/<config's name>/seed<seed>]")
+    parser.add_argument(
+        "--out", type=user_path, help="run folder [runs/<config's name>/seed<seed>]"
+    )
     parser.add_argument("--resume", action="store_true", help="from the newest checkpoint, if any")
     parser.add_argument(
         "--changed-data",
@@ -52,7 +56,7 @@ def train(arguments: argparse.Namespace) -> int:
     trained = arguments.resume and not arguments.check and bool(folder.checkpoints())
     parse(cfg, trained)
     if arguments.check:
-        print(f"{arguments.config}: ok")
+        show(f"{arguments.config}: ok")
         return 0
     device = distributed.start(arguments.device)
     # One rank looks and writes; all ranks act on what it saw.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.system import rng
+from ssl_zoo.system.files import user_path
 
 Split = Literal["pretrain", "train", "test"]
 
@@ -159,6 +160,6 @@ def check_split(split: str) -> str:
 def roots(root: str | os.PathLike | None) -> list[Path]:
     """Folders that may hold data: the user's alone if there is one, else $SSL_ZOO_DATA, ./data."""
     if root is not None:
-        return [Path(root).expanduser()]
+        return [user_path(root)]
     named = os.environ.get("SSL_ZOO_DATA")
-    return [*([Path(named).expanduser()] if named else []), Path("data")]
+    return [*([user_path(named)] if named else []), Path("data")]

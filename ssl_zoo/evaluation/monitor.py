@@ -83,7 +83,8 @@ def splits_of(parts: Mapping[str, Part], run: Splits) -> dict[str, Splits]:
     for name, part in parts.items():
         blocks = run.blocks | part.beside().blocks
         if key(blocks) not in shared:
-            shared[key(blocks)] = Splits(run.seed, workers=run.workers, **blocks)
+            same = {"pool": run.pool, "workers": run.workers, "max_bad": run.max_bad}
+            shared[key(blocks)] = Splits(run.seed, **same, **blocks)
         of[name] = shared[key(blocks)]
     return of
 

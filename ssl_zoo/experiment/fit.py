@@ -39,10 +39,8 @@ def check_fit(sections: Mapping[str, Any], given: Size | None = None) -> None:
     """
     backbone: Part = sections["backbone"]
     network = backbone.replaced(backbone.target.on_meta)()
-    if network is None:
-        return
     every = [*_of_method(sections, given), *_clean(sections, given)]
-    for seen in every:
+    for seen in every if network is not None else ():
         if problem := _problem(network, seen):
             name = backbone.kwargs.get("name", backbone.type)
             ways = [_nearest(network, seen), _option(backbone, seen.size, every)]
@@ -74,7 +72,8 @@ def _of_method(sections: Mapping[str, Any], given: Size | None) -> Iterator[Seen
     for (key, size, seen), numbers in alike.items():
         what = f"view{'s' * (len(numbers) > 1)} {_in_runs(numbers)}"
         if seen != size:
-            key, what = "method.patch_size", f"patches of {what}"
+            key = "method.patch_size" if "patch_size" in method.arguments() else "method"
+            what = f"what {kind.__name__} makes of {what}"
         yield Seen(key, what, seen, use, kind.needs_own_size)
 
 

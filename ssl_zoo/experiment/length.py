@@ -28,13 +28,14 @@ def check_ramps(whole: Part, steps: int | None = None) -> None:
 def out_of_reach(whole: Part, steps: int) -> str:
     """What a person should know of what is due after the run's last step; '' for nothing."""
     run = _length(whole, steps)
-    late = [
-        f"{key} ({number:g})"
-        for key, span, number in _spans(whole)
-        if not span.ramp and number > run[span.unit]
-    ]
-    long = f"{run['epochs']:g} epochs, {steps} steps"
-    return f"the run ({long}) ends before: {', '.join(late)}" if late else ""
+    late: dict[str, list[str]] = {}
+    for key, span, number in _spans(whole):
+        if not span.ramp and number > run[span.unit]:
+            late.setdefault(key, []).append(f"{number:g}")
+    if not late:
+        return ""
+    said = "; ".join(f"{key} {', '.join(numbers)}" for key, numbers in late.items())
+    return f"the run ends after {run['epochs']:g} epochs, {steps} steps, before {said}"
 
 
 def _length(whole: Part, steps: int | None) -> dict[str, float]:
@@ -48,7 +49,7 @@ def _spans(part: Part, key: str = "") -> Iterator[tuple[str, Span, float]]:
     hints = type_hints(part.target)
     for name, value in part.arguments().items():
         below = join(key, name)
-        for span in (mark for mark in marks(hints[name]) if isinstance(mark, Span)):
+        for span in (mark for mark in marks(hints.get(name)) if isinstance(mark, Span)):
             numbers = value if isinstance(value, list) else [value]
             yield from ((below, span, number) for number in numbers if number is not None)
         parts = value.items() if isinstance(value, Mapping) else [("", value)]

@@ -7,6 +7,7 @@ from typing import Any
 from ssl_zoo.config import Config, differences
 from ssl_zoo.experiment.sections import parse
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.system.text import show
 
 
 def open_folder(folder: RunFolder, resolved: dict[str, Any], resume: bool) -> str | None:
@@ -25,7 +26,7 @@ def open_folder(folder: RunFolder, resolved: dict[str, Any], resume: bool) -> st
             hint = "--resume goes on, --out names another folder."
             raise FileExistsError(f"{folder.path} holds a run already: {hint}")
         if folder.finished and not changed:
-            print(f"finished already: {folder.path}")
+            show(f"finished already: {folder.path}")
             return None
     elif written is not None and differences(written, resolved):
         folder.forget_all()  # nothing worth keeping was saved under the other config

@@ -25,7 +25,14 @@ from ssl_zoo.config import (
 from ssl_zoo.core import network_paths
 from ssl_zoo.data import Data
 from ssl_zoo.engine import optimizers  # noqa: F401  (registers)
-from ssl_zoo.engine.hooks import Checkpoints, Hook, MetricsLogger, ProgressBar, ResultWriter
+from ssl_zoo.engine.hooks import (
+    Checkpoints,
+    Hook,
+    MetricsLogger,
+    ProgressBar,
+    ResultWriter,
+    Unreadable,
+)
 from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
@@ -36,8 +43,7 @@ from ssl_zoo.experiment.fit import check_fit
 from ssl_zoo.experiment.known_data import KnownData
 from ssl_zoo.experiment.length import check_ramps
 from ssl_zoo.runs import RunFolder
-from ssl_zoo.system import distributed
-from ssl_zoo.system.rng import seed_all
+from ssl_zoo.system.rng import seed_all, seed_rank
 
 # What looks on unless a config's `observers` says otherwise.
 _TYPES = {"telemetry": "Telemetry", "collapse": "Collapse"}
@@ -99,6 +105,7 @@ def whole_run(
         "schedules": scheduled,
         "metrics": MetricsLogger(scheduled, watching, labels),
         "data": KnownData(images, monitor),
+        "unreadable": Unreadable(images.splits.unreadable),
         "evaluations": monitor,
         "checkpoints": keeper,
         "result": ResultWriter(),
@@ -107,7 +114,7 @@ def whole_run(
     trainer.networks = network_paths(pretext)
     scheduled.attach(trainer)
     monitor.begin(pretext, device)
-    torch.manual_seed(seed * 1_000_003 + distributed.rank())  # what methods draw differs per rank
+    seed_rank(seed)  # what methods draw differs per rank
     return trainer
 
 
@@ -144,11 +151,10 @@ def parse(config: Config, trained: bool = False) -> Part:
     """
     with config.located():
         whole = bind(whole_run, config.data)
-        needed = _from_checkpoint(whole) if trained else whole
-        check_whole(needed)
-        check_fit(needed.arguments())
+        check_whole(_from_checkpoint(whole) if trained else whole)
         if not trained:
             check_ramps(whole)
+            check_fit(whole.arguments())
         return whole
 
 

@@ -26,7 +26,7 @@ from ssl_zoo.experiment.sections import parse, seeded
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 
-USED = ("dataset", "clean", "workers")  # of a run's data, by evaluations
+USED = ("dataset", "clean", "workers", "max_bad")  # of a run's data, by evaluations
 
 
 @dataclass

@@ -18,6 +18,7 @@ from ssl_zoo.data.files import counted, some
 from ssl_zoo.data.image import decode
 from ssl_zoo.data.image.decode import Color, Decoding
 from ssl_zoo.data.source import ImageSet, Split, check_split, roots
+from ssl_zoo.system.text import one_line
 
 SPLITS = {"train": ("train",), "test": ("val", "test")}  # the folders of each
 
@@ -163,7 +164,7 @@ def told(
         parts.append(f"the classes {pair}")
     if ignored:
         parts.append(f"not read: {', '.join(ignored)}")
-    return "; ".join(parts)
+    return one_line("; ".join(parts))
 
 
 def _splits_of(place: Path) -> list[str]:

@@ -20,14 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ssl_zoo.config import DATASETS, OfMachine
 from ssl_zoo.data.datasets.folder import ImageFolder, told
 from ssl_zoo.data.image.decode import Decoding
 from ssl_zoo.data.image.geometry import Resize
 from ssl_zoo.data.source import ImageSet, Split, check_split
-from ssl_zoo.system.files import replacing
+from ssl_zoo.data.workers import Workers
+from ssl_zoo.system.files import replacing, user_path
+from ssl_zoo.system.text import show
 
 MAGIC, VERSION = b"ssl_zoo packed\r\n", 2
 HEADER = struct.Struct("<16sQQQ")
@@ -40,19 +41,18 @@ class Downscaled:
     def __init__(self, dataset: ImageSet, size: int):
         self.dataset, self.size, self.resize = dataset, size, Resize(size=size)
 
-    def __getitem__(self, index: Tensor) -> list[np.ndarray]:
-        """[n] -> n of uint8 [H, W, C]."""
-        return [
+    def __call__(self, positions: list[int]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """(pixels [sum of H x W x C] uint8, one tensor as each takes a file descriptor; H, W)."""
+        images = [
             (self.resize.apply_one(image, {}) if min(image.shape[1:]) > self.size else image)
-            .permute(1, 2, 0)
-            .contiguous()
-            .numpy()
-            for image in self.dataset.fetch(index)
+            for image in self.dataset.fetch(torch.tensor(positions))
         ]
+        pixels = torch.cat([image.permute(1, 2, 0).flatten() for image in images])
+        return pixels, [tuple(image.shape[1:]) for image in images]
 
 
 def pack(
-    dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = print
+    dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = show
 ) -> None:
     """Writes a split to `path`, whole or not at all; a pack of the same file names is kept.
 
@@ -76,38 +76,27 @@ def pack(
         log(f"{path}: there already")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    loader = DataLoader(
-        Downscaled(dataset, size),
-        batch_size=None,
-        sampler=torch.arange(len(dataset)).split(CHUNK),
-        num_workers=workers,
-        generator=torch.Generator(),
-        collate_fn=list,
-    )
+    downscaled = Downscaled(dataset, size)
+    chunks = [chunk.tolist() for chunk in torch.arange(len(dataset)).split(CHUNK)]
+    made = Workers().map(downscaled, chunks, workers) if workers else map(downscaled, chunks)
     sizes: list[tuple[int, int]] = []
-    with replacing(path) as staged:
-        try:
-            with open(staged, "wb") as file:
-                file.write(bytes(HEADER.size))  # zeros: no header until all else is written
-                for number, images in enumerate(loader):
-                    for image in images:
-                        file.write(image)
-                        sizes.append(image.shape[:2])
-                    if number % 500 == 499:
-                        log(f"{path}: {len(sizes)} of {len(dataset)} images")
-                index = io.BytesIO()
-                meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
-                labels = dataset.labels.numpy()
-                np.savez(index, about=meta, sizes=np.array(sizes), labels=labels, names=names)
-                index_start = file.tell()
-                file.write(index.getvalue())
-                file.seek(0)
-                file.write(HEADER.pack(MAGIC, VERSION, index_start, len(index.getvalue())))
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            staged.unlink(missing_ok=True)  # may be hundreds of gigabytes
-            raise
+    with replacing(path) as staged, open(staged, "wb") as file:
+        file.write(bytes(HEADER.size))  # zeros: no header until all else is written
+        for number, (pixels, shapes) in enumerate(made):
+            file.write(pixels.numpy())
+            sizes += shapes
+            if number % 500 == 499:
+                log(f"{path}: {len(sizes)} of {len(dataset)} images")
+        index = io.BytesIO()
+        meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        labels = dataset.labels.numpy()
+        np.savez(index, about=meta, sizes=np.array(sizes), labels=labels, names=names)
+        index_start = file.tell()
+        file.write(index.getvalue())
+        file.seek(0)
+        file.write(HEADER.pack(MAGIC, VERSION, index_start, len(index.getvalue())))
+        file.flush()
+        os.fsync(file.fileno())
     log(f"{path}: {len(sizes)} images, {path.stat().st_size / 1e9:.2f} GB")
 
 
@@ -163,7 +152,7 @@ class Packed(ImageSet):
 
     def __init__(self, split: Split, *, path: OfMachine[str]):
         self.split = check_split(split)
-        self.file = Path(path).expanduser() / f"{self.split}.pack"
+        self.file = user_path(path) / f"{self.split}.pack"
         about, self._sizes, labels, self._names = read(self.file)
         if about["split"] != self.split:
             raise ValueError(f"{self.file}: holds the {about['split']} images")

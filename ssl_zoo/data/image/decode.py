@@ -13,10 +13,11 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from ssl_zoo.config.constraints import Range
+from ssl_zoo.system.text import one_line
 
 try:
     import simplejpeg
@@ -132,7 +133,11 @@ def _naming(path: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # Pillow has no one kind for files that are not what they should be
-        raise BadImage(f"{path}: cannot be decoded as an image ({error})", path) from error
+        # Pillow's own words for what it does not know name an object in memory.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no kind that is read here" if unknown else error
+        problem = f"cannot be decoded as an image ({reason})"
+        raise BadImage(f"{one_line(path)}: {problem}", path) from error
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -22,6 +22,9 @@ class Hook:
     def after_step(self, trainer, batch: Batch, out: dict[str, Tensor]) -> None:
         """After a step; `trainer.step` steps are done. `out` is detached."""
 
+    def batch_failed(self, trainer) -> None:
+        """After a step, when the next batch cannot be had; an error ends the sitting then."""
+
     def after_train(self, trainer) -> None:
         """After the run's last step; not after an interruption."""
 
