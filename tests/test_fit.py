@@ -20,6 +20,7 @@ TAKES = {
     "vit_tiny_patch16_224": (224,),
     "swin_tiny_patch4_window7_224": (224,),
     "maxvit_rmlp_pico_rw_256": (256,),
+    "vitamin_small_224": (224,),  # a ViT whose patches come from a CNN
     "inception_v3": (75, 96),
 }
 

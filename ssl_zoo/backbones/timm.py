@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -66,7 +67,7 @@ class Timm(Backbone):
         if isinstance(model, VisionTransformer):
             self.num_prefix_tokens, embed = model.num_prefix_tokens, model.patch_embed
             self.patch_size, self.grid_size = embed.patch_size, embed.grid_size
-            self.patch_values = embed.proj.weight[0].numel()
+            self.patch_values = in_chans * math.prod(self.patch_size)
         size = (options or {}).get("img_size")
         size = size or getattr(getattr(model, "patch_embed", None), "img_size", None)
         size = size or model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
