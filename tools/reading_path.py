@@ -42,7 +42,7 @@ AROUND = [
     ("data/sampler.py", [], "which samples make which step"),
     (
         "data/loader.py",
-        ["Batches.__call__", "Batches._load", "fetch", "on_device", "_made"],
+        ["Batches.__call__", "Batches._load", "read_batches", "on_device", "_made"],
         "images to the device",
     ),
     (

@@ -141,7 +141,7 @@ def automatic_workers(in_ram: bool, device: torch.device) -> int:
 WorkerCount = NonNegativeInt | Literal["auto"]
 
 
-def fetch(
+def read_batches(
     source: Batches,
     samples: Iterable[Samples],
     device: torch.device | str,

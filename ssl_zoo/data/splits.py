@@ -23,7 +23,7 @@ from ssl_zoo.config import (
 from ssl_zoo.config.constraints import constrained
 from ssl_zoo.core import Batch
 from ssl_zoo.data.image import Samples, Views
-from ssl_zoo.data.loader import Batches, Loaded, WorkerCount, fetch, on_device
+from ssl_zoo.data.loader import Batches, Loaded, WorkerCount, on_device, read_batches
 from ssl_zoo.data.sampler import Sampler
 from ssl_zoo.data.source import ImageSet
 from ssl_zoo.data.workers import Workers
@@ -162,7 +162,7 @@ class Splits:
     ) -> Iterator[Loaded]:
         source = self._sources[self.split(split).split]
         samples = (Samples(self.seed, 0, index) for index in batches)
-        return self.noted(source, fetch(source, samples, device, self.pool, self.workers))
+        return self.noted(source, read_batches(source, samples, device, self.pool, self.workers))
 
     def _on_device(
         self, split: str, device: torch.device | str, loaded: Iterable[Loaded]
@@ -263,7 +263,7 @@ class Data:
     def batches(self, start: int, stop: int, device: torch.device | str) -> Iterator[Batch]:
         """This rank's share of steps start..stop-1, counted from the run's beginning."""
         samples = (Samples(self.seed, *step) for step in self.sampler.steps(start, stop))
-        loaded = fetch(self.source, samples, device, self.splits.pool, self.workers)
+        loaded = read_batches(self.source, samples, device, self.splits.pool, self.workers)
         return on_device(self.splits.noted(self.source, loaded), self.source, device)
 
     def indices(self, step: int) -> Tensor:
