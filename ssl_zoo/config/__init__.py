@@ -1,5 +1,6 @@
 """From YAML to checked constructor calls."""
 
+from ssl_zoo.config.binding import bind
 from ssl_zoo.config.constraints import (
     AtLeastTwo,
     Bounds,
@@ -12,10 +13,10 @@ from ssl_zoo.config.constraints import (
     Range,
     Scheduled,
     UnitInterval,
-    constrained,
 )
+from ssl_zoo.config.construct import constrained
 from ssl_zoo.config.errors import ConfigError, closest, join, not_among
-from ssl_zoo.config.part import Part, bind, signature
+from ssl_zoo.config.part import Part, signature
 from ssl_zoo.config.registry import (
     BACKBONES,
     DATASETS,
