@@ -10,7 +10,8 @@ COMMANDS = {
     "ablate": "run a grid of arms and report",
     "evaluate": "evaluate a trained backbone",
     "compare": "whether one arm is better than another",
-    "list": "what is registered: name, one line, paper",
+    "list": "what is registered: name, one line, paper; and the recipes",
+    "show": "a config as it is run, each line with where it comes from",
     "data": "get a data set, or look at a config's views",
 }
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG and its overrides."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, or a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, YAML")
 
 

@@ -17,7 +17,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "environment.json, metrics.jsonl, log.txt, checkpoints/, evaluations/, and result.json\n"
         "when finished.",
         epilog="examples:\n"
-        "  ssl-zoo train configs/fashion_mnist/moco_v2.yaml\n"
+        "  ssl-zoo train fashion_mnist/moco_v2       # configs/fashion_mnist/moco_v2.yaml\n"
         "  ssl-zoo train CONFIG method.memory.size=4096 seed=1 --out runs/k4096\n"
         "  ssl-zoo train CONFIG method.memory='{type: MemoryBank}'\n"
         "  ssl-zoo train CONFIG train.epochs=20 --resume      # go on, longer than was planned\n"
@@ -45,7 +45,7 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.check:
         print(f"{arguments.config}: ok")
         return 0
-    folder = RunFolder(arguments.out or run_path(arguments.config, resolved["seed"]))
+    folder = RunFolder(arguments.out or run_path(config.find(arguments.config), resolved["seed"]))
     device = distributed.start(arguments.device)
     # One rank looks and writes; all ranks act on what it saw.
     distributed.attempt(folder.lock.acquire)

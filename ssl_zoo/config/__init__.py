@@ -31,4 +31,4 @@ from ssl_zoo.config.registry import (
     TRANSFORMS,
     Registry,
 )
-from ssl_zoo.config.yaml import Config, differences, dump, load, loads, override
+from ssl_zoo.config.yaml import Config, differences, dump, find, load, loads, override, recipes
