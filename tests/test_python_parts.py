@@ -7,10 +7,11 @@ import torch
 from tiny import TinyNet
 from torch import nn
 
-from ssl_zoo import config, heads, losses, memory, methods
-from ssl_zoo.config import METHODS, ConfigError, Part, bind
+from ssl_zoo import config, evaluation, heads, losses, memory, methods
+from ssl_zoo.config import EVALUATIONS, METHODS, ConfigError, Part, bind
 from ssl_zoo.config.construct import as_parts
 from ssl_zoo.core import Batch
+from ssl_zoo.evaluation.monitor import Monitored
 
 N = 8
 
@@ -87,6 +88,27 @@ def test_checks_across_arguments_see_through_partials():
 def test_constraints_hold_in_a_partial_too():
     with pytest.raises(ConfigError, match="out of range"):
         moco(memory=partial(memory.MoCoQueue, size=16, momentum=1.5))
+
+
+def test_an_argument_that_a_part_does_not_have_is_found_before_anything_is_built():
+    given = partial(methods.Contrastive, head=partial(heads.MLP, out_feature=4))
+    with pytest.raises(ConfigError, match=r"method.head: MLP: .*'out_feature'"):
+        as_parts(Part[METHODS], given, "method")
+
+
+def test_blocks_and_parts_stand_side_by_side():
+    block = {"type": "Contrastive", "head": partial(heads.MLP, out_features=4)}
+    block |= {"memory": {"type": "EndToEnd"}, "loss": losses.InfoNCE()}
+    method = bind(METHODS, block, "method")(backbone=TinyNet(in_chans=3), num_samples=20)
+    assert isinstance(method.memory, memory.EndToEnd) and step(method) > 0
+    with pytest.raises(ConfigError, match=r"method.memory.momentum: out of range"):
+        bind(METHODS, block | {"memory": partial(memory.MoCoQueue, momentum=2.0)}, "method")
+
+
+def test_keys_of_the_monitor_are_told_from_those_of_the_evaluation():
+    part = as_parts(Part[EVALUATIONS, Monitored], partial(evaluation.KNN, k=5, every_epochs=2.0))
+    assert part.spelled_out()["k"] == 5 and part.spelled_out()["every_epochs"] == 2.0
+    assert part().k == 5 and part.beside().every_epochs == 2.0
 
 
 def test_arguments_of_a_partial_are_named():

@@ -1,4 +1,7 @@
-"""From plain YAML to a `Part`: each value is checked against the constructor that takes it."""
+"""From plain YAML to a `Part`: each value is checked against the constructor that takes it.
+
+Python may have put a class, a `partial` or a ready object where YAML has a block.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from ssl_zoo.config.constraints import Range, check_value, of_yaml, type_hints
-from ssl_zoo.config.construct import check_arguments
+from ssl_zoo.config.construct import as_parts, check_arguments
 from ssl_zoo.config.errors import ConfigError, describe, join, not_among
 from ssl_zoo.config.part import Part, below, signature
 from ssl_zoo.config.registry import Registry
 
+PLAIN = (Mapping, str, int, float, list, tuple, type(None))  # what YAML can hold
 # Keys of earlier versions, of any block or of one type's, and what stands in their place.
 RENAMED = {
     "knn": "evaluations: {knn: {type: KNN, ...}}",
@@ -89,7 +93,13 @@ def convert(hint: Any, value: Any, key: str) -> Any:
     if hint is Any or hint is object:
         return value
     if origin is Annotated and args[0] is Part:
-        return value if isinstance(value, Part) else bind(args[1].kind, value, key, args[1].beside)
+        if isinstance(value, PLAIN):
+            return bind(args[1].kind, value, key, args[1].beside)
+        part = as_parts(hint, value, key)
+        if part.kwargs:
+            with below(key):
+                check_arguments(part.target, part.kwargs)
+        return part
     if origin is Annotated:
         check_value(hint, converted := convert(args[0], value, key), key)
         return converted

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from ssl_zoo.config.constraints import check_value, of_yaml, type_hints
+from ssl_zoo.config.errors import ConfigError, join
 from ssl_zoo.config.part import Part
 
 
@@ -45,21 +46,42 @@ def constrained(target: Callable) -> Callable:
     return checked
 
 
-def as_parts(hint: Any, value: Any) -> Any:
-    """With a `Part` wherever the annotation says so, of what Python gave there; see `Part.of`."""
+def as_parts(hint: Any, value: Any, key: str = "") -> Any:
+    """With a `Part` wherever the annotation says so, of what Python gave there; see `Part.of`.
+
+    Raises:
+        ConfigError: an argument that the part does not have, or of which some are not named.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if value is None:
         return None
     if origin is Annotated and args[0] is Part:
-        part = Part.of(value, args[1].kind)
-        hints = {} if not part.kwargs else type_hints(part.target)
-        part.kwargs = {n: as_parts(hints.get(n, Any), given) for n, given in part.kwargs.items()}
-        return part
+        return _filled(Part.of(value, args[1].kind), args[1].beside, key)
     if origin is Annotated:
-        return as_parts(args[0], value)
+        return as_parts(args[0], value, key)
     if origin in (Union, types.UnionType):
         for option in args:
-            value = as_parts(option, value)
+            value = as_parts(option, value, key)
     elif origin is dict and isinstance(value, Mapping):
-        return {name: as_parts(args[1], item) for name, item in value.items()}
+        return {name: as_parts(args[1], item, join(key, name)) for name, item in value.items()}
     return value
+
+
+def _filled(part: Part, beside: Callable | None, key: str) -> Part:
+    """Its own parts are parts too, and what is meant for `beside` is there."""
+    part.key = part.key or key
+    if beside is not None and part.beside is None:
+        others = of_yaml(beside)
+        part.beside = Part(beside, **{n: v for n, v in part.kwargs.items() if n in others})
+        part.kwargs = {n: v for n, v in part.kwargs.items() if n not in others}
+    if part.kwargs:
+        try:
+            inspect.signature(part.target).bind_partial(**part.kwargs)
+        except TypeError as error:
+            raise ConfigError(key, f"{part.target.__name__}: {error}") from error
+        hints = type_hints(part.target)
+        part.kwargs = {
+            n: as_parts(hints.get(n, Any), given, join(part.key, n))
+            for n, given in part.kwargs.items()
+        }
+    return part
