@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from ssl_zoo.engine.stop import Interrupted, NonFiniteLoss
 
     try:
+        load_plugins(arguments.plugin)
         return arguments.command(arguments)
     except (Interrupted, KeyboardInterrupt) as stop:
         print(str(stop) or "stopped", file=sys.stderr)
@@ -48,6 +49,13 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
 
 
+def load_plugins(paths: list[Path]) -> None:
+    from ssl_zoo import experiment  # noqa: F401  (registers ours, whose names are taken then)
+    from ssl_zoo.system import plugins
+
+    plugins.load(paths)
+
+
 def parsed(argv: list[str]) -> argparse.Namespace:
     """The arguments of one command; `command` is the function that runs it."""
     about = "Self-supervised learning from registered parts that YAML assembles."
@@ -55,6 +63,10 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = Parser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where an error came from")
+    own = "a Python file that registers parts of your own; repeatable [$SSL_ZOO_PLUGINS]"
+    common.add_argument(
+        "--plugin", action="append", default=[], type=Path, metavar="FILE", help=own
+    )
     for name, summary in COMMANDS.items():
         if argv[:1] == [name]:  # parsers are cheap; what commands import is not
             module = importlib.import_module(f"ssl_zoo.cli.{name}_command")
