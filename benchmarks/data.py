@@ -75,7 +75,8 @@ def planes(path: str, boxes) -> None:
 
 
 def pillow(path: str, boxes) -> None:
-    whole(torch.from_numpy(decode._by_pillow(Path(path).read_bytes(), 1)).permute(2, 0, 1), boxes)
+    image, _ = decode._by_pillow(Path(path).read_bytes(), 1, 255)
+    whole(torch.from_numpy(image).permute(2, 0, 1), boxes)
 
 
 def pillow_resize(path: str, boxes) -> None:
@@ -87,12 +88,12 @@ def pillow_resize(path: str, boxes) -> None:
 
 
 def ours(path: str, boxes) -> None:
-    whole(decode.decode(path), boxes)
+    whole(decode.pixels(path), boxes)
 
 
 def region_each(path: str, boxes) -> None:
     for box in boxes:
-        whole(decode.decode(path), [box])
+        whole(decode.pixels(path), [box])
 
 
 def of_torchvision(path: str, boxes) -> None:
@@ -110,7 +111,7 @@ def scaled(path: str, boxes) -> None:
     decode.shape(path)
     room = min(min(h, w) for _, _, h, w in boxes) / SIZE
     k = 2 ** sum(room >= k for k in (2, 4, 8))
-    image = decode.decode(path, k)
+    image = decode.pixels(path, k)
     whole(image, [[(x + k // 2) // k for x in box] for box in boxes] if k > 1 else boxes)
 
 

@@ -153,6 +153,22 @@ class Start:
         settings = {name: block[name] for name in ("lr", "momentum", "weight_decay")}
         return torch.optim.SGD([p for m in modules for p in m.parameters()], **settings)
 
+    def minimized(
+        self, loss_of: Callable[[int, Batch], Tensor], *modules: nn.Module
+    ) -> list[Tensor]:
+        """Steps on a loss of step and batch, in torch's own order, with its cosine: the losses."""
+        optimizer = self.sgd(*modules)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        losses = []
+        for step, batch in enumerate(self.batches()):
+            loss = loss_of(step, batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            losses.append(loss.detach())
+        return losses
+
     def judge(self, weights: dict[str, Tensor]) -> dict[str, Any]:
         """The result of our kNN evaluation of a backbone with these weights."""
         backbone = self.trainer.method.encoder.backbone.to(torch.float32)
@@ -268,22 +284,17 @@ def lightly_moco(start: Start) -> Trained:
     temperature = start.settings["method"]["loss"]["temperature"]
     criterion = NTXentLoss(temperature, memory_bank_size=tuple(start.queue.shape)).to(start.dtype)
     criterion.memory_bank.bank.copy_(start.queue)  # its own are random unit vectors as well
-    optimizer = start.sgd(backbone, head)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, start.steps)
-    losses = []
-    for batch in start.batches():
+
+    def loss_of(step: int, batch: Batch) -> Tensor:
         update_momentum(backbone, key_backbone, m=m)
         update_momentum(head, key_head, m=m)
         x_q, x_k = batch.views
         query = head(backbone(x_q))
         x_k, shuffle = batch_shuffle(x_k)
         key = batch_unshuffle(key_head(key_backbone(x_k)).detach(), shuffle)
-        loss = criterion(query, key)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(loss.detach())
+        return criterion(query, key)
+
+    losses = start.minimized(loss_of, backbone, head)
     return Trained(
         backbone.state_dict(), losses, key_backbone.state_dict(), criterion.memory_bank.bank
     )
@@ -299,17 +310,12 @@ def lightly_simclr(start: Start) -> Trained:
     out = len(start.head["layers.2.weight"])
     head = start.filled(SimCLRProjectionHead(width, hidden, out, batch_norm=False), start.head)
     criterion = NTXentLoss(start.settings["method"]["loss"]["temperature"])
-    optimizer = start.sgd(backbone, head)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, start.steps)
-    losses = []
-    for batch in start.batches():
+
+    def loss_of(step: int, batch: Batch) -> Tensor:
         x_0, x_1 = batch.views
-        loss = criterion(head(backbone(x_0)), head(backbone(x_1)))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(loss.detach())
+        return criterion(head(backbone(x_0)), head(backbone(x_1)))
+
+    losses = start.minimized(loss_of, backbone, head)
     return Trained(backbone.state_dict(), losses)
 
 
@@ -335,10 +341,8 @@ def lightly_byol(start: Start) -> Trained:
     deactivate_requires_grad(target_backbone)
     deactivate_requires_grad(target_head)
     criterion = NegativeCosineSimilarity()
-    optimizer = start.sgd(backbone, head, predictor)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, start.steps)
-    losses = []
-    for step, batch in enumerate(start.batches()):
+
+    def loss_of(step: int, batch: Batch) -> Tensor:
         # Its schedule ends at `max_steps - 1`; the first update changes nothing.
         now = cosine_schedule(max(step - 1, 0), start.steps + 1, m, 1.0)
         update_momentum(backbone, target_backbone, m=now)
@@ -346,12 +350,9 @@ def lightly_byol(start: Start) -> Trained:
         x_0, x_1 = batch.views
         p_0, p_1 = predictor(head(backbone(x_0))), predictor(head(backbone(x_1)))
         z_0, z_1 = (target_head(target_backbone(x)).detach() for x in (x_0, x_1))
-        loss = 4 + 2 * (criterion(p_0, z_1) + criterion(p_1, z_0))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(loss.detach())
+        return 4 + 2 * (criterion(p_0, z_1) + criterion(p_1, z_0))
+
+    losses = start.minimized(loss_of, backbone, head, predictor)
     return Trained(backbone.state_dict(), losses)
 
 

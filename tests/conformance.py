@@ -92,7 +92,7 @@ def make(
         ("backbone", small(data["backbone"], norm, groups)),
         ("evaluations.knn", None),
         ("train.precision", "fp32"),
-        ("train.epochs", 1),
+        ("train.epochs", 400),  # more than what begins a run takes
         ("train.compile", compile),
         *SMALLER.get(data["method"]["type"], []),
         *changed,
@@ -207,6 +207,24 @@ def test_a_checkpoint_brings_everything_back_to_the_bit(recipe, tmp_path):
 
 
 @every_recipe
+def test_what_has_a_row_for_each_image_is_declared(recipe, tmp_path):
+    fewer, more = (
+        make(recipe, tmp_path, changed=[f"data.dataset.num_samples={n}"]).method
+        for n in (SAMPLES, SAMPLES + 7)
+    )
+    pairs = zip(fewer.state_dict().items(), more.state_dict().values(), strict=True)
+    differing = {
+        name: [d for d in range(a.dim()) if a.shape[d] != b.shape[d]] for (name, a), b in pairs
+    }
+    declared = {
+        f"{prefix}.{name}".removeprefix("."): [dim]
+        for prefix, module in fewer.named_modules()
+        for name, dim in getattr(module, "per_sample", {}).items()
+    }
+    assert {name: dims for name, dims in differing.items() if dims} == declared
+
+
+@every_recipe
 def test_targets_get_no_gradient_and_are_in_the_checkpoint(recipe, tmp_path):
     method = make(recipe, tmp_path).method
     modules = dict(method.named_modules())
@@ -252,6 +270,20 @@ def test_a_batch_that_divides_nothing_trains(recipe, tmp_path):
     trainer = make(recipe, tmp_path, batch_size=7)
     for number in range(3):
         assert step(trainer, number)["loss"].isfinite()
+
+
+@every_recipe
+def test_a_last_batch_of_one_is_refused_or_trains(recipe, tmp_path):
+    changed = ["data.drop_last=false"]
+    try:
+        trainer = make(recipe, tmp_path, batch_size=SAMPLES - 1, norm=False, changed=changed)
+    except ConfigError as error:
+        assert error.key == "data.batch_size" and "data.drop_last=true" in error.expected
+        return
+    batch = batch_of(trainer, 1)
+    loss, grads = gradients(trainer, batch)
+    assert len(batch.index) == 1 and loss.isfinite(), "see `least_images`"
+    assert any(g is not None and g.any() for g in grads.values()), "see `least_images`"
 
 
 def scheduled(part: Part, key: str = "method") -> Iterator[tuple[str, float]]:

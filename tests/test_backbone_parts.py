@@ -247,13 +247,14 @@ def test_the_option_that_timm_refuses_is_named(name, options, key, said, nearest
 )
 def test_a_dry_run_objects_to_what_would_not_be_built_or_not_run(arguments, key):
     with pytest.raises(ConfigError) as caught:
-        Timm.dry_run(**arguments)
+        Timm.on_meta(**arguments)
     assert caught.value.key == key
 
 
 def test_a_dry_run_reads_no_weights_and_draws_no_random_numbers(tmp_path):
     state = torch.get_rng_state()
-    Timm.dry_run(**RESNET, bn_groups=4, weights=str(tmp_path / "not_there_yet.pth"))
+    (tmp_path / "weights.pth").write_text("not weights")
+    Timm.on_meta(**RESNET, bn_groups=4, weights=str(tmp_path / "weights.pth"))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -273,7 +274,7 @@ def test_an_option_that_timm_refuses_is_told_with_the_rest_of_the_config(name, k
 
 @pytest.mark.parametrize("name", ["mixer_s16_224", "levit_128s", "coatnet_nano_rw_224"])
 def test_the_dry_run_of_a_model_of_another_size_is_at_that_size(name):
-    Timm.dry_run(name=name, options={"img_size": 64})
+    Timm.on_meta(name=name, options={"img_size": 64})
 
 
 @pytest.mark.parametrize("name", ["crossvit_tiny_240", "coat_tiny"])
@@ -327,7 +328,7 @@ def test_gradient_checkpointing_gives_the_same_numbers(kind, part):
 
 def test_options_may_be_null():
     part = bind(BACKBONES, {"type": "Timm", "name": "resnet18", "options": None, "bn_groups": 1})
-    part.replaced(Timm.dry_run)()
+    part.replaced(Timm.on_meta)()
     assert part.spelled_out()["options"] is None
     with torch.device("meta"):
         assert part().num_features == 512

@@ -12,11 +12,15 @@ import pytest
 import torch
 
 from ssl_zoo import cli, config, experiment
+from ssl_zoo.cli.command_line import parsed
 from ssl_zoo.cli.list_command import KINDS
 from ssl_zoo.cli.train_command import run_path
+from ssl_zoo.data.source import roots
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.evaluation import base, linear
+from ssl_zoo.study import grid
+from ssl_zoo.system.files import user_path
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs" / "digits" / "moco_v2.yaml")
@@ -209,3 +213,32 @@ def test_data_show_writes_a_picture(tmp_path):
         cli.main(["data", "show", DIGITS, "--out", str(tmp_path / "v.png"), "--samples", "3"]) == 0
     )
     assert (tmp_path / "v.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    below = tmp_path / "below"
+    below.mkdir()
+    (tmp_path / "base.yaml").write_text(f"_base_: {DIGITS}")
+    (below / "own.yaml").write_text("_base_: ~/base.yaml")
+    (below / "grid.yaml").write_text(
+        "{base: ~/base.yaml, kept: ~/kept.json, arms: {a: {}, b: {base: ~/below/own.yaml}}}"
+    )
+    assert cli.main(["train", "~/below/own.yaml", "--check"]) == 0
+    assert grid.expand(below / "grid.yaml").kept == tmp_path / "kept.json"
+    words = ["--out=~/study", "--keep=~/a.json", "--base=~/base.yaml"]
+    asked = parsed(["ablate", "~/below/grid.yaml", *words])
+    assert (asked.grid, asked.out) == (below / "grid.yaml", tmp_path / "study")
+    assert (asked.keep, asked.base) == (tmp_path / "a.json", tmp_path / "base.yaml")
+    asked = parsed(["evaluate", "knn", "~/run", "--out=~/a.json"])
+    assert (asked.path, asked.out) == (tmp_path / "run", tmp_path / "a.json")
+    assert parsed(["data", "get", "cifar10", "--root=~/data"]).root == tmp_path / "data"
+    assert roots("~/data") == [tmp_path / "data"]
+    assert cli.main(["compare", "~/below:a", "~/below:b"]) == 2  # found, but it holds no run
+    assert "no runs" in capsys.readouterr().err
+    commands = Path(cli.__file__).parent.glob("*.py")
+    assert not [path.name for path in commands if "type=Path" in path.read_text()]
+
+
+def test_a_tilde_before_what_is_nobodys_home_is_a_letter():
+    assert user_path("~no-such-user/x") == Path("~no-such-user/x")

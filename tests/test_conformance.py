@@ -67,6 +67,12 @@ class ForgetsTheOtherRanks(Rotation):
         return {"loss": logits.var(dim=0).mean() - logits.mean()}
 
 
+class ComparesWithinTheBatch(Rotation):
+    def forward(self, batch):
+        logits = self.encoder(batch.views[0])
+        return {"loss": logits.sub(logits.mean(dim=0)).square().mean()}
+
+
 class CopiesWhatIsScheduled(Rotation):
     def __init__(self, backbone: nn.Module, *, weight: Scheduled[PositiveFloat] = 2.0):
         super().__init__(backbone)
@@ -92,6 +98,7 @@ class CopiesWhatIsScheduled(Rotation):
         ),
         (TrainsInTelemetry, kit.test_evaluation_leaves_the_method_as_it_was),
         (ReturnsHalfPrecision, kit.test_bf16_agrees_with_fp32),
+        (ComparesWithinTheBatch, kit.test_a_last_batch_of_one_is_refused_or_trains),
         (
             CopiesWhatIsScheduled,
             kit.test_every_scheduled_value_is_an_attribute_that_training_reads,

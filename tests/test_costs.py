@@ -46,10 +46,21 @@ def test_points_of_the_grid_and_further_ones_are_probed_once_after_the_runs(stud
 
 def test_a_probe_of_another_config_is_made_again(study):
     study.out.mkdir()
-    costs.measure(study.expand(), print)
+    costs.measure(study.expand(), study.expand().blocks, print)
     study.probed.clear()
-    costs.measure(study.expand(overrides=["method.loss.temperature=0.3"]), print)
+    other = study.expand(overrides=["method.loss.temperature=0.3"])
+    costs.measure(other, other.blocks, print)
     assert study.probed == POINTS
+
+
+def test_of_arms_that_are_not_asked_for_no_cost_is_probed_and_none_forgotten(study):
+    of_moco = [point for point in POINTS if point[0] == "MoCo"]
+    assert study.ablate(only=["MoCo"]) == 0 and sorted(study.probed) == sorted(of_moco)
+    study.probed.clear()
+    assert study.ablate(only=["memory bank"]) == 0
+    assert study.probed == [point for point in POINTS if point[0] == "memory bank"]
+    kept = {(cost["arm"], cost["x"]) for cost in json.loads(study.text("costs.json"))}
+    assert kept == {*of_moco, *study.probed}
 
 
 def test_nothing_is_probed_that_is_not_asked_for_or_while_runs_are_left(study):

@@ -335,7 +335,7 @@ def test_folders(kind, below, test, tmp_path):
     [
         (lambda root: None, "train", r"no train/ in .*root/train/CLASS/IMAGE"),
         (lambda root: None, "test", r"no val/ or test/ in "),
-        (lambda root: (root / "train" / "a").mkdir(parents=True), "train", r"no image \(\.jpeg"),
+        (lambda root: (root / "train" / "a").mkdir(parents=True), "train", r"no image \(JPEG, "),
     ],
 )
 def test_folders_say_what_they_expect(make, split, message, tmp_path):
@@ -348,7 +348,7 @@ def test_folders_say_what_they_expect(make, split, message, tmp_path):
 def test_a_test_class_that_training_lacks_is_refused(tmp_path):
     save(tmp_path / "train" / "a" / "1.png", (4, 4))
     save(tmp_path / "val" / "z" / "1.png", (4, 4))
-    with pytest.raises(ValueError, match=r"1 classes that .* lacks, the first is 'z'"):
+    with pytest.raises(ValueError, match=r"1 class that .* lacks, the first is 'z'"):
         build("ImageFolder", "test", root=str(tmp_path))
 
 
@@ -356,7 +356,6 @@ def test_files_that_cannot_be_decoded_are_named(tmp_path):
     save(tmp_path / "cut.png", (40, 40))
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
     (tmp_path / "text.jpg").write_text("no image")
-    save(tmp_path / "deep.png", (4, 4), "I;16", 999)
-    for name in ("cut.png", "text.jpg", "deep.png", "absent.png"):
+    for name in ("cut.png", "text.jpg", "absent.png"):
         with pytest.raises(ValueError, match=f"{name}: cannot be decoded"):
             decode.pixels(str(tmp_path / name))

@@ -1,8 +1,8 @@
 """Batches: the same by any number of workers and processes and after any resume."""
 
+import gc
 import multiprocessing
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -167,12 +167,12 @@ def test_workers_and_resume_change_nothing(kind, folder):
     batches = list(alone.batches(0, 8, "cpu"))
     assert_same(batches, helped.batches(0, 8, "cpu"))
     assert_same(batches[5:], helped.batches(5, 8, torch.device("cpu")))
-    for (images, label), (other, same) in zip(
+    for clean, other in zip(
         alone.splits.clean_batches("test", "cpu", 4),
         helped.splits.clean_batches("test", "cpu", 4),
         strict=True,
     ):
-        assert torch.equal(images, other) and torch.equal(label, same)
+        assert all(map(torch.equal, clean, other))
 
 
 @pytest.mark.parametrize("kind", ["memory", "folder"])
@@ -202,15 +202,19 @@ def test_torchs_random_numbers_are_left_alone(kind, workers, folder):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_abandoned_iterator_leaves_no_worker():
+def test_workers_are_one_set_for_all_and_end_with_it():
+    gc.collect()  # those of other tests
     data = data_of(workers=2)
     iterator = data.batches(0, 1000, "cpu")
     next(iterator)
-    assert len(multiprocessing.active_children()) == 2
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    assert len(list(data.splits.clean_batches("test", "cpu", 5))) == 10  # while training waits
+    next(iterator)
+    assert set(multiprocessing.active_children()) == set(workers)
     iterator.close()
-    deadline = time.monotonic() + 10
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    del data, iterator
+    gc.collect()
     assert not multiprocessing.active_children()
 
 
@@ -227,7 +231,8 @@ def test_a_file_that_cannot_be_decoded_is_named(workers, tmp_path):
 @pytest.mark.parametrize(("split", "count"), [("train", 12), ("test", 6)])
 def test_clean_batches_are_the_split_in_order(split, count, folder):
     data = data_of(dataset=folder, batch_size=4)
-    images, labels = zip(*data.splits.clean_batches(split, "cpu", 4), strict=True)
+    images, labels, index = zip(*data.splits.clean_batches(split, "cpu", 4), strict=True)
+    assert torch.equal(torch.cat(index), torch.arange(count))
     assert (
         torch.equal(torch.cat(labels), data.splits.split(split).labels)
         and sum(map(len, labels)) == count
@@ -238,7 +243,7 @@ def test_clean_batches_are_the_split_in_order(split, count, folder):
     assert torch.equal(torch.cat(images), expected)
     dark, bright = (torch.cat(images)[torch.cat(labels) == k].mean() for k in (0, 1))
     assert bright - dark > 1  # labels belong to their images
-    _, labels = next(data.splits.clean_batches(split, "cpu", limit=4))
+    _, labels, _ = next(data.splits.clean_batches(split, "cpu", limit=4))
     assert labels.tolist() == [0, 0, 1, 1]  # spread over files that are sorted by class
 
 
@@ -276,7 +281,7 @@ def test_splits_of_other_images_may_take_a_runs_clean_operations():
     data = data_of()
     part = bind(Splits, {"dataset": {"type": "Synthetic", "num_samples": 7}})
     splits = part(default_clean=data.splits.blocks["clean"])
-    images, labels = next(splits.clean_batches("test", "cpu"))
+    images, labels, _ = next(splits.clean_batches("test", "cpu"))
     assert images.shape == (7, 3, 8, 8) and torch.equal(labels, splits.split("test").labels)
 
 
@@ -308,7 +313,7 @@ def test_evaluation_takes_gray_images():
         bind(Splits, {"dataset": SYNTHETIC, "clean": {"ops": ops}})()
         for ops in ({}, {"gray": {"type": "Grayscale"}})
     )
-    (images, labels), (grays, same) = (
+    (images, labels, _), (grays, same, _) = (
         next(x.clean_batches("test", "cpu")) for x in (colored, gray)
     )
     torch.testing.assert_close(grays, rgb_to_grayscale(images, 3), atol=1e-6, rtol=0)
@@ -367,6 +372,7 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch):
 
 @pytest.mark.parametrize(("kind", "expected"), [("memory", 0), ("folder", 1)])
 def test_workers_are_automatic_unless_told(kind, expected, folder):
+    gc.collect()  # the workers of other tests
     data = data_of(dataset=folder if kind == "folder" else SYNTHETIC, batch_size=4)
     assert data.workers == "auto"
     iterator = data.batches(0, 100, "cpu")
@@ -376,26 +382,22 @@ def test_workers_are_automatic_unless_told(kind, expected, folder):
 
 
 class Threads(InMemory):
-    """Labels are the fetching process's number of threads."""
+    """Pixels are the fetching process's number of threads."""
 
-    @property
-    def labels(self):
-        return torch.full((50,), torch.get_num_threads())
-
-    @labels.setter
-    def labels(self, value):
-        pass
+    def fetch(self, index):
+        return torch.full_like(super().fetch(index), torch.get_num_threads())
 
 
-def test_a_worker_has_one_thread(monkeypatch):
-    data = data_of(batch_size=4, workers=1)
-    data.dataset = Threads(data.dataset.images, torch.zeros(50), 10, "train")
+def test_a_worker_has_one_thread():
+    data = data_of(batch_size=4, workers=1, views={"ops": {}})
+    data.source.dataset = Threads(data.dataset.images, torch.zeros(50), 10, "train")
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert next(data.batches(0, 1, "cpu")).label.tolist() == [1] * 4
-        data.workers = 0
-        assert next(data.batches(0, 1, "cpu")).label.tolist() == [3] * 4
+        for workers, threads in ((1, 1), (0, 3)):
+            data.workers = workers
+            view = next(data.batches(0, 1, "cpu")).views[0]
+            assert view.mul(255).unique().round().tolist() == [threads]
     finally:
         torch.set_num_threads(before)
 
@@ -463,7 +465,7 @@ def test_making_batches_never_waits_for_the_gpu(kind, workers, folder):
         clean = list(data.splits.clean_batches("train", "cuda", 5))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(batches) == 5 and all(images.is_cuda for images, _ in clean)
+    assert len(batches) == 5 and all(images.is_cuda for images, *_ in clean)
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,8 @@ def test_round_trip(root, pack):
         assert torch.equal(copy.labels, folder.labels) and copy.split == folder.split
         assert copy.num_classes == 2 and copy.classes == ["class 0", "class 1"]
         index = torch.arange(len(folder)).flip(0)
+        assert copy.names(index) == folder.names(index)
+        assert "size 32, channels 3, exif True, background 255" in copy.found
         for image, whole in zip(copy.fetch(index), folder.fetch(index), strict=True):
             side = min(whole.shape[1:])
             assert image.dtype == torch.uint8 and min(image.shape[1:]) == min(side, 32)
@@ -59,12 +62,31 @@ def test_round_trip(root, pack):
                 assert torch.equal(image, whole)
 
 
+def test_a_gray_pack_is_gray(root):
+    folder = ImageFolder("train", root=str(root / "images"), channels=1)
+    packed.pack(folder, root / "gray" / "train.pack", 99, log=lambda text: None)
+    index = torch.arange(8)
+    images = Packed("train", path=str(root / "gray")).fetch(index)
+    for image, expected in zip(images, folder.fetch(index), strict=True):
+        assert len(image) == 1 and torch.equal(image, expected)
+
+
+def test_packing_takes_the_files_that_the_folder_takes_and_says_so(root):
+    copies = root / "images" / "train" / ".ipynb_checkpoints"
+    copies.mkdir()
+    (copies / "0.jpg").write_bytes((root / "images/train/class 0/0.jpg").read_bytes())
+    folder, said = ImageFolder("train", root=str(root / "images")), []
+    packed.pack(folder, root / "p" / "train.pack", 32, log=said.append)
+    assert said[0] == folder.found and ".ipynb_checkpoints" in said[0]
+    assert len(Packed("train", path=str(root / "p"))) == 8
+
+
 def test_evaluation_sees_the_very_images(root, pack):
     """Resize to what was packed is the step that packing took."""
     folder = data_of({"type": "ImageFolder", "root": str(root / "images")}, workers=0).splits
     copy = data_of({"type": "Packed", "path": str(pack)}, workers=0).splits
     for split in ("train", "test"):
-        (a, labels), (b, same) = (next(d.clean_batches(split, "cpu")) for d in (folder, copy))
+        (a, labels, _), (b, same, _) = (next(d.clean_batches(split, "cpu")) for d in (folder, copy))
         assert torch.equal(a, b) and torch.equal(labels, same)
 
 
@@ -95,7 +117,10 @@ def test_pixels_do_not_travel_to_other_processes(pack):
         (lambda data: b"", "not written by `ssl-zoo data pack`; begins b''"),
         (lambda data: b"\xff\xd8" + data[2:], "not written by `ssl-zoo data pack`"),
         (lambda data: bytes(packed.HEADER.size) + data[packed.HEADER.size :], "not written by"),
-        (lambda data: data[:16] + b"\2" + data[17:], "version 2, expected 1; pack it again"),
+        (
+            lambda data: data[:16] + b"\1" + data[17:],
+            "version 1, expected 2: .*delete it, then .*`ssl-zoo data pack CONFIG --out .*pack",
+        ),
         (lambda data: data[:-400] + bytes(400), "damaged: its index cannot be read"),
     ],
 )
@@ -129,11 +154,11 @@ def test_an_interrupted_pack_leaves_nothing(root, tmp_path, monkeypatch):
     folder, path = ImageFolder("train", root=str(root / "images")), tmp_path / "new" / "train.pack"
     real, calls = decode.pixels, []
 
-    def stop(file, shrink):
+    def stop(file, *how):
         calls.append(file)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(file, shrink)
+        return real(file, *how)
 
     monkeypatch.setattr(decode, "pixels", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -148,9 +173,12 @@ def test_a_finished_pack_is_kept_and_another_is_not_overwritten(root, pack):
     folder, path, said = ImageFolder("train", root=str(root / "images")), pack / "train.pack", []
     before = os.stat(path).st_mtime_ns
     packed.pack(folder, path, 32, log=said.append)
-    assert os.stat(path).st_mtime_ns == before and "there already" in said[0]
-    with pytest.raises(FileExistsError, match="of other images, or of another size"):
+    assert os.stat(path).st_mtime_ns == before and "there already" in said[1]
+    with pytest.raises(FileExistsError, match="of other images, of another size"):
         packed.pack(folder, path, 16)
+    stored = ImageFolder("train", root=str(root / "images"), exif=False)
+    with pytest.raises(FileExistsError, match="or decoded in another way"):
+        packed.pack(stored, path, 32)
     os.replace(folder.paths(torch.tensor([0]))[0], root / "images/train/class 0/renamed.jpg")
     with pytest.raises(FileExistsError, match=r"train\.pack holds a pack of other images"):
         packed.pack(ImageFolder("train", root=str(root / "images")), path, 32)
@@ -188,3 +216,14 @@ def test_a_missing_pack_is_reported_with_its_key(tmp_path):
         data_of({"type": "Packed", "path": 3})
     with pytest.raises(FileNotFoundError, match=r"train\.pack: no such file"):
         data_of({"type": "Packed", "path": str(tmp_path)})
+
+
+def test_a_bad_file_is_named_in_one_line_whatever_the_workers(root, tmp_path):
+    bad = next((root / "images" / "train").rglob("*.*"))
+    bad.write_bytes(b"no image")
+    folder = ImageFolder("train", root=str(root / "images"))
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(bad))}: cannot be .*\\)$") as caught:
+            packed.pack(folder, tmp_path / "train.pack", 32, workers, log=lambda text: None)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("train.pack*"))

@@ -441,7 +441,8 @@ def test_wrong_names_are_refused_before_anything_is_got(words, message, world, c
 
 
 @pytest.mark.parametrize(
-    "end", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+    "end",
+    [OSError(errno.ENOSPC, "full"), OSError(errno.EFBIG, "too large"), KeyboardInterrupt()],
 )
 def test_a_full_disk_or_a_kill_in_the_middle_leaves_nothing(end, world, monkeypatch):
     world.works.add("apt")

@@ -61,7 +61,7 @@ def test_two_ranks_extract_what_one_does(limits):
     assert_equal(first, alone)
     splits, train = data_of().splits, alone["train"]
     count = limits.get("train", len(splits.split("train")))
-    images, labels = next(splits.clean_batches("train", "cpu", 1000, limits.get("train")))
+    images, labels, _ = next(splits.clean_batches("train", "cpu", 1000, limits.get("train")))
     assert len(train.features) == len(labels) == count
     assert torch.equal(train.labels, labels)
     assert torch.equal(splits.split("train").labels[train.index], labels)

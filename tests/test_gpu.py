@@ -117,7 +117,9 @@ def test_nor_does_any_method_but_where_it_is_known(recipe, tmp_path, monkeypatch
     settings = [*conformance.SMALLER.get(kind, []), *later, "checkpoint.every_epochs=1000"]
     monkeypatch.setitem(conformance.SMALLER, kind, settings)
     monkeypatch.setattr(conformance, "CPU", GPU)
-    watched(conformance.make(recipe, tmp_path))
+    trainer = conformance.make(recipe, tmp_path)
+    trainer.total_steps = trainer.data.steps_per_epoch
+    watched(trainer)
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,9 @@ class Images:
     def split(self, name):
         return self.sets[name]
 
+    def found(self):
+        return []
+
     def chosen(self, split, limit=None):
         return torch.arange(len(self.split(split)))[:limit]
 
@@ -205,7 +208,7 @@ class Images:
         images, batches = self.split(split), self.chosen(split, limit).split(batch_size)
         for i in torch.arange(len(batches)).tensor_split(share[1])[share[0]]:
             index = batches[i]
-            yield images.fetch(index), images.labels[index]
+            yield images.fetch(index), images.labels[index], index
 
 
 class Noisy(nn.Module):

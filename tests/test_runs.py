@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -60,6 +61,18 @@ def quick(folder: Path, *words: str, errors: Path | None = None) -> None:
     """Another process's `ssl-zoo train`, 8 epochs of 5 steps; exits with its status."""
     with contextlib.redirect_stderr(errors.open("w") if errors else sys.stderr):
         sys.exit(cli.main(["train", DIGITS, *QUICK, *words, "--out", str(folder)]))
+
+
+def ablate(grid: Path, folder: Path, errors: Path) -> None:
+    """Another process's `ssl-zoo ablate`."""
+    with contextlib.redirect_stderr(errors.open("w")):
+        sys.exit(cli.main(["ablate", str(grid), *QUICK, "--out", str(folder), "--jobs", "1"]))
+
+
+def limited(size: int, folder: Path, *words: str, errors: Path) -> None:
+    """`quick` in a process that may write no file of more bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    quick(folder, *words, errors=errors)
 
 
 def steps(folder: Path) -> list[int]:
@@ -179,6 +192,55 @@ def test_of_two_starts_at_once_one_trains_and_the_other_is_refused(tmp_path):
     assert steps(folder) == list(range(1, 41))
 
 
+def test_a_study_runs_once_however_often_it_is_started_and_others_run_beside_it(tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(f"base: {DIGITS}\narms: {{one: {{}}}}")
+    study, other, processes = tmp_path / "study", tmp_path / "other", []
+    said = [tmp_path / f"{i}.txt" for i in range(4)]
+    for folder, errors in zip((study, study, other), said, strict=False):
+        processes.append(start(ablate, grid, folder, errors))
+    lock = study / "study.lock"
+    while not (lock.exists() and lock.read_text()):
+        time.sleep(0.01)
+    processes.append(start(ablate, grid, study, said[3]))
+    for process in processes:
+        process.join(300)
+    of_study, texts = [0, 1, 3], [errors.read_text() for errors in said]
+    assert sorted(processes[i].exitcode for i in of_study) == [0, 2, 2], texts
+    for i in of_study:
+        if processes[i].exitcode:
+            assert texts[i].startswith(f"error: {study} is being written to by process")
+    assert processes[2].exitcode == 0
+    for folder in (study, other):
+        assert steps(folder / "one" / "seed0") == list(range(1, 41))
+
+
+def test_a_file_that_may_not_grow_is_named_and_the_last_checkpoint_stays(tmp_path):
+    folder, said = tmp_path / "run", tmp_path / "said.txt"
+    for process in (
+        partial(quick, folder, "train.epochs=1"),
+        partial(limited, 20_000, folder, "train.epochs=2", "--resume", errors=said),
+    ):
+        process = start(process)
+        process.join(120)
+    saved, text = RunFolder(folder).checkpoints(), said.read_text()
+    assert [path.name for path in saved] == ["step_00000005.pt"], text
+    assert saved[0].stat().st_size > 20_000 and checkpoint.read(saved[0])
+    why = f"[Errno 27] File too large: '{RunFolder(folder).checkpoint(10)}'"
+    assert process.exitcode == 2 and text == f"error: {why}\n"
+    assert RunFolder(folder).error().startswith(why) and not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml"])
+def test_a_full_disk_is_said_with_the_file_that_was_written(name, tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    (tmp_path / "config.yaml.tmp").symlink_to("/dev/full")
+    write = {"metrics.jsonl": folder.record, "config.yaml": folder.write_config}[name]
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / name}'"):
+        write({"step": 1})
+
+
 def test_a_folder_of_another_format_is_refused_in_words(tmp_path, capsys):
     assert train(tmp_path) == 0
     written = json.loads((tmp_path / "environment.json").read_text())
@@ -203,7 +265,7 @@ def test_keys_of_the_machine_are_these():
     targets = [target for kind in kinds for target in kind.module_dict.values()]
     targets += [Data, TrainSettings, Checkpoints, experiment.whole_run]
     names = {name for target in targets for name in marked(target, MACHINE)}
-    assert names == {"root", "path", "workers", "log_every", "keep", "every_epochs"}
+    assert names == {"root", "path", "workers", "max_bad", "log_every", "keep", "every_epochs"}
     assert "device" not in of_yaml(experiment.whole_run)  # an option of the command
 
 
@@ -272,18 +334,19 @@ def test_a_longer_run_whose_schedules_do_not_look_at_its_end_is_the_longer_run(t
 
 
 def test_another_config_takes_over_nothing_of_a_sitting_without_a_checkpoint(tmp_path):
-    run, device = RunFolder(tmp_path), torch.device("cpu")
+    run = RunFolder(tmp_path)
     old, new = (
         experiment.parse(config.load(DIGITS, [f"seed={seed}"])).spelled_out() for seed in (0, 1)
     )
     inner = run.inside("evaluations", "probe", "step_00000000", "abc").checkpoint(10)
-    experiment.open_folder(run, old, False, device)
+    experiment.open_folder(run, old, False)
+    run.begin(old, {})
     inner.parent.mkdir(parents=True)
     inner.touch()
     run.record({"kind": "baseline", "step": 0})
-    experiment.open_folder(run, old, False, device)
+    experiment.open_folder(run, old, False)
     assert run.metrics() and inner.exists()
-    experiment.open_folder(run, new, False, device)
+    experiment.open_folder(run, new, False)
     assert not run.metrics() and not inner.exists()
 
 
@@ -305,6 +368,12 @@ def test_a_run_folder_names_what_is_in_it(tmp_path):
 def build(folder: Path, *overrides) -> Trainer:
     cfg = config.load(DIGITS, [*TINY, "evaluations.knn=null", "train.epochs=1", *overrides])
     return experiment.build_trainer(cfg, torch.device("cpu"), folder)
+
+
+@pytest.mark.parametrize("seed", [1_764_316_800_000_000_000, 10**30])
+def test_a_time_stamp_and_any_other_number_is_a_seed(seed, tmp_path):
+    assert train(tmp_path, f"seed={seed}", f"data.seed={seed + 1}", "train.epochs=1") == 0
+    assert RunFolder(tmp_path).config()["seed"] == seed and steps(tmp_path)
 
 
 def test_threads_are_of_the_run(tmp_path, threads):

@@ -42,7 +42,11 @@ AROUND = [
     ("config/registry.py", ["Registry"], "names"),
     ("data/splits.py", ["Splits", "Data"], "a data set, its views and its batches"),
     ("data/sampler.py", [], "which samples make which step"),
-    ("data/loader.py", ["Batches", "load", "_on_device"], "images to the device"),
+    (
+        "data/loader.py",
+        ["Batches.__call__", "Batches._load", "fetch", "on_device", "_made"],
+        "images to the device",
+    ),
     (
         "data/image/views.py",
         ["Views.__init__", "Views.ops_of", "Views._keyed", "Views.make", "Views._apply"],

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from ssl_zoo.config import Part
+
 # What a method may ask for (`Method.needs`), and which backbones fit, for error messages.
 FITS = {
     "features": "any backbone",
@@ -20,6 +22,8 @@ class Backbone(nn.Module):
                    no patches; pool(tokens) -> [N, F]; and its sizes, see `Timm`
         lab        views(images) -> [N, 1, H, W], [N, 2, H, W]: lightness and color
 
+    The file that a network starts from is an argument `weights`, null for none.
+
     Attributes:
         num_features: F.
         map_features: M, where there is a map.
@@ -36,5 +40,20 @@ class Backbone(nn.Module):
         return {"features"}
 
     @staticmethod
-    def dry_run(**arguments) -> None:
-        """Raises the constructor's ConfigErrors, given the YAML arguments; reads no data."""
+    def on_meta(**arguments) -> nn.Module | None:
+        """One that takes the same images, without weights on the meta device, to be looked at only.
+
+        It says how many channels they have, `in_chans`, and `made_for`, the (height, width) that is
+        usual for it. Raises the constructor's ConfigErrors, given the YAML arguments; None where
+        nothing is to be tried out before data are read.
+        """
+        return None
+
+
+def without_initial_weights(backbone: Part) -> Part:
+    """The same network for a checkpoint, which brings all weights: no file `weights` is read."""
+    parts = {name: part for name, part in backbone.kwargs.items() if isinstance(part, Part)}
+    changed = {name: without_initial_weights(part) for name, part in parts.items()}
+    if "weights" in backbone.kwargs:
+        changed["weights"] = None
+    return backbone.replaced(backbone.target, **changed)

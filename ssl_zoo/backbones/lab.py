@@ -1,7 +1,7 @@
 """Two networks, one for lightness and one for color."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_zoo.backbones.base import Backbone
 from ssl_zoo.config import BACKBONES, Part
@@ -42,8 +42,8 @@ class LabPair(Backbone):
         return x_l[:, None], torch.stack(x_ab, dim=1)
 
     @staticmethod
-    def dry_run(of: Part[BACKBONES]) -> None:
-        of.replaced(of.target.dry_run, in_chans=1)()
+    def on_meta(of: Part[BACKBONES]) -> nn.Module | None:
+        return of.replaced(of.target.on_meta, in_chans=1)()
 
     @staticmethod
     def provides(**_) -> set[str]:

@@ -1,5 +1,7 @@
 """Any timm model as a backbone."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from functools import cache
@@ -33,6 +35,7 @@ class Timm(Backbone):
         num_prefix_tokens: P, class and register tokens; this and the others of a ViT alone.
         patch_size, patch_values: height and width in pixels; C * height * width.
         grid_size: patches down and across an image of the size that the ViT is made for.
+        made_for: that size in pixels, of other models the one that is usual.
     """
 
     def __init__(
@@ -64,6 +67,10 @@ class Timm(Backbone):
             self.num_prefix_tokens, embed = model.num_prefix_tokens, model.patch_embed
             self.patch_size, self.grid_size = embed.patch_size, embed.grid_size
             self.patch_values = embed.proj.weight[0].numel()
+        size = (options or {}).get("img_size")
+        size = size or getattr(getattr(model, "patch_embed", None), "img_size", None)
+        size = size or model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+        self.made_for = (size, size) if isinstance(size, int) else tuple(size)
 
     def forward(self, images: Tensor) -> Tensor:
         return self._once(self.model, images)
@@ -150,16 +157,15 @@ class Timm(Backbone):
         return {"features", "map"} if on_grid else {"features"}
 
     @staticmethod
-    def dry_run(**arguments) -> None:
-        """Builds the model without weights, and runs it on an image without pixels."""
-        if arguments.keys() & {"options", "small_images", "grad_checkpointing", "bn_groups"}:
-            _dry_run(json.dumps(arguments | {"weights": None}, sort_keys=True))
+    def on_meta(**arguments) -> Timm:
+        """Has taken an image of the size it is made for; `weights` are looked for and not read."""
+        if arguments.get("weights") is not None:
+            models.check_weights(arguments["weights"])
+        return _on_meta(json.dumps(arguments | {"weights": None}, sort_keys=True))
 
     @staticmethod
-    def validate(*, name: str, options: dict | None, weights: str | None, **_) -> None:
+    def validate(*, name: str, options: dict | None, **_) -> None:
         models.check_model(name, options or {})
-        if weights is not None:
-            models.check_weights(weights)
 
     def _check(self, images: Tensor) -> None:
         """Raises ConfigError for images of other channels or, where it is fixed, another size."""
@@ -187,17 +193,14 @@ class Timm(Backbone):
 
 
 @cache  # many configs share a backbone
-def _dry_run(arguments: str) -> None:
+def _on_meta(arguments: str) -> Timm:
     block = json.loads(arguments)
-    name, options = block["name"], block.get("options") or {}
     with torch.device("meta"):
         backbone = Timm(**block).eval()
-    embed = getattr(backbone.model, "patch_embed", None)
-    size = options.get("img_size") or getattr(embed, "img_size", None)
-    size = size or backbone.model.pretrained_cfg["input_size"][1:]
-    size = (size, size) if isinstance(size, int) else size
     try:
-        backbone(torch.empty(2, backbone.in_chans, *size, device="meta"))
+        with torch.no_grad():
+            backbone(torch.empty(2, backbone.in_chans, *backbone.made_for, device="meta"))
     except Exception as error:  # timm builds a ResNet of two stages, and expects four in it
-        problem = f"timm's {name} does not run with them: {type(error).__name__}: {error}"
-        raise ConfigError("options", problem, found=repr(options)) from error
+        problem = f"timm's {block['name']} does not run with them: {type(error).__name__}: {error}"
+        raise ConfigError("options", problem, found=repr(block.get("options"))) from error
+    return backbone

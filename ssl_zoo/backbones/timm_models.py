@@ -5,7 +5,6 @@ import re
 from contextlib import suppress
 from functools import cache
 from itertools import chain
-from pathlib import Path
 
 import timm
 import torch
@@ -13,6 +12,7 @@ from timm import models
 from torch import nn
 
 from ssl_zoo.config import ConfigError, closest
+from ssl_zoo.system.files import user_path
 
 # What timm's constructors would take, and what to say instead.
 _NOT_OPTIONS = {
@@ -73,7 +73,7 @@ def without_weights(name: str) -> nn.Module:
 
 def check_weights(path: str) -> None:
     """Raises ConfigError, with the nearest name in its folder, where there is no such file."""
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.is_file():
         return
     names = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
@@ -84,9 +84,10 @@ def check_weights(path: str) -> None:
 
 def load_weights(model: nn.Module, path: str) -> None:
     """From a state_dict with or without a classifier; ConfigError unless all weights are in it."""
+    check_weights(path)
     expected = ""
     try:
-        file = str(Path(path).expanduser())
+        file = str(user_path(path))
         keys = models.load_checkpoint(model, file, strict=False, weights_only=True).missing_keys
         expected = f"also {', '.join(keys[:3])}, ..." if keys else ""
     except Exception as error:  # each of torch's and safetensors' readers raises its own kind

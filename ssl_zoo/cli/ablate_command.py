@@ -1,7 +1,8 @@
 """ssl-zoo ablate: a grid of arms, compared."""
 
 import argparse
-from pathlib import Path
+
+from ssl_zoo.system.files import user_path
 
 TWINS = """also two twins of one point: one starts from weights that differ by one unit in the last
 place, the other has another data.seed, so their differences to it show how much of a difference is
@@ -17,10 +18,10 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "writes table.md, table.csv, figure.png and report.html. Finished runs are kept, "
         "interrupted ones go on, a failing one does not stop the rest.",
     )
-    parser.add_argument("grid", type=Path, metavar="GRID", help="configs/ablation/*.yaml")
+    parser.add_argument("grid", type=user_path, metavar="GRID", help="configs/ablation/*.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every arm")
-    parser.add_argument("--base", type=Path, help="another base config than the grid's")
-    parser.add_argument("--out", type=Path, help="study folder [runs/ablation/<grid's name>]")
+    parser.add_argument("--base", type=user_path, help="another base config than the grid's")
+    parser.add_argument("--out", type=user_path, help="study folder [runs/ablation/<grid's name>]")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms only")
     in_place = "seeds 0 to N - 1 in place of the grid's"
     parser.add_argument("--seeds", type=int, metavar="N", help=in_place)
@@ -29,7 +30,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument("--aa", action="store_true", help=TWINS)
     parser.add_argument("--report-only", action="store_true", help="of what is there; run nothing")
     one_file = "write what the report is made of into one small file, e.g. results/demo.json"
-    parser.add_argument("--keep", type=Path, metavar="FILE", help=one_file)
+    parser.add_argument("--keep", type=user_path, metavar="FILE", help=one_file)
     parser.set_defaults(command=ablate)
 
 

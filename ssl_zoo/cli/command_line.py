@@ -3,7 +3,9 @@
 import argparse
 import importlib
 import sys
-from pathlib import Path
+
+from ssl_zoo.system.files import user_path
+from ssl_zoo.system.text import show
 
 COMMANDS = {
     "train": "train one config",
@@ -12,7 +14,7 @@ COMMANDS = {
     "compare": "whether one arm is better than another",
     "list": "what is registered: name, one line, paper; and the recipes",
     "show": "a config as it is run, each line with where it comes from",
-    "data": "get a data set, or look at a config's views",
+    "data": "get, look at, check or pack a data set",
 }
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -26,7 +28,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG and its overrides."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, or a recipe")
+    a_config = "a YAML file, or a recipe"
+    parser.add_argument("config", type=user_path, metavar="CONFIG", help=a_config)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, YAML")
 
 
@@ -40,16 +43,16 @@ def main(argv: list[str] | None = None) -> int:
         load_plugins(arguments.plugin)
         return arguments.command(arguments)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+        show(str(stop) or "stopped", sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
         if arguments.traceback:
             raise
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        show(f"error: {str(error) or type(error).__name__}", sys.stderr)
         return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
 
 
-def load_plugins(paths: list[Path]) -> None:
+def load_plugins(paths: list) -> None:
     from ssl_zoo import experiment  # noqa: F401  (registers ours, whose names are taken then)
     from ssl_zoo.system import plugins
 
@@ -65,7 +68,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     common.add_argument("--traceback", action="store_true", help="show where an error came from")
     own = "a Python file that registers parts of your own; repeatable [$SSL_ZOO_PLUGINS]"
     common.add_argument(
-        "--plugin", action="append", default=[], type=Path, metavar="FILE", help=own
+        "--plugin", action="append", default=[], type=user_path, metavar="FILE", help=own
     )
     for name, summary in COMMANDS.items():
         if argv[:1] == [name]:  # parsers are cheap; what commands import is not

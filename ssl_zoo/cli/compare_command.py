@@ -2,6 +2,8 @@
 
 import argparse
 
+from ssl_zoo.system.text import show
+
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
     parser = commands.add_parser(
@@ -32,14 +34,14 @@ def compare(arguments: argparse.Namespace) -> int:
 
     for compared in compare_paths(arguments.a, arguments.b, arguments.metric):
         found = compared.comparison
-        print(f"{compared.title}: {found.sentence}")
+        show(f"{compared.title}: {found.sentence}")
         if found.spreads:
-            print(f"  {found.spreads}")
+            show(f"  {found.spreads}")
             if found.over_classes is None:
-                print("  over classes: not known; no rows of this metric are kept")
+                show("  over classes: not known; no rows of this metric are kept")
         seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
-        print(f"  {seeds} can show p {smallest_p(found.seeds):.2g} at best; p is not corrected")
-        print("  configs differ in:" if compared.configs else "  configs are the same")
+        show(f"  {seeds} can show p {smallest_p(found.seeds):.2g} at best; p is not corrected")
+        show("  configs differ in:" if compared.configs else "  configs are the same")
         for line in compared.configs:
-            print(f"    {line}")
+            show(f"    {line}")
     return 0

@@ -1,9 +1,13 @@
-"""ssl-zoo data: obtain a data set, look at views, pack a folder."""
+"""ssl-zoo data: obtain a data set, look at views, check and pack a folder."""
 
 import argparse
 from pathlib import Path
 
-from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.cli.command_line import FAILED, add_config
+from ssl_zoo.system.files import user_path
+from ssl_zoo.system.text import show
+
+LISTED = 10  # lines of a list on the screen
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -13,7 +17,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     get.add_argument(
         "name", metavar="NAME", help="fashion_mnist, textures, cifar10, cifar100 or stl10"
     )
-    get.add_argument("--root", type=Path, help="folder [$SSL_ZOO_DATA, or ./data]")
+    get.add_argument("--root", type=user_path, help="folder [$SSL_ZOO_DATA, or ./data]")
     get.add_argument(
         "--packages",
         nargs="+",
@@ -23,9 +27,24 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     get.set_defaults(command=get_data)
     show = actions.add_parser("show", parents=[common], help="a PNG of images and a config's views")
     add_config(show)
-    show.add_argument("--out", type=Path, default=Path("views.png"), help="file [views.png]")
+    show.add_argument("--out", type=user_path, default=Path("views.png"), help="file [views.png]")
     show.add_argument("--samples", type=int, default=8, help="rows [8]")
     show.set_defaults(command=show_views)
+    check = actions.add_parser(
+        "check",
+        parents=[common],
+        help="read a whole set beforehand: what is damaged, tiny or there twice",
+        description="Decodes every image of a config's data.dataset, in all its splits, and lists "
+        "what cannot be decoded, is cut short, is very small, or has the contents of another. The "
+        "status is 1 if something cannot be decoded.",
+    )
+    add_config(check)
+    check.add_argument("--workers", type=int, metavar="N", help="processes [the cores there are]")
+    check.add_argument(
+        "--smallest", type=int, default=16, metavar="PIXELS", help="of the shorter side [16]"
+    )
+    check.add_argument("--out", type=user_path, metavar="FILE", help="takes the lists, uncut")
+    check.set_defaults(command=check_images)
     pack = actions.add_parser(
         "pack",
         parents=[common],
@@ -35,7 +54,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "data.dataset='{type: Packed, path: FOLDER}'. A finished pack is kept.",
     )
     add_config(pack)
-    pack.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    pack.add_argument("--out", type=user_path, required=True, metavar="FOLDER")
     pack.add_argument("--size", type=int, default=256, help="pixels of the shorter side [256]")
     pack.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])
     pack.set_defaults(command=pack_folder)
@@ -45,7 +64,7 @@ def get_data(arguments: argparse.Namespace) -> int:
     from ssl_zoo.data import fetch
 
     folder = fetch.get(arguments.name, arguments.root, packages=arguments.packages)
-    print(f"{arguments.name} is in {folder}")
+    show(f"{arguments.name} is in {folder}")
     return 0
 
 
@@ -58,9 +77,55 @@ def show_views(arguments: argparse.Namespace) -> int:
     sections = _sections(arguments)
     needed = views_needed(sections["method"])
     data = sections["data"](run_seed=sections["seed"], views_needed=needed)
+    for line in data.splits.found():
+        show(line)
     view_grid(data, arguments.out, arguments.samples)
-    print(arguments.out)
+    show(arguments.out)
     return 0
+
+
+def check_images(arguments: argparse.Namespace) -> int:
+    from rich.progress import track
+
+    from ssl_zoo.data import inspection
+    from ssl_zoo.system.files import write_text
+    from ssl_zoo.system.hardware import cores
+    from ssl_zoo.system.text import PlainConsole
+
+    processes = cores() if arguments.workers is None else arguments.workers
+    if processes < 0:
+        raise ValueError(f"--workers {processes}: expected at least 0")
+    dataset = _sections(arguments)["data"].kwargs["dataset"]
+    splits: dict = {}
+    for name in ("pretrain", "train", "test"):
+        if name in splits:  # pre-training mostly uses the training images
+            continue
+        try:
+            split = dataset(split=name)
+        except FileNotFoundError as error:
+            if name != "test":
+                raise
+            show(f"no test images, which pre-training can do without: {error}")
+        else:
+            splits[split.split] = split
+    for name, split in splits.items():
+        show(split.found or f"{name}: {len(split)} images")
+    console = PlainConsole(stderr=True)
+
+    def shown(chunks, name, total):
+        off = not console.is_terminal
+        return track(chunks, name, total, console=console, transient=True, disable=off)
+
+    found = inspection.inspect(splits, arguments.smallest, processes, shown)
+    for kind, lines in found.items():
+        more = [f"... {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+        show("\n  ".join([f"{kind}: {len(lines)}", *lines[:LISTED], *more]))
+    if not found:
+        show("nothing is damaged, tiny or there twice")
+    if arguments.out is not None:
+        lists = ("\n  ".join([f"{kind}: {len(lines)}", *lines]) for kind, lines in found.items())
+        write_text(arguments.out, "".join(f"{text}\n" for text in lists))
+    return FAILED if found.keys() & {inspection.UNDECODABLE, inspection.DAMAGED} else 0
 
 
 def pack_folder(arguments: argparse.Namespace) -> int:
@@ -74,7 +139,7 @@ def pack_folder(arguments: argparse.Namespace) -> int:
     for split in arguments.splits:
         path = arguments.out / f"{split}.pack"
         packed.pack(dataset(split=split), path, arguments.size, workers=cores())
-    print(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
+    show(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
     return 0
 
 

@@ -2,7 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
+
+from ssl_zoo.system.files import user_path
+from ssl_zoo.system.text import show
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -16,17 +18,27 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         epilog="examples:\n"
         "  ssl-zoo evaluate knn runs/digits/moco_v2/seed0 k=20\n"
         "  ssl-zoo evaluate linear RUN lrs='[0.1, 1, 10]' epochs=50 --out linear.json\n"
+        "  ssl-zoo evaluate knn RUN data.dataset.root=/moved/here\n"
         "  ssl-zoo evaluate knn RUN data='{dataset: {type: CIFAR10}}'\n"
+        "  ssl-zoo evaluate linear RUN --data CONFIG             # images of another config\n"
         "  ssl-zoo evaluate all CONFIG          # of the random weights that its runs start from\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="or all")
-    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="or a config")
+    parser.add_argument("path", type=user_path, metavar="RUN_OR_CHECKPOINT", help="or a config")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="its keys; for all: NAME.key=value"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="its keys (for all: NAME.key=value), and data.key=value",
+    )
+    parser.add_argument(
+        "--data", type=user_path, metavar="CONFIG", help="judge by the images of its section `data`"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="results as JSON; rows beside it")
+    parser.add_argument(
+        "--out", type=user_path, metavar="FILE", help="results as JSON; rows beside it"
+    )
     parser.set_defaults(command=evaluate)
 
 
@@ -41,12 +53,18 @@ def evaluate(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     device = distributed.start(arguments.device)
     subject = load_subject(arguments.path, device)
-    parts = subject.parts(arguments.name, arguments.overrides)
+    of_run = [text for text in arguments.overrides if text.startswith("data.")]
+    others = [text for text in arguments.overrides if text not in of_run]
+    parts = subject.parts(arguments.name, others)
+    if arguments.data or of_run:
+        subject.judge_by(arguments.data, of_run, parts)
     lacking = subject.lacking(parts)
+    if arguments.data:  # they learned the run's classes
+        lacking = [name for name, part in parts.items() if part.target.wants == "run"]
     if arguments.name == "all" and len(lacking) < len(parts):
         parts = {name: part for name, part in parts.items() if name not in lacking}
         if lacking and distributed.is_main():
-            print(f"left out, as they learn beside a run: {', '.join(lacking)}")
+            show(f"left out, as they learn beside a run: {', '.join(lacking)}")
     results = {"source": {"path": str(subject.path), "step": subject.step}}
     for name, result, outcome in subject.evaluate(parts, device):
         results[name] = result
@@ -62,6 +80,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def _print(name: str, result: dict, outcome, source: dict) -> None:
     metrics = "  ".join(f"{n} {v:.2f}{result['unit']}" for n, v in result["metrics"].items())
-    print(f"{name}: {metrics}  ({source['path']}, step {source['step']})")
+    show(f"{name}: {metrics}  ({source['path']}, step {source['step']})")
     said = ", ".join(f"{n} {v}" for n, v in result["protocol"].items())
-    print(f"protocol {result['hash']}: {said}", *outcome.remarks, sep="\n")
+    show("\n".join([f"protocol {result['hash']}: {said}", *outcome.remarks]))

@@ -4,6 +4,8 @@ import argparse
 import re
 from itertools import takewhile
 
+from ssl_zoo.system.text import show
+
 # The names of the registries, in lower case.
 KINDS = ["methods", "heads", "memory", "backbones", "losses", "datasets", "transforms"]
 KINDS += ["optimizers", "schedules", "evaluations", "observers"]
@@ -24,14 +26,14 @@ def list_parts(arguments: argparse.Namespace) -> int:
     for kind in [arguments.kind] if arguments.kind else KINDS:
         registry = getattr(config, kind.upper())
         rows = registry.summary()
-        print(kind)
+        show(kind)
         width = max(len(name) for name, *_ in rows)
         for name, line, paper in rows:
             cited = f"  [arXiv:{paper}]" if paper and paper not in line else ""
             if kind == "methods":
                 target = registry.get(name)
                 cited += f"  ({target.family}; needs {target.needs})"
-            print(f"  {name:<{width}}  {line}{cited}")
+            show(f"  {name:<{width}}  {line}{cited}")
     return 0
 
 
@@ -43,5 +45,5 @@ def list_recipes() -> int:
     for name, path in found.items():
         lines = takewhile(lambda line: line[:1] == "#", path.read_text("utf-8").splitlines())
         sentence, *_ = re.split(r"[.:;](?= |$)", " ".join(line[1:].strip() for line in lines))
-        print(f"{name:<{width}}  {sentence}")
+        show(f"{name:<{width}}  {sentence}")
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.system.text import show
 
 DEFAULT = "default"
 
@@ -19,10 +20,10 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "the file and line that it comes from. What is printed is a config itself.",
     )
     add_config(parser)
-    parser.set_defaults(command=show)
+    parser.set_defaults(command=show_config)
 
 
-def show(arguments: argparse.Namespace) -> int:
+def show_config(arguments: argparse.Namespace) -> int:
     from ssl_zoo import config
     from ssl_zoo.experiment import parse
 
@@ -30,7 +31,7 @@ def show(arguments: argparse.Namespace) -> int:
     lines = list(_lines(parse(written).spelled_out(), written))
     width = max(len(line) for line, _ in lines)
     for line, origin in lines:
-        print(f"{line:<{width}}  # {origin}" if origin else line)
+        show(f"{line:<{width}}  # {origin}" if origin else line)
     return 0
 
 

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import add_config
+from ssl_zoo.system.files import user_path
+from ssl_zoo.system.text import show
 
 
 def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> None:
@@ -21,12 +23,20 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "  ssl-zoo train CONFIG method.memory.size=4096 seed=1 --out runs/k4096\n"
         "  ssl-zoo train CONFIG method.memory='{type: MemoryBank}'\n"
         "  ssl-zoo train CONFIG train.epochs=20 --resume      # go on, longer than was planned\n"
+        "  ssl-zoo train CONFIG --resume --changed-data       # with images removed or added\n"
         "  torchrun --nproc-per-node=2 --no-python ssl-zoo train CONFIG\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)
-    parser.add_argument("--out", type=Path, help="run folder [runs/<config's name>/seed<seed>]")
+    parser.add_argument(
+        "--out", type=user_path, help="run folder [runs/<config's name>/seed<seed>]"
+    )
     parser.add_argument("--resume", action="store_true", help="from the newest checkpoint, if any")
+    parser.add_argument(
+        "--changed-data",
+        action="store_true",
+        help="with --resume: go on though the images have changed; says what is carried over",
+    )
     parser.add_argument("--check", action="store_true", help="only check the config; reads no data")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     skipped = "do not measure what evaluations compare with (raw pixels, untrained weights)"
@@ -41,19 +51,20 @@ def train(arguments: argparse.Namespace) -> int:
     from ssl_zoo.system import distributed
 
     cfg = config.load(arguments.config, arguments.overrides)
-    resolved = parse(cfg).spelled_out()
-    if arguments.check:
-        print(f"{arguments.config}: ok")
-        return 0
+    resolved = parse(cfg, trained=True).spelled_out()
     folder = RunFolder(arguments.out or run_path(config.find(arguments.config), resolved["seed"]))
+    trained = arguments.resume and not arguments.check and bool(folder.checkpoints())
+    parse(cfg, trained)
+    if arguments.check:
+        show(f"{arguments.config}: ok")
+        return 0
     device = distributed.start(arguments.device)
     # One rank looks and writes; all ranks act on what it saw.
     distributed.attempt(folder.lock.acquire)
     try:
-        ready = partial(open_folder, folder, resolved, arguments.resume, device)
-        remark = distributed.attempt(ready)
+        remark = distributed.attempt(partial(open_folder, folder, resolved, arguments.resume))
         if remark is not None:
-            _fit(cfg, device, folder, not arguments.no_baselines, remark)
+            _fit(cfg, device, folder, arguments, trained, remark)
     finally:
         if distributed.is_main():
             folder.lock.release()
@@ -61,22 +72,30 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(cfg, device, folder, baselines: bool, remark: str) -> None:
+def _fit(cfg, device, folder, arguments: argparse.Namespace, trained: bool, remark: str) -> None:
     from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.experiment import build_trainer
+    from ssl_zoo.experiment import build_trainer, out_of_reach, parse
+    from ssl_zoo.runs import describe_environment
     from ssl_zoo.system import distributed
 
     try:
-        trainer = build_trainer(cfg, device, folder, baselines)
+        whole = parse(cfg, trained)
+        trainer = build_trainer(cfg, device, folder, not arguments.no_baselines, trained)
+        trainer.hooks["data"].may_change = arguments.changed_data
         resumed = trainer.resume()
+        # Not before: a resume that is refused leaves config.yaml and result.json as they were.
+        environment = describe_environment(device)
+        distributed.attempt(lambda: folder.begin(whole.spelled_out(), environment))
         trainer.say(
             f"{trainer.name}: {f'from step {trainer.step}' if resumed else 'starting'}, "
             f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
             f"in {trainer.precision} ({trainer.precision_reason})"
         )
+        remarks = [remark]
         if not resumed:
-            remark = trainer.method.remark(trainer.data.batch_size)
-        if remark:
+            late = out_of_reach(whole, trainer.total_steps)
+            remarks = [trainer.method.remark(trainer.data.batch_size), late]
+        for remark in filter(None, remarks):
             trainer.say(f"{trainer.name}: {remark}")
         trainer.fit()
         trainer.say(f"{trainer.name}: finished; results in {folder.path}")

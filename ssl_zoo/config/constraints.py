@@ -10,7 +10,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ssl_zoo.config.errors import ConfigError
 
@@ -63,6 +63,25 @@ Scheduled = Annotated[_T, SCHEDULED]
 OfMachine = Annotated[_T, MACHINE]
 # What is drawn lies between the two.
 Bounds = Annotated[tuple[_T, _T], ASCENDING]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A number, or a list of them, of epochs or steps of the run.
+
+    Attributes:
+        ramp: what begins a run, and is not what it says unless it ends: a longer one than the run
+            is an error. Else it is when something is due; what no run comes to is said.
+    """
+
+    unit: Literal["epochs", "steps"]
+    ramp: bool
+
+
+RampEpochs = Annotated[_T, Span("epochs", ramp=True)]
+RampSteps = Annotated[_T, Span("steps", ramp=True)]
+DueEpochs = Annotated[_T, Span("epochs", ramp=False)]
+DueSteps = Annotated[_T, Span("steps", ramp=False)]
 
 
 @functools.cache

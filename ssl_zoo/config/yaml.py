@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from ssl_zoo.config.errors import ConfigError, closest, join
-from ssl_zoo.system.files import write_text
+from ssl_zoo.system.files import user_path, write_text
+from ssl_zoo.system.text import visible
 
 MOST_VALUES = 100_000  # of one file
 RECIPES = Path(__file__).parents[1] / "configs"  # that come along, installed or not
@@ -28,6 +29,8 @@ _NUMBER_OR_WORD = {  # YAML 1.2's core schema: `1e-3` is a number, `010` is ten,
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012
+    # A path on the command line may hold bytes that are no UTF-8: Python's lone surrogates.
+    NON_PRINTABLE = re.compile(yaml.SafeLoader.NON_PRINTABLE.pattern.replace("]", "\udc80-\udcff]"))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -37,6 +40,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _written(dumper: _Dumper, text: str) -> yaml.Node:
+    """In quotes and escaped where it would not be read back, or moves a person's cursor."""
+    style = None if text == visible(text) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _written)
 for _tag, (_pattern, _first) in _NUMBER_OR_WORD.items():
     for _class in (_Loader, _Dumper):
         firsts = [c if c != "\0" else "" for c in _first]
@@ -121,8 +131,8 @@ def loads(text: str, name: str) -> Config:
 
 
 def _read(text: str, file: str, origins: dict[str, str], key: str = "") -> Any:
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         return _Reader(loader, file, origins).value(loader.get_single_node(), key, ())
     except yaml.YAMLError as error:
         mark = None if file.startswith("override") else getattr(error, "problem_mark", None)
@@ -135,7 +145,8 @@ def _read(text: str, file: str, origins: dict[str, str], key: str = "") -> Any:
 def dump(config: Config | Mapping, path: str | Path | None = None) -> str:
     """The config as YAML that `load` reads back to the same data; written to `path` if given."""
     data = config.data if isinstance(config, Config) else config
-    text = yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
+    form = {"sort_keys": False, "default_flow_style": None, "allow_unicode": True}
+    text = yaml.dump(dict(data), Dumper=_Dumper, **form)
     if path is not None:
         write_text(path, text)
     return text
@@ -174,8 +185,8 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         where = read.origins["_base_"]
         raise ConfigError("_base_", "not a path or a list of paths", found=repr(bases), where=where)
-    merged = Config({})
-    for config in (*(_load((path.parent / base).resolve(), opened) for base in bases), read):
+    merged, paths = Config({}), ((path.parent / user_path(base)).resolve() for base in bases)
+    for config in (*(_load(base, opened) for base in paths), read):
         merged = Config(_merge(merged.data, config.data), merged.origins | config.origins)
     return merged
 

@@ -1,7 +1,7 @@
 """What the trainer knows of a method."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,14 @@ class Method(nn.Module):
         needs: what it asks of a backbone: `features` (any), `map` (a grid of features before
             pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
             backbone of the method's own has in its `provides`.
+        needs_own_size: views are of the size that a ViT is made for, whose grid masks are for.
+        least_images: of all ranks together, in a pass: 2 where images are compared with each
+            other. Any module may say so, a memory or a loss; BatchNorm is known to need 2.
         needs_boxes: whether it asks where views lie in their images.
         views_needed: views of an image; a static method, if it depends on the YAML arguments.
+        per_sample: what of its state has a row for each training image, and along which dimension;
+            a part of it, a memory say, has declarations of its own.
+        positions: what of its state holds positions in the training set, -1 for none.
         steps: optimizer steps seen, int64; with `seed` it determines every `random_key`, so
             ranks agree without talking and a resume draws the same.
     """
@@ -35,8 +41,12 @@ class Method(nn.Module):
     encoder: nn.Module
     family: Family = "pretext"
     needs: str = "features"
+    needs_own_size: bool = False
+    least_images: int = 1
     needs_boxes: bool = False
     views_needed: int | Callable[..., int] = 1
+    per_sample: ClassVar[dict[str, int]] = {}
+    positions: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,6 +82,14 @@ class Method(nn.Module):
     def telemetry(self, labels: Tensor | None) -> dict[str, float]:
         """Scalars for the log, on rank 0; too costly for every step. Labels are [num_samples]."""
         return {}
+
+    @staticmethod
+    def seen(view: int, size: tuple[int, int], /, **arguments) -> tuple[int, int]:
+        """(height, width) of what the backbone gets of a view, by its number, of this size.
+
+        ValueError for a view that is of no use to the method, given its YAML arguments.
+        """
+        return size
 
     def remark(self, batch_size: int) -> str:
         """What a person should know before watching the numbers; said once at the start."""

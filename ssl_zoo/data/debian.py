@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 from urllib.request import urlopen
 
+from ssl_zoo.system.text import show
+
 ROOT = Path("/")  # where packages are installed
 # Roots of archives; the second has every version that the first ever had, and is slow.
 ARCHIVES = (
@@ -70,7 +72,7 @@ def _run(command: list[str], folder: Path) -> None:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or 'failed'}")
 
 
-def download(package: Package, archive: str, folder: Path, log: Callable = print) -> Path:
+def download(package: Package, archive: str, folder: Path, log: Callable = show) -> Path:
     """A .deb out of an archive.
 
     Raises:

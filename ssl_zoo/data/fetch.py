@@ -16,19 +16,20 @@ from ssl_zoo.config import closest, not_among
 from ssl_zoo.data import debian
 from ssl_zoo.data.datasets import fashion_mnist, textures
 from ssl_zoo.data.source import roots
+from ssl_zoo.system.text import show
 
 Log = Callable[[str], object]
 # What a source does, in words, and a function that leaves whole and verified files in the empty
 # folder it is given; their paths.
 Source = tuple[str, Callable[[Path], Iterable[Path]]]
 FAILURES = (OSError, HTTPException, RuntimeError, ValueError, subprocess.SubprocessError)
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # no other source mends it
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no other source mends it
 
 
 def get(
     name: str,
     root: str | os.PathLike | None = None,
-    log: Log = print,
+    log: Log = show,
     packages: Sequence[str] | None = None,
 ) -> Path:
     """Obtains one of SOURCES, and returns the folder to give as `root`.

@@ -58,3 +58,16 @@ class Sampler:
             share = (min(first + self.batch_size, self.samples_per_epoch) - first) // self.world
             first += self.rank * share
             yield epoch, order[first : first + share]
+
+    def successors(self, epoch: int, sample: int) -> list[int]:
+        """Who may take the place of a sample that cannot be read: those at its place in the batches
+        after, around the epoch.
+
+        So no sample is twice in a batch, whichever others are missing, and neither ranks nor
+        workers need to agree on anything.
+        """
+        order = self.permutation(epoch)[: self.samples_per_epoch]
+        place = int((order == sample).nonzero())
+        alike = order[place % self.batch_size :: self.batch_size].tolist()
+        batch = place // self.batch_size
+        return alike[batch + 1 :] + alike[:batch]

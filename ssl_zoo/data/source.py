@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ssl_zoo.system import rng
+from ssl_zoo.system.files import user_path
 
 Split = Literal["pretrain", "train", "test"]
 
@@ -19,19 +25,23 @@ class ImageSet:
 
     Attributes:
         labels: [n] int64, -1 where unknown.
+        classes: their names, where they have any.
         split: the split's own name; equal for two splits that hold the same images.
         varies: images vary in size.
         scaled: `shapes` is there, and `fetch` takes `shrink`, [n] of 1, 2, 4 or 8 for each image.
         in_ram: fetching is no work for a process of its own.
+        found: what was found where files were looked for, a line for a person; '' if nowhere.
         baselines: makers of untrained modules, images -> features [n, F], for a network to beat.
     """
 
     labels: Tensor
     num_classes: int
+    classes: list[str] | None = None
     split: str
     varies = False
     scaled = False
     in_ram = False
+    found = ""
     baselines: ClassVar[dict[str, Callable[[], nn.Module]]] = {}
 
     def __len__(self) -> int:
@@ -48,6 +58,29 @@ class ImageSet:
     def names(self, index: Tensor) -> list[str]:
         """What the images of `index` [n] are called in errors: a file, or else a position."""
         return [str(i) for i in index.tolist()]
+
+    def file_sizes(self, index: Tensor) -> list[int]:
+        """Bytes that the images of `index` [n] take where they lie; 0: unknown."""
+        return [0] * len(index)
+
+    @cached_property
+    def fingerprint(self) -> Tensor:
+        """What tells the images apart, wherever they lie: [n] int64, of names and files' sizes.
+
+        The sum of a code of the image's class, where its name begins with that, and one of all
+        else: of a class under another name the difference of the two names' codes is known.
+        """
+        index, classes = torch.arange(len(self)), self.classes or []
+        rest, of_class = [], []
+        known = zip(self.names(index), self.file_sizes(index), self.labels.tolist(), strict=True)
+        for name, size, label in known:
+            first, _, below = name.partition("/")
+            inside = 0 <= label < len(classes) and first == classes[label]
+            rest.append(os.fsencode(f"{below if inside else name}\0{size}"))
+            of_class.append(label if inside else -1)
+        # A last code for all that lie in no class.
+        codes = torch.cat([class_codes(classes), torch.zeros(1, dtype=torch.int64)])
+        return identities(rest) + codes[torch.tensor(of_class)]
 
     def held_close_to(self, device: torch.device) -> ImageSet:
         """The same images where `device` reaches them fastest."""
@@ -71,6 +104,11 @@ class InMemory(ImageSet):
         images = self.images.index_select(0, index)
         return images.pin_memory() if self._pinned else images
 
+    @cached_property
+    def fingerprint(self) -> Tensor:
+        """[n] int64, of the pixels."""
+        return identities(self.images.flatten(1).numpy())
+
     def held_close_to(self, device: torch.device) -> ImageSet:
         """On a GPU a copy held there, if it takes at most an eighth of the memory that is free."""
         if device.type != "cuda":
@@ -85,6 +123,33 @@ class InMemory(ImageSet):
         return self._held[device]
 
 
+def identities(items: Iterable) -> Tensor:
+    """A code of 64 bits for each of n items (bytes, arrays), [n] int64, on any machine the same."""
+    digests = (hashlib.blake2b(item, digest_size=8).digest() for item in items)
+    return torch.from_numpy(np.frombuffer(bytearray(b"".join(digests)), "<i8"))
+
+
+def class_codes(classes: list[str]) -> Tensor:
+    """What the names of classes add to the fingerprint of their images, [C] int64."""
+    return identities(map(os.fsencode, classes))
+
+
+def matched(old: Tensor, new: Tensor) -> Tensor:
+    """Where in `old` [m] each of `new` [n] stands, -1 where nowhere; equal ones in their order."""
+    old, new = (rng.hashed(x, _occurrence(x)) for x in (old, new))
+    ordered, order = old.sort()
+    place = torch.searchsorted(ordered, new).clamp(max=len(old) - 1)
+    return torch.where(ordered[place] == new, order[place], -1)
+
+
+def _occurrence(x: Tensor) -> Tensor:
+    """How many of the same value stand before each, [n] int64."""
+    ordered, order = x.sort(stable=True)
+    return torch.empty_like(x).index_copy_(
+        0, order, torch.arange(len(x)) - torch.searchsorted(ordered, ordered)
+    )
+
+
 def check_split(split: str) -> str:
     """'train' or 'test', since pre-training uses the training images; ValueError for others."""
     if split not in get_args(Split):
@@ -95,6 +160,6 @@ def check_split(split: str) -> str:
 def roots(root: str | os.PathLike | None) -> list[Path]:
     """Folders that may hold data: the user's alone if there is one, else $SSL_ZOO_DATA, ./data."""
     if root is not None:
-        return [Path(root).expanduser()]
+        return [user_path(root)]
     named = os.environ.get("SSL_ZOO_DATA")
-    return [*([Path(named).expanduser()] if named else []), Path("data")]
+    return [*([user_path(named)] if named else []), Path("data")]

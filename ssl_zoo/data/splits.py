@@ -1,5 +1,6 @@
 """What training and evaluations use of a data set: views of its images, in batches."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from ssl_zoo.config import (
 from ssl_zoo.config.construct import constrained
 from ssl_zoo.core import Batch
 from ssl_zoo.data.image import Samples, Views
-from ssl_zoo.data.loader import Workers, load
+from ssl_zoo.data.loader import Batches, Loaded, WorkerCount, fetch, on_device
 from ssl_zoo.data.sampler import Sampler
 from ssl_zoo.data.source import ImageSet
+from ssl_zoo.data.workers import Workers
 from ssl_zoo.system import distributed
+
+NAMED = 5  # of the files in an error
 
 
 @constrained
@@ -34,27 +38,41 @@ class Splits:
 
     Args:
         default_clean: in place of a `clean` that is not given.
+        pool: processes that others use as well; None: some of its own.
         clean: operations without randomness; the first view is used.
         workers: processes that fetch images, one thread each; 0: the training process itself;
             auto: see `automatic_workers`.
+        max_bad: how many images of a split may be unreadable, a number or a share below 1. Those
+            are left out of an evaluation.
+
+    Attributes:
+        unreadable: split -> name -> why, of the images met so far that could not be read.
     """
 
     def __init__(
         self,
         seed: int = 0,
         default_clean: Part[Views] | None = None,
+        pool: Workers | None = None,
         *,
         dataset: Part[DATASETS],
         clean: Part[Views] | None = None,
-        workers: OfMachine[Workers] = "auto",
+        workers: OfMachine[WorkerCount] = "auto",
+        max_bad: OfMachine[int | float] = 0,
     ):
-        self.seed, self.workers = seed, workers
+        self.seed, self.workers, self.max_bad = seed, workers, max_bad
+        self.pool = pool or Workers()
         self.blocks = {"dataset": dataset, "clean": clean or default_clean}  # as they were given
         self.clean: Views = self.blocks["clean"]()
+        self.unreadable: dict[str, dict[str, str]] = {}
         self._loaded: dict[str, ImageSet] = {}
+        self._sources: dict[str, Batches] = {}  # by the splits' own names
 
     @staticmethod
-    def validate(*, clean: Part | None, **_) -> None:
+    def validate(*, clean: Part | None, max_bad: int | float = 0, **_) -> None:
+        if max_bad < 0 or (isinstance(max_bad, float) and not max_bad < 1):
+            expected = "a number of images, or a share of them below 1.0"
+            raise ConfigError("max_bad", "out of range", found=repr(max_bad), expected=expected)
         for label, op in clean.kwargs["ops"].items() if clean else ():
             if op.target.random:
                 found, expected = op.target.__name__, "Resize, CenterCrop, Grayscale, Normalize"
@@ -67,18 +85,37 @@ class Splits:
             dataset = self.blocks["dataset"](split=name)
             self.clean.check_sizes(dataset.varies)
             # Pre-training often uses the training images: they are held once.
-            self._loaded[name] = self._loaded.setdefault(dataset.split, dataset)
+            dataset = self._loaded[name] = self._loaded.setdefault(dataset.split, dataset)
+            if dataset.split not in self._sources:
+                source = Batches(dataset, self.clean, Next(len(dataset)))
+                self._sources[dataset.split] = source
+                self.pool.add(source)
         return self._loaded[name]
+
+    def found(self) -> list[str]:
+        """What was found of the splits that have been loaded, a line each, see `ImageSet.found`."""
+        loaded = {id(dataset): dataset for dataset in self._loaded.values()}
+        return [dataset.found for dataset in loaded.values() if dataset.found]
 
     def identity(self) -> dict[str, Any]:
         """Which images these are, wherever they lie: plain values."""
         train, test = self.split("train"), self.split("test")
+        # What lies in RAM is what its block says; below a root there may be any files.
+        from_files = [name for name in ("train", "test") if not self.split(name).in_ram]
         return {
             **{name: part.spelled_out(machine=False) for name, part in self.blocks.items()},
             "train_images": len(train),
             "test_images": len(test),
             "classes": train.num_classes,
+            **{f"{name}_digest": self.digest(name) for name in from_files},
         }
+
+    def digest(self, split: str) -> str:
+        """Of a split's images and labels, wherever they lie: equal for equal ones."""
+        dataset = self.split(split)
+        digest = hashlib.sha256(dataset.fingerprint.numpy())
+        digest.update(dataset.labels.contiguous().numpy())
+        return digest.hexdigest()[:12]
 
     def chosen(self, split: str, limit: int | None = None) -> Tensor:
         """Positions of `limit` images, evenly spaced as files are often sorted by class, or all."""
@@ -93,23 +130,78 @@ class Splits:
         batch_size: int = 512,
         limit: int | None = None,
         share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images [n, C, H, W] after the clean operations, labels [n]) of `chosen`, in order.
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(images [n, C, H, W] after the clean operations, labels [n], positions [n]) of `chosen`,
+        in order, without those that cannot be read.
 
         A `share` of (r, n) is the r-th of n runs of whole batches; the first runs get one more.
         """
         batches = self.chosen(split, limit).split(batch_size)
         number, shares = share
         mine = torch.arange(len(batches)).tensor_split(shares)[number]
-        for batch in self.load_clean(split, device, (batches[i] for i in mine)):
-            yield batch.views[0], batch.label
+        loaded = map(
+            Loaded.only_asked, self._fetch_clean(split, device, (batches[i] for i in mine))
+        )
+        for batch in self._on_device(split, device, (of for of in loaded if of.asked)):
+            yield batch.views[0], batch.label, batch.index
 
-    def load_clean(
+    def clean_with_substitutes(
         self, split: str, device: torch.device | str, batches: Iterable[Tensor]
-    ) -> Iterator[Batch]:
-        """Images of a split by positions, each of `batches` [n], after the clean operations."""
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(clean images, positions [n]) of each of `batches` [n]; the next image's in place of one
+        that cannot be read, so that methods that keep something of each image have it.
+        """
+        loaded = self._fetch_clean(split, device, batches)
+        # Nothing of a clean view depends on its position.
+        named = (of._replace(samples=of.samples._replace(index=of.asked)) for of in loaded)
+        for batch in self._on_device(split, device, named):
+            yield batch.views[0], batch.index
+
+    def _fetch_clean(
+        self, split: str, device: torch.device | str, batches: Iterable[Tensor]
+    ) -> Iterator[Loaded]:
+        source = self._sources[self.split(split).split]
         samples = (Samples(self.seed, 0, index) for index in batches)
-        return load(self.split(split), self.clean, samples, device, self.workers)
+        return self.noted(source, fetch(source, samples, device, self.pool, self.workers))
+
+    def _on_device(
+        self, split: str, device: torch.device | str, loaded: Iterable[Loaded]
+    ) -> Iterator[Batch]:
+        return on_device(loaded, self._sources[self.split(split).split], device)
+
+    def noted(self, source: Batches, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
+        """The same; notes what cannot be read. ValueError if that is more than `max_bad`."""
+        for batch in loaded:
+            if batch.unreadable:
+                self._note(source.dataset, batch.unreadable)
+            yield batch
+
+    def _note(self, dataset: ImageSet, unreadable: dict[int, str]) -> None:
+        names = dataset.names(torch.tensor(list(unreadable)))
+        met = self.unreadable.setdefault(dataset.split, {})
+        met |= zip(names, unreadable.values(), strict=True)
+        is_share = isinstance(self.max_bad, float)
+        most = int(self.max_bad * len(dataset)) if is_share else self.max_bad
+        if len(met) <= most:
+            return
+        check = "`ssl-zoo data check CONFIG` finds all such files"
+        if most == 0:
+            raise ValueError(f"{next(iter(met.values()))}; data.max_bad skips some; {check}")
+        allowed = f"{most} ({self.max_bad:g} of {len(dataset)})" if is_share else most
+        problem = f"{len(met)} images of {dataset.split} cannot be read, data.max_bad allows"
+        more = [f"... {len(met) - NAMED} more"] if len(met) > NAMED else []
+        lines = [f"{problem} {allowed}; {check}", *list(met.values())[:NAMED], *more]
+        raise ValueError("\n  ".join(lines))
+
+
+class Next:
+    """Of n images in a circle those after one, in whatever epoch."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __call__(self, epoch: int, position: int) -> Iterator[int]:
+        return (i % self.count for i in range(position + 1, position + self.count))
 
 
 @constrained
@@ -121,6 +213,8 @@ class Data:
         boxes: batches say where their views lie in the images.
         views_needed: how many views are made where `views.count` is null.
         dataset, clean, workers: of `Splits`.
+        max_bad: of `Splits`; the place of an unreadable image in a batch is given to another, see
+            `Sampler.successors`. A rank counts what it has met; a checkpoint has what all have met.
         views: random views for training.
         batch_size, drop_last: of `Sampler`.
         seed: of the order of the samples and of their views, and of nothing else: weights and what
@@ -144,13 +238,16 @@ class Data:
         clean: Part[Views],
         batch_size: PositiveInt,
         drop_last: bool = True,
-        workers: OfMachine[Workers] = "auto",
+        workers: OfMachine[WorkerCount] = "auto",
+        max_bad: OfMachine[int | float] = 0,
         seed: NonNegativeInt | None = None,
     ):
-        self.seed, self.boxes = run_seed if seed is None else seed, boxes
+        self.seed = run_seed if seed is None else seed
         self.batch_size, self.workers = batch_size, workers
         self.views: Views = views(views_needed=views_needed)
-        self.splits = Splits(run_seed, dataset=dataset, clean=clean, workers=workers)
+        self.splits = Splits(
+            run_seed, dataset=dataset, clean=clean, workers=workers, max_bad=max_bad
+        )
         self.dataset: ImageSet = self.splits.split("pretrain")
         self.views.check_sizes(self.dataset.varies)
         self.num_samples = len(self.dataset)
@@ -159,11 +256,14 @@ class Data:
         ranks = distributed.rank(), distributed.world()
         self.sampler = Sampler(self.num_samples, batch_size, self.seed, drop_last, *ranks)
         self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.source = Batches(self.dataset, self.views, self.sampler.successors, boxes)
+        self.splits.pool.add(self.source)
 
     def batches(self, start: int, stop: int, device: torch.device | str) -> Iterator[Batch]:
         """This rank's share of steps start..stop-1, counted from the run's beginning."""
         samples = (Samples(self.seed, *step) for step in self.sampler.steps(start, stop))
-        return load(self.dataset, self.views, samples, device, self.workers, self.boxes)
+        loaded = fetch(self.source, samples, device, self.splits.pool, self.workers)
+        return on_device(self.splits.noted(self.source, loaded), self.source, device)
 
     def indices(self, step: int) -> Tensor:
         """Which samples are this rank's share of a step, [n] int64."""
@@ -173,8 +273,7 @@ class Data:
         """(clean images [n, C, H, W], positions [n]) of this rank's run of the training set."""
         index = torch.arange(self.num_samples).tensor_split(distributed.world())[distributed.rank()]
         batches = index.split(512) if len(index) else ()  # a run may be empty
-        for batch in self.splits.load_clean("pretrain", device, batches):
-            yield batch.views[0], batch.index
+        return self.splits.clean_with_substitutes("pretrain", device, batches)
 
 
 def view_grid(data: Data, path: str | Path, samples: int = 8) -> None:

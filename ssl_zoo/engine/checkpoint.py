@@ -15,7 +15,12 @@ def write(state: dict[str, Any], path: Path) -> None:
     """A reader finds the old file or the whole new one, also after a kill or a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as staged, open(staged, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        try:
+            torch.save({"format": FORMAT, **state}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a write failed, then torch's way to end it
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     folder = os.open(path.parent, os.O_RDONLY)

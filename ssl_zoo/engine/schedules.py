@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass
 
-from ssl_zoo.config import SCHEDULES, NonNegativeFloat, PositiveFloat
+from ssl_zoo.config import SCHEDULES, DueEpochs, NonNegativeFloat, PositiveFloat, RampEpochs
 
 
 @dataclass(kw_only=True)
 class Schedule:
     """A number over training, from the config's; for `warmup_epochs` it first rises from 0."""
 
-    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_epochs: RampEpochs[NonNegativeFloat] = 0.0
 
     def __call__(self, base: float, epoch: float, epochs: float) -> float:
         """The value at `epoch` (a fraction counts) of `epochs`."""
@@ -45,7 +45,7 @@ class Cosine(Schedule):
 class Step(Schedule):
     """The base value, times `gamma` at each milestone (in epochs)."""
 
-    milestones: list[NonNegativeFloat]
+    milestones: DueEpochs[list[NonNegativeFloat]]
     gamma: NonNegativeFloat = 0.1
 
     def value(self, base: float, epoch: float, epochs: float) -> float:
@@ -58,7 +58,7 @@ class Exponential(Schedule):
     """The base value, times `gamma` every `every_epochs`, in steps."""
 
     gamma: NonNegativeFloat
-    every_epochs: PositiveFloat
+    every_epochs: DueEpochs[PositiveFloat]
 
     def value(self, base: float, epoch: float, epochs: float) -> float:
         return base * self.gamma ** int(epoch / self.every_epochs)
@@ -70,7 +70,7 @@ class Linear:
     """A straight line from the base value to `final` over the first `over_epochs`."""
 
     final: float
-    over_epochs: PositiveFloat
+    over_epochs: RampEpochs[PositiveFloat]
 
     def __call__(self, base: float, epoch: float, epochs: float) -> float:
         return base + (self.final - base) * min(epoch / self.over_epochs, 1.0)

@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_zoo.core import Batch, Method, merge_outputs
@@ -19,6 +18,7 @@ from ssl_zoo.engine.stop import NonFiniteLoss, StopSignal
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.hardware import PeakMemory, keep_freed_memory
+from ssl_zoo.system.text import PlainConsole
 
 
 class Trainer:
@@ -59,7 +59,7 @@ class Trainer:
         self.peak_memory = PeakMemory(device)
         self.losses: list[tuple[int, Tensor]] = []  # (step, loss []), not yet looked at
         self.started = time.perf_counter()
-        self.console = Console()
+        self.console = PlainConsole()
 
     @property
     def epoch(self) -> float:
@@ -74,7 +74,7 @@ class Trainer:
         with self.stop:
             try:
                 self._tell("before_train")
-                for batch in self.data.batches(self.step, self.total_steps, self.device):
+                for batch in self._batches():
                     if self.step % self.data.steps_per_epoch == 0:
                         self.method.before_epoch(self.data.clean_share(self.device))
                     self._tell("before_step")
@@ -84,6 +84,13 @@ class Trainer:
                 self._tell("after_train")
             finally:
                 self._tell("close")
+
+    def _batches(self) -> Iterator[Batch]:
+        try:
+            yield from self.data.batches(self.step, self.total_steps, self.device)
+        except (ValueError, OSError):  # of files and of what reads them, between two steps
+            self._tell("batch_failed")
+            raise
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, optimizer, then what the method moves; returns detached outputs."""
@@ -148,7 +155,8 @@ class Trainer:
         return {"config": self.config_text, "trainer": loop, **self.parallel.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes where the state was taken; ValueError if it is of another config."""
+        """Goes where the state was taken; ValueError if it is of another config, or other data."""
+        self._tell("before_load", state)
         if remark := self.parallel.load_state_dict(state):
             self.say(remark)
         loop = state["trainer"]
@@ -211,5 +219,5 @@ class Trainer:
     def say(self, text: str) -> None:
         """A line for the person and for log.txt; rank 0 alone."""
         if distributed.is_main():
-            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+            self.console.print(text, soft_wrap=True)
             self.folder.log(text)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ssl_zoo.config import Part
 from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits
+from ssl_zoo.data.files import some
 from ssl_zoo.engine.hooks import Checkpoints, MetricsLogger, ProgressBar
 from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings
@@ -29,7 +30,7 @@ from ssl_zoo.evaluation.features import Labeled, Precision, extract_split
 from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
-from ssl_zoo.system.rng import kept_random_state, seed_all
+from ssl_zoo.system.rng import kept_random_state, seed_all, seed_rank
 
 UNTRAINED = "random backbone"
 # What a line of metrics.jsonl says besides an evaluation's metrics.
@@ -144,6 +145,8 @@ class Context:
         precision: in which an evaluation that trains should do it.
         stop: shared with the run.
         cache: features of this very network, shared by the evaluations of one moment.
+        left_out: split -> names of the images that should have been among the features, and cannot
+            be read.
     """
 
     backbone: nn.Module
@@ -154,6 +157,7 @@ class Context:
     precision: str = "fp32"
     stop: StopSignal = field(default_factory=StopSignal)
     cache: dict = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def features(
         self, split: str, precision: Precision = "fp32", limit: int | None = None
@@ -164,7 +168,17 @@ class Context:
             self.cache[key] = extract_split(
                 self.backbone, self.splits, split, self.device, limit, precision
             )
-        return self.cache[key]
+        found: Labeled | None = self.cache[key]
+
+        def missing() -> list[str]:
+            asked = self.splits.chosen(split, limit)
+            whole = len(asked) == len(found.index)
+            lost = asked[:0] if whole else asked[~torch.isin(asked, found.index)]
+            return self.splits.split(split).names(lost) if len(lost) else []
+
+        if names := distributed.attempt(missing):
+            self.left_out[split] = names
+        return found
 
     def train(
         self, method, data, optimizer, schedules: dict | None = None, *, epochs: float, **settings
@@ -194,7 +208,7 @@ class Context:
                 method, data, optimizer, hooks, self.device, self.folder, settings, self.stop
             )
             scheduled.attach(trainer)
-            torch.manual_seed(self.splits.seed * 1_000_003 + distributed.rank())
+            seed_rank(self.splits.seed)
             trainer.resume()
             if trainer.step < trainer.total_steps:
                 trainer.fit()
@@ -223,6 +237,16 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
         context = replace(context, folder=RunFolder(f"{context.folder.path}-{hashed(of)}"))
         seed_all(context.splits.seed)
         outcome = evaluation.evaluate(context)
+    if counts := {split: len(names) for split, names in context.left_out.items()}:
+        # Over fewer images: another number, which has to say so.
+        of["unreadable"] = counts
+        said = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        names = "; ".join(f"{split}: {some(names)}" for split, names in context.left_out.items())
+        outcome = outcome._replace(
+            protocol={**outcome.protocol, "unreadable": said},
+            details={**outcome.details, "unreadable": context.left_out},
+            remarks=(*outcome.remarks, f"left out, as they cannot be read: {names}"),
+        )
     if taken := LINE_KEYS & outcome.metrics.keys():
         raise ValueError(f"{part.type}: {min(taken)!r} is no name for a metric, as lines have it")
     result = {

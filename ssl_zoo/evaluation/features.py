@@ -20,7 +20,8 @@ BATCH_SIZE = {"cpu": 256, "cuda": 512}
 class Labeled(NamedTuple):
     """Features [n, F] float32 and labels [n] int64 of a split's images, on the CPU.
 
-    `index` [n] is where they stand in the split; None: they are its first n.
+    `index` [n] is where they stand in the split; None: they are its first n. Images that cannot be
+    read are not among them.
     """
 
     features: Tensor
@@ -41,7 +42,7 @@ def check_usable(by: str, **splits: Labeled | ImageSet) -> None:
 
 def extract(
     backbone: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     device: torch.device | str,
     precision: Precision = "fp32",
     buffers: dict[str, Tensor] | None = None,
@@ -50,7 +51,7 @@ def extract(
 
     Args:
         backbone: images [n, C, H, W] -> pooled features [n, F].
-        batches: (images [n, C, H, W], labels [n]) pairs.
+        batches: (images [n, C, H, W], labels [n], positions [n]).
         precision: bf16 and fp16 under autocast.
         buffers: used in place of the backbone's own, by name.
 
@@ -58,17 +59,18 @@ def extract(
         ValueError: no batches, or the backbone's output is not [n, F].
     """
     device = torch.device(device)
-    features, labels = [], []
+    features, labels, positions = [], [], []
     with frozen(backbone, device), autocast(device, precision):
-        for images, label in batches:
+        for images, label, index in batches:
             h = functional_call(backbone, buffers or {}, images.to(device))  # [n, F]
             if h.ndim != 2:
                 raise ValueError(f"a backbone must give features [n, F]; found {list(h.shape)}")
             features.append(h.float().cpu())
             labels.append(label.cpu())
+            positions.append(index.cpu())
     if not features:
         raise ValueError("there are no images to take features of")
-    return Labeled(torch.cat(features), torch.cat(labels))
+    return Labeled(torch.cat(features), torch.cat(labels), torch.cat(positions))
 
 
 def extract_split(
@@ -96,13 +98,13 @@ def extract_split(
     if world > 1:
         here = {name: value.cpu() for name, value in backbone.named_buffers()}
         buffers = {name: x.to(device) for name, x in distributed.broadcast(here).items()}
-    index = splits.chosen(split, limit)
     share = None
-    if rank * size < len(index):  # else no batch is left for this rank
+    if rank * size < len(splits.chosen(split, limit)):  # else no batch is left for this rank
         batches = splits.clean_batches(split, device, size, limit, share=(rank, world))
         share = extract(backbone, batches, device, precision, buffers)
     width = distributed.broadcast(None if share is None else share.features.shape[1])
     if share is None:
-        share = Labeled(torch.empty(0, width), torch.empty(0, dtype=torch.int64))
-    features, labels = (distributed.to_main(x) for x in share[:2])
+        none = torch.empty(0, dtype=torch.int64)
+        share = Labeled(torch.empty(0, width), none, none)
+    features, labels, index = (distributed.to_main(x) for x in share)
     return None if features is None else Labeled(features, labels, index)

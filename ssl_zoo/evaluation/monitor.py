@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_zoo.config import DATASETS, ConfigError, Part, PositiveFloat, not_among
+from ssl_zoo.config import DATASETS, ConfigError, DueEpochs, Part, PositiveFloat, not_among
 from ssl_zoo.data import Data, Splits
 from ssl_zoo.data.image import Views
 from ssl_zoo.engine.hooks import Checkpoints, Hook
 from ssl_zoo.engine.stop import Interrupted
-from ssl_zoo.evaluation.base import LINE_KEYS, Context, Evaluation, Outcome, measure
+from ssl_zoo.evaluation.base import (
+    LINE_KEYS,
+    Context,
+    Evaluation,
+    Outcome,
+    hashed,
+    identity,
+    measure,
+)
 from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all
@@ -42,7 +50,7 @@ class Monitored:
     def __init__(
         self,
         *,
-        every_epochs: PositiveFloat | None = 1.0,
+        every_epochs: DueEpochs[PositiveFloat | None] = 1.0,
         data: Part[EvaluationData] | None = None,
     ):
         self.every_epochs, self.blocks = every_epochs, data().blocks if data else {}
@@ -74,7 +82,8 @@ def splits_of(parts: Mapping[str, Part], run: Splits) -> dict[str, Splits]:
     for name, part in parts.items():
         blocks = run.blocks | part.beside().blocks
         if key(blocks) not in shared:
-            shared[key(blocks)] = Splits(run.seed, workers=run.workers, **blocks)
+            same = {"pool": run.pool, "workers": run.workers, "max_bad": run.max_bad}
+            shared[key(blocks)] = Splits(run.seed, **same, **blocks)
         of[name] = shared[key(blocks)]
     return of
 
@@ -128,7 +137,7 @@ class Monitor(Hook):
         with kept_random_state(torch.device("cpu")):  # a GPU's is seeded once a run is built
             self.evaluations: dict[str, Evaluation] = {n: part() for n, part in parts.items()}
         self.every = {name: part.beside().every_epochs for name, part in parts.items()}
-        self.splits = splits_of(parts, data.splits)
+        self.run_splits, self.splits = data.splits, splits_of(parts, data.splits)
         self.best_name, self.best_metric = best_of(parts, best)
         self.best_value: float | None = None
         self.latest: dict[str, dict[str, Any]] = {}
@@ -141,12 +150,22 @@ class Monitor(Hook):
 
     def before_train(self, trainer) -> None:
         self._check(trainer.device)
+        all_splits = (self.run_splits, *self.splits.values())
+        for line in dict.fromkeys(line for splits in all_splits for line in splits.found()):
+            trainer.say(line)
         # Files are rank 0's to read: another rank may not see them, on several machines.
         lines = distributed.attempt(trainer.folder.metrics)
         if trainer.step == 0 and self.with_baselines:
             done = {(x["name"], x["baseline"]) for x in lines if x["kind"] == "baseline"}
             self._measure_baselines(trainer, done)
-        made = self._restore(trainer, [line for line in lines if line["kind"] == "evaluation"])
+        # Figures on other images, as of before a set has changed, are not compared with.
+        usual = {
+            name: hashed(identity(part, self.splits[name], NETWORK))
+            for name, part in self.parts.items()
+        }
+        lines = [line for line in lines if line["kind"] == "evaluation"]
+        lines = [line for line in lines if line["hash"] == usual.get(line["name"])]
+        made = self._restore(trainer, lines)
         self._evaluate(trainer, [name for name in self._due(trainer) if name not in made])
 
     def _check(self, device: torch.device) -> None:

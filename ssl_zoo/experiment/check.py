@@ -57,7 +57,7 @@ def _check_views(method: Part, data: Part) -> None:
 
 
 def _check_backbone(method: Part, backbone: Part) -> None:
-    """A method that masks patches wants a ViT, and so on; and the backbone has to run at all."""
+    """A method that masks patches wants a ViT, and so on."""
     needs = method.target.needs
     if needs != "features" and needs not in backbone.target.provides(**backbone.kwargs):
         raise ConfigError(
@@ -66,7 +66,6 @@ def _check_backbone(method: Part, backbone: Part) -> None:
             found=backbone.kwargs.get("name", backbone.type),
             expected=FITS[needs],
         )
-    backbone.replaced(backbone.target.dry_run)()
 
 
 def _check_sync_bn(sections: dict[str, Any]) -> None:

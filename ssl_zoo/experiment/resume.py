@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ssl_zoo.config import Config, differences
 from ssl_zoo.experiment.sections import parse
-from ssl_zoo.runs import RunFolder, describe_environment
+from ssl_zoo.runs import RunFolder
+from ssl_zoo.system.text import show
 
 
-def open_folder(
-    folder: RunFolder, resolved: dict[str, Any], resume: bool, device: torch.device
-) -> str | None:
-    """Makes a run folder ready; what a person should know of the resume, None if it is finished.
+def open_folder(folder: RunFolder, resolved: dict[str, Any], resume: bool) -> str | None:
+    """Whether a run may go on in a folder; what a person should know of that, None if it is done.
 
     Raises FileExistsError if it holds another run, or this one and `resume` was not asked for.
     """
@@ -29,17 +26,18 @@ def open_folder(
             hint = "--resume goes on, --out names another folder."
             raise FileExistsError(f"{folder.path} holds a run already: {hint}")
         if folder.finished and not changed:
-            print(f"finished already: {folder.path}")
+            show(f"finished already: {folder.path}")
             return None
     elif written is not None and differences(written, resolved):
         folder.forget_all()  # nothing worth keeping was saved under the other config
-    folder.begin(resolved, describe_environment(device))
     return remark
 
 
 def changes(old: dict, new: dict) -> list[str]:
     """Dotted keys of the run, not of the machine, in which two resolved configs differ."""
-    before, after = (parse(Config(data)).spelled_out(machine=False) for data in (old, new))
+    before, after = (
+        parse(Config(data), trained=True).spelled_out(machine=False) for data in (old, new)
+    )
     return differences(before, after)
 
 
@@ -49,7 +47,7 @@ def longer(old: dict, new: dict) -> str:
     if after <= before or changes({**old, "train": {**old["train"], "epochs": after}}, new):
         return ""
     moved = []
-    for name, part in parse(Config(new)).arguments()["schedules"].items():
+    for name, part in parse(Config(new), trained=True).arguments()["schedules"].items():
         value, times = part(), [before * i / 8 for i in range(9)]
         if any(value(1.0, at, before) != value(1.0, at, after) for at in times):
             moved.append(f"{name} ({part.type})")

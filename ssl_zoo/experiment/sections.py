@@ -8,6 +8,7 @@ from torch import nn
 
 from ssl_zoo import backbones, evaluation, heads, losses, memory, methods  # noqa: F401  (register)
 from ssl_zoo import config as configs
+from ssl_zoo.backbones import without_initial_weights
 from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import (
     BACKBONES,
@@ -23,15 +24,25 @@ from ssl_zoo.config import (
 )
 from ssl_zoo.data import Data
 from ssl_zoo.engine import optimizers  # noqa: F401  (registers)
-from ssl_zoo.engine.hooks import Checkpoints, Hook, MetricsLogger, ProgressBar, ResultWriter
+from ssl_zoo.engine.hooks import (
+    Checkpoints,
+    Hook,
+    MetricsLogger,
+    ProgressBar,
+    ResultWriter,
+    Unreadable,
+)
 from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings, prepare, scale_lr
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.monitor import Monitor, Monitored
+from ssl_zoo.experiment.batches import check_batches
 from ssl_zoo.experiment.check import check_whole, views_needed
+from ssl_zoo.experiment.fit import check_fit
+from ssl_zoo.experiment.known_data import KnownData
+from ssl_zoo.experiment.length import check_ramps
 from ssl_zoo.runs import RunFolder
-from ssl_zoo.system import distributed
-from ssl_zoo.system.rng import seed_all
+from ssl_zoo.system.rng import seed_all, seed_rank
 
 # What looks on unless a config's `observers` says otherwise.
 _TYPES = {"telemetry": "Telemetry", "collapse": "Collapse"}
@@ -81,6 +92,8 @@ def whole_run(
     rule = optimizer(method=pretext)
     scale_lr(rule, images.batch_size, settings.lr_reference_batch)
     pretext = prepare(pretext, settings, device)
+    cut = {name: data.arguments()[name] for name in ("batch_size", "drop_last")}
+    check_batches(pretext, images.num_samples, **cut, accumulate=settings.accumulate)
     scheduled = Schedules({name: schedule() for name, schedule in schedules.items()})
     keeper: Checkpoints = checkpoint()
     monitor = Monitor(evaluations, images, keeper, best, baselines)
@@ -90,6 +103,8 @@ def whole_run(
         "progress": ProgressBar(),
         "schedules": scheduled,
         "metrics": MetricsLogger(scheduled, watching, labels),
+        "data": KnownData(images, monitor),
+        "unreadable": Unreadable(images.splits.unreadable),
         "evaluations": monitor,
         "checkpoints": keeper,
         "result": ResultWriter(),
@@ -97,7 +112,7 @@ def whole_run(
     trainer = Trainer(pretext, images, rule, hooks, device, folder, settings)
     scheduled.attach(trainer)
     monitor.begin(pretext, device)
-    torch.manual_seed(seed * 1_000_003 + distributed.rank())  # what methods draw differs per rank
+    seed_rank(seed)  # what methods draw differs per rank
     return trainer
 
 
@@ -126,21 +141,46 @@ def nudge(network: nn.Module) -> None:
     first.copy_(first.nextafter(first.new_tensor(math.inf)))
 
 
-def parse(config: Config) -> Part:
-    """Checks a whole config against the constructors it calls; reads no data, builds nothing."""
+def parse(config: Config, trained: bool = False) -> Part:
+    """Checks a whole config against the constructors it calls; reads no data, builds nothing.
+
+    `trained`: it is of a run that was trained, of which not all is asked that a new one owes: it
+    needs no initial weights, and its ramps are what they were.
+    """
     with config.located():
         whole = bind(whole_run, config.data)
-        check_whole(whole)
+        check_whole(_from_checkpoint(whole) if trained else whole)
+        if not trained:
+            check_ramps(whole)
+            check_fit(whole.arguments())
         return whole
 
 
+def _from_checkpoint(whole: Part) -> Part:
+    backbone = without_initial_weights(whole.arguments()["backbone"])
+    return whole.replaced(whole.target, backbone=backbone)
+
+
 def build_trainer(
-    config: Config, device: torch.device, folder: RunFolder | Path, baselines: bool = True
+    config: Config,
+    device: torch.device,
+    folder: RunFolder | Path,
+    baselines: bool = True,
+    trained: bool = False,
 ) -> Trainer:
-    """Builds a run that starts at its first step; `Trainer.resume` goes on from a checkpoint."""
-    whole = parse(config)
+    """Builds a run that starts at its first step; `Trainer.resume` goes on from a checkpoint.
+
+    It has to where the run is `trained`, as initial weights are then left out.
+    """
+    whole = parse(config, trained)
     folder = RunFolder(folder) if isinstance(folder, Path) else folder
+    call = _from_checkpoint(whole) if trained else whole
     with config.located():
-        built: Trainer = whole(device=device, folder=folder, baselines=baselines)
+        built: Trainer = call(device=device, folder=folder, baselines=baselines)
+        if not trained:
+            check_ramps(whole, built.total_steps)
+        if not (dataset := built.data.dataset).varies:
+            _, height, width = dataset.fetch(torch.zeros(1, dtype=torch.int64))[0].shape
+            check_fit(call.arguments(), (height, width))
     built.config_text = configs.dump(whole.spelled_out())
     return built

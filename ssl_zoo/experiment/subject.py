@@ -11,18 +11,22 @@ import torch
 from torch import nn
 
 from ssl_zoo import config as configs
-from ssl_zoo.config import EVALUATIONS, Config, Part, bind, not_among
-from ssl_zoo.data import Splits
+from ssl_zoo.backbones import without_initial_weights
+from ssl_zoo.config import EVALUATIONS, Config, ConfigError, Part, bind, not_among
+from ssl_zoo.data import Data, Splits
+from ssl_zoo.data.files import some
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.engine.precision import choose
 from ssl_zoo.evaluation.base import UNTRAINED, Context, Outcome, measure
 from ssl_zoo.evaluation.monitor import NETWORK, Monitored, check_blocks, splits_of
+from ssl_zoo.experiment.known_data import class_names
 from ssl_zoo.experiment.sections import parse, seeded
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 
 PREFIX = "encoder.backbone."
+USED = ("dataset", "clean", "workers", "max_bad")  # of a run's data, by evaluations
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Subject:
         folder: the run's; None: a temporary one, removed at the end.
         path: of the checkpoint, which was saved after `step`, or of the config.
         state: of what learned beside the method, by the evaluation's name.
+        classes: which it learned; None: unknown.
     """
 
     sections: dict[str, Any]
@@ -42,6 +47,7 @@ class Subject:
     path: Path = Path()
     step: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
+    classes: list[str] | None = None
 
     def parts(self, name: str, overrides: list[str]) -> dict[str, Part]:
         """The block of an evaluation by its name in the config, or else by its type.
@@ -66,6 +72,28 @@ class Subject:
             check_blocks(parts)
             return parts
 
+    def judge_by(
+        self, config: Path | None, overrides: list[str], parts: Mapping[str, Part]
+    ) -> None:
+        """Puts other images in place of the run's, for those of `parts` without any of their own.
+
+        Args:
+            config: has them as its section `data`; None: the run's, changed.
+            overrides: of that section, 'data.dataset.root=...'.
+        """
+        changed = {text.partition("=")[0].split(".")[1] for text in overrides}
+        for key in sorted(changed - set(USED)):
+            raise not_among(f"data.{key}", "an evaluation makes no use of it", key, USED)
+        for key in changed | ({"dataset"} if config else set()):
+            if all(key in part.beside().blocks for part in parts.values()):
+                problem = f"{' and '.join(parts)}: has a {key} of its own and not the run's"
+                raise ConfigError(f"data.{key}", problem, expected=f"data='{{{key}: {{...}}}}'")
+        run = Config({"data": self.sections["data"].spelled_out()})
+        written = configs.load(config) if config else run
+        configs.override(written, overrides)
+        with written.located():
+            self.sections["data"] = bind(Data, written.data.get("data"), "data")
+
     def lacking(self, parts: Mapping[str, Part]) -> list[str]:
         """Names of those that learn beside a run, where this run had none of the name."""
         return [n for n, p in parts.items() if p.target.wants == "run" and n not in self.state]
@@ -82,6 +110,7 @@ class Subject:
         for name, evaluation in evaluations.items():
             evaluation.check(splits[name])
             if name in self.state:
+                self._check_classes(name, splits[name])
                 evaluation.begin(self.backbone, splits[name], device)
                 evaluation.load_state_dict(self.state[name])
         precision = choose(device, self.sections["train"].arguments()["precision"])[0]
@@ -100,6 +129,13 @@ class Subject:
                 )
                 yield name, *measure(parts[name], evaluation, context)
 
+    def _check_classes(self, name: str, splits: Splits) -> None:
+        classes = class_names(splits.split("pretrain"))
+        if self.classes is not None and classes != self.classes:
+            learned, found = (f"{len(names)} ({some(names)})" for names in (self.classes, classes))
+            problem = f"{name} learned the classes of {self.path}, {learned}"
+            raise ValueError(f"{problem}; these images have others, {found}")
+
     @contextmanager
     def _folder(self) -> Iterator[RunFolder]:
         if self.folder is not None:
@@ -113,7 +149,7 @@ class Subject:
 def run_splits(sections: Mapping[str, Any]) -> Splits:
     """The data of a config, as evaluations use them."""
     data = sections["data"].arguments()
-    named = {name: data[name] for name in ("dataset", "clean", "workers")}
+    named = {name: data[name] for name in USED}
     return Splits(sections["seed"], **named)
 
 
@@ -135,14 +171,15 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     state = checkpoint.read(path)
-    sections = parse(configs.loads(state["config"], str(path))).arguments()
-    backbone = seeded(sections["seed"], sections["backbone"], device)
+    sections = parse(configs.loads(state["config"], str(path)), trained=True).arguments()
+    backbone = seeded(sections["seed"], without_initial_weights(sections["backbone"]), device)
     weights = {n: x for n, x in state["method"].items() if n.startswith(PREFIX)}
     try:
         load_weights(backbone, {n.removeprefix(PREFIX): x for n, x in weights.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     folder = RunFolder.of_checkpoint(path)
-    step, learned = state["trainer"]["step"], state["trainer"]["hooks"].get("evaluations", {})
-    learned = {name: kept for name, kept in learned.items() if kept}
-    return Subject(sections, backbone.to(device), NETWORK, folder, path, step, learned)
+    step, hooks = state["trainer"]["step"], state["trainer"]["hooks"]
+    learned = {name: kept for name, kept in hooks.get("evaluations", {}).items() if kept}
+    classes = hooks.get("data", {}).get("classes")
+    return Subject(sections, backbone.to(device), NETWORK, folder, path, step, learned, classes)

@@ -1,5 +1,7 @@
 """The right-hand side of MoCo's Figure 2: where keys come from, and what they are for."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +19,9 @@ class Memory(nn.Module):
 
     Attributes:
         num_views: views of an image it needs; 1 if it computes no keys from images.
+        per_sample, positions: what of its state is tied to the training images, see `Method`.
         online_keys: the online encoder makes the keys, so that a view's key is also its query.
+        least_images: of all ranks together, in a pass, see `Method`.
         steps: optimizer steps seen, int64; with `seed` it determines all that the memory draws,
             so that ranks agree without talking and a resume draws the same.
         stored: [M, D] the keys that it keeps; a memory that keeps none lacks it, and the next two.
@@ -28,6 +32,9 @@ class Memory(nn.Module):
 
     num_views = 2
     online_keys = False
+    per_sample: ClassVar[dict[str, int]] = {}
+    positions: ClassVar[tuple[str, ...]] = ()
+    least_images = 1
 
     def __init__(self) -> None:
         super().__init__()

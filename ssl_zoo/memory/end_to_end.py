@@ -22,6 +22,7 @@ class EndToEnd(Memory):
     """
 
     online_keys = True
+    least_images = 2
 
     def __init__(self, *, same_view_negatives: bool = False, shuffle_bn: bool = True):
         super().__init__()

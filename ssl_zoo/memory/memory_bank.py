@@ -1,5 +1,7 @@
 """Memory bank: one stored feature for every training image."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +27,7 @@ class MemoryBank(Memory):
     """
 
     num_views = 1
+    per_sample: ClassVar = {"stored": 0, "written": 0}
 
     def __init__(
         self,

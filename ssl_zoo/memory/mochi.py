@@ -9,6 +9,7 @@ from ssl_zoo.config import (
     ConfigError,
     NonNegativeInt,
     PositiveInt,
+    RampSteps,
     Scheduled,
     UnitInterval,
 )
@@ -45,7 +46,7 @@ class MoCHi(MoCoQueue):
         hardest: PositiveInt = 1024,
         mix_negatives: NonNegativeInt = 1024,
         mix_query: NonNegativeInt = 128,
-        warmup_steps: NonNegativeInt = 0,
+        warmup_steps: RampSteps[NonNegativeInt] = 0,
     ):
         super().__init__(encoder, size=size, momentum=momentum, shuffle_bn=shuffle_bn)
         self.hardest, self.warmup_steps = hardest, warmup_steps

@@ -26,6 +26,8 @@ class MoCoQueue(Memory):
         shuffle_bn: ShuffleBN; on one process it changes something only with `bn_groups` above 1.
     """
 
+    positions = ("queue.index",)
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -23,6 +23,7 @@ class BarlowTwins(Method):
 
     family = "non-contrastive"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, PositiveInt, Scheduled
+from ssl_zoo.config import HEADS, METHODS, Part, PositiveFloat, PositiveInt, RampSteps, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import Linear
 from ssl_zoo.ops import health
@@ -32,13 +32,14 @@ class BEiT(Method):
 
     family = "masked"
     needs = "tokens"
+    needs_own_size = True
 
     def __init__(
         self,
         backbone: nn.Module,
         *,
         tokenizer: Part[HEADS],
-        tokenizer_steps: PositiveInt,
+        tokenizer_steps: RampSteps[PositiveInt],
         temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.0625),
         mask_ratio: Scheduled[Share] = 0.4,
     ):

@@ -112,17 +112,25 @@ class CPC(Method):
             found, expected = str(rows_down), "such as [2, 3]"
             raise ConfigError("rows_down", "no different rows", found=found, expected=expected)
 
+    @staticmethod
+    def seen(
+        view: int,
+        size: tuple[int, int],
+        /,
+        *,
+        patch_size: int,
+        stride: int,
+        rows_down: list[int],
+        directions: int,
+        **_,
+    ) -> tuple[int, int]:
+        patch_grid(size, patch_size, stride, rows_down, directions)
+        return patch_size, patch_size
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images, size, stride = batch.views[0], self.encoder.patch_size, self.encoder.stride
         n = len(images)
-        h, w = (max(0, (side - size) // stride + 1) for side in images.shape[2:])
-        one_way, k = len(self.contexts) == 1, max(self.rows_down)
-        if h <= k or w <= (0 if one_way else k):
-            where = "down" if one_way else "in each direction"
-            raise ValueError(
-                f"views make {h} x {w} patches, too few to predict {k} rows {where}: "
-                "expected larger views, a smaller patch_size, stride or rows_down"
-            )
+        h, w = patch_grid(images.shape[2:], size, stride, self.rows_down, len(self.contexts))
         z = self.encoder(images)  # [N, F, h, w]
         y = self.w(z).permute(0, 2, 3, 1)  # [N, h, w, D]
         place = torch.arange(n * h * w, device=z.device) + distributed.rank() * n * h * w
@@ -141,3 +149,18 @@ class CPC(Method):
         loss, nearer = info_nce_loss(lookup, self.temperature)
         spread = health.embedding_std(y.flatten(0, 2))
         return {"loss": loss, **accuracy(nearer), "embedding_std": spread}
+
+
+def patch_grid(
+    view: tuple[int, int], size: int, stride: int, rows_down: list[int], directions: int
+) -> tuple[int, int]:
+    """Patches down and across a view; ValueError where they are too few to predict any."""
+    h, w = (max(0, (side - size) // stride + 1) for side in view)
+    k = max(rows_down)
+    if h <= k or w <= (0 if directions == 1 else k):
+        where = "down" if directions == 1 else "in each direction"
+        raise ValueError(
+            f"views make {h} x {w} patches, too few to predict {k} rows {where}: "
+            "expected larger views, a smaller patch_size, stride or rows_down"
+        )
+    return h, w

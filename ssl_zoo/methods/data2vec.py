@@ -27,6 +27,7 @@ class Data2Vec(Method):
 
     family = "masked"
     needs = "tokens"
+    needs_own_size = True
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """DeepCluster: k-means of the features gives the labels, and the labels better features."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,7 @@ class DeepCluster(Method):
     """
 
     family = "clustering"
+    per_sample: ClassVar = {"assignments": 0}
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class DeepCluster(Method):
         self.register_buffer("assignments", torch.arange(num_samples) % clusters)
         self.register_buffer("sizes", torch.bincount(self.assignments, minlength=clusters))
         self.register_buffer("nmi", torch.zeros(()))  # with the clusters before
+        self.register_load_state_dict_post_hook(lambda method, _: method._count())
 
     @torch.no_grad()
     def before_epoch(self, images) -> None:
@@ -65,12 +69,15 @@ class DeepCluster(Method):
         y = distributed.attempt(on_main).to(self.assignments.device)  # [S]
         self.nmi.fill_(mutual_information(y, self.assignments))
         self.assignments.copy_(y)
-        self.sizes.copy_(torch.bincount(y, minlength=self.clusters))
+        self._count()
         classifier = self.encoder.head.layers[0]
         generator = torch.Generator().manual_seed(self._seed("classifier"))
         weight = torch.empty(classifier.weight.shape).normal_(0, 0.01, generator=generator)
         classifier.weight.copy_(weight)
         classifier.bias.zero_()
+
+    def _count(self) -> None:
+        self.sizes.copy_(torch.bincount(self.assignments, minlength=self.clusters))
 
     def _seed(self, purpose: str) -> int:
         return int(rng.integers(2**31 - 1, self.seed, self.steps, purpose))

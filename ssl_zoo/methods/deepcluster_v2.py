@@ -1,5 +1,7 @@
 """DeepCluster v2: k-means of the last epoch's embeddings, prototypes instead of a classifier."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,6 +32,7 @@ class DeepClusterV2(Method):
 
     family = "clustering"
     views_needed = 2
+    per_sample: ClassVar = {"bank": 1}
 
     def __init__(
         self,

@@ -4,7 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.config import HEADS, METHODS, Part
-from ssl_zoo.config.constraints import NonNegativeInt, PositiveFloat, Scheduled, UnitInterval
+from ssl_zoo.config.constraints import (
+    NonNegativeInt,
+    PositiveFloat,
+    RampSteps,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views
 from ssl_zoo.heads import FrozenStart
 from ssl_zoo.losses import Center, dino_loss
@@ -38,7 +44,7 @@ class DINO(Method):
         student_temperature: Scheduled[PositiveFloat] = 0.1,
         momentum: Scheduled[UnitInterval] = 0.996,
         center_momentum: Scheduled[UnitInterval] = 0.9,
-        frozen_steps: NonNegativeInt = 0,
+        frozen_steps: RampSteps[NonNegativeInt] = 0,
     ):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.config import HEADS, METHODS, Bounds, NonNegativeFloat, Part
-from ssl_zoo.config.constraints import NonNegativeInt, PositiveFloat, Scheduled, UnitInterval
+from ssl_zoo.config.constraints import (
+    NonNegativeInt,
+    PositiveFloat,
+    RampSteps,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Batch, Method, MomentumEncoder, TokenEncoder, encode_views
 from ssl_zoo.heads import FrozenStart
 from ssl_zoo.losses import Center, SinkhornCenter, dino_loss, ibot_loss, koleo_loss
@@ -34,6 +40,7 @@ class DINOv2(Method):
     family = "distillation"
     needs = "tokens"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,
@@ -49,7 +56,7 @@ class DINOv2(Method):
         koleo_weight: Scheduled[NonNegativeFloat] = 0.1,
         masked_images: Scheduled[UnitInterval] = 0.5,
         mask_ratio: Bounds[UnitInterval] = (0.1, 0.5),
-        frozen_steps: NonNegativeInt = 0,
+        frozen_steps: RampSteps[NonNegativeInt] = 0,
     ):
         super().__init__()
         self.encoder = TokenEncoder(backbone, head, patch_head)

@@ -4,7 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.config import HEADS, METHODS, Bounds, Part
-from ssl_zoo.config.constraints import NonNegativeInt, PositiveFloat, Scheduled, UnitInterval
+from ssl_zoo.config.constraints import (
+    NonNegativeInt,
+    PositiveFloat,
+    RampSteps,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Batch, Method, MomentumEncoder, TokenEncoder, encode_views
 from ssl_zoo.heads import FrozenStart
 from ssl_zoo.losses import Center, dino_loss, ibot_loss
@@ -47,7 +53,7 @@ class IBOT(Method):
         center_momentum: Scheduled[UnitInterval] = 0.9,
         masked_images: Scheduled[UnitInterval] = 0.5,
         mask_ratio: Bounds[UnitInterval] = (0.1, 0.5),
-        frozen_steps: NonNegativeInt = 0,
+        frozen_steps: RampSteps[NonNegativeInt] = 0,
     ):
         super().__init__()
         self.encoder = TokenEncoder(backbone, head, patch_head)

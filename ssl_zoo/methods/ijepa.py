@@ -37,6 +37,7 @@ class IJEPA(Method):
 
     family = "masked"
     needs = "tokens"
+    needs_own_size = True
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, Part, PositiveInt, Range
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import MLP
-from ssl_zoo.ops.patches import cut
+from ssl_zoo.ops.patches import cut, patch_shape
 from ssl_zoo.system import rng
 
 GRID = 3
@@ -63,6 +63,10 @@ class Jigsaw(Method):
         logits = self.classifier(z).float()  # [N, K]
         top1 = 100 * (logits.argmax(dim=1) == k).float().mean()
         return {"loss": F.cross_entropy(logits, k), "top1": top1}
+
+    @staticmethod
+    def seen(view: int, size: tuple[int, int], /, *, patch_size: int, **_) -> tuple[int, int]:
+        return patch_shape(size, GRID, patch_size)
 
 
 @cache

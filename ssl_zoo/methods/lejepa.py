@@ -26,6 +26,7 @@ class LeJEPA(Method):
     """
 
     family = "non-contrastive"
+    least_images = 2
 
     def __init__(
         self,

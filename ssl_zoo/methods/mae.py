@@ -28,6 +28,7 @@ class MAE(Method):
 
     family = "masked"
     needs = "tokens"
+    needs_own_size = True
 
     def __init__(
         self,

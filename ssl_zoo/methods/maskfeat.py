@@ -31,6 +31,7 @@ class MaskFeat(Method):
 
     family = "masked"
     needs = "tokens"
+    needs_own_size = True
 
     def __init__(
         self,

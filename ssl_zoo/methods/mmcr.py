@@ -24,6 +24,7 @@ class MMCR(Method):
 
     family = "non-contrastive"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self, backbone: nn.Module, *, head: Part[HEADS], lam: Scheduled[NonNegativeFloat] = 0.0

@@ -34,6 +34,7 @@ class MSN(Method):
     family = "distillation"
     needs = "tokens"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class NNCLR(Method):
 
     family = "contrastive"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,

@@ -1,11 +1,19 @@
 """ODC: clusters that move a little at every step, instead of a clustering between epochs."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, ConfigError, NonNegativeFloat, Part
-from ssl_zoo.config.constraints import NonNegativeInt, PositiveInt, Scheduled, UnitInterval
+from ssl_zoo.config.constraints import (
+    DueSteps,
+    NonNegativeInt,
+    PositiveInt,
+    Scheduled,
+    UnitInterval,
+)
 from ssl_zoo.core import Batch, Encoder, Method, set_apart
 from ssl_zoo.ops import health
 from ssl_zoo.ops.kmeans import (
@@ -40,6 +48,7 @@ class ODC(Method):
     """
 
     family = "clustering"
+    per_sample: ClassVar = {"features": 0, "labels": 0}
 
     def __init__(
         self,
@@ -49,7 +58,7 @@ class ODC(Method):
         head: Part[HEADS],
         clusters: AtLeastTwo = 10000,
         momentum: Scheduled[UnitInterval] = 0.5,
-        centroid_interval: PositiveInt = 10,
+        centroid_interval: DueSteps[PositiveInt] = 10,
         min_cluster: NonNegativeInt = 20,
         reweight_power: Scheduled[NonNegativeFloat] = 0.5,
     ):

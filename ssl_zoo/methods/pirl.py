@@ -14,7 +14,7 @@ from ssl_zoo.memory import MemoryBank
 from ssl_zoo.ops import health
 from ssl_zoo.ops.batchnorm import groups_of, hold_statistics, split_batchnorm
 from ssl_zoo.ops.masking import random_order
-from ssl_zoo.ops.patches import cut, quarter_turns
+from ssl_zoo.ops.patches import cut, patch_shape, quarter_turns
 from ssl_zoo.system import rng
 
 
@@ -106,6 +106,16 @@ class PIRL(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.memory.update(self.encoder, out["f"], out["m"], batch.index)
+
+    @staticmethod
+    def seen(
+        view: int, size: tuple[int, int], /, *, transform: str, grid: int, patch_size: int, **_
+    ) -> tuple[int, int]:
+        if view == 1 and transform == "jigsaw":
+            return patch_shape(size, grid, patch_size)
+        if view == 1:
+            quarter_turns(torch.empty(1, 1, *size, device="meta"))
+        return size
 
     def remark(self, batch_size: int) -> str:
         return self.memory.remark(batch_size)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, NonNegativeInt, Part, PositiveInt
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.heads import MLP
-from ssl_zoo.ops.patches import cut
+from ssl_zoo.ops.patches import cut, patch_shape
 from ssl_zoo.system import rng
 
 GRID, CENTER, NEIGHBORS = 3, 4, 8
@@ -58,6 +58,12 @@ class RelativeLocation(Method):
         logits = self.classifier(z).float()  # [N, 8]
         top1 = 100 * (logits.argmax(dim=1) == y).float().mean()
         return {"loss": F.cross_entropy(logits, y), "top1": top1}
+
+    @staticmethod
+    def seen(
+        view: int, size: tuple[int, int], /, *, patch_size: int, jitter: int, **_
+    ) -> tuple[int, int]:
+        return patch_shape(size, GRID, patch_size, jitter)
 
 
 def keep_one_channel(patches: Tensor, key: Tensor) -> Tensor:

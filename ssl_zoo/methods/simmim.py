@@ -25,6 +25,7 @@ class SimMIM(Method):
 
     family = "masked"
     needs = "tokens"
+    needs_own_size = True
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class SupCon(Method):
 
     family = "contrastive"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_zoo.config import HEADS, METHODS, Part
+from ssl_zoo.config import HEADS, METHODS, DueSteps, Part, RampSteps
 from ssl_zoo.config.constraints import AtLeastTwo, NonNegativeInt, PositiveFloat, Scheduled
 from ssl_zoo.core import Batch, Encoder, Method, encode_views
 from ssl_zoo.heads import Prototypes
@@ -37,6 +37,7 @@ class SwAV(Method):
 
     family = "clustering"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,
@@ -48,8 +49,8 @@ class SwAV(Method):
         epsilon: Scheduled[PositiveFloat] = 0.05,
         sinkhorn_iterations: NonNegativeInt = 3,
         queue_size: NonNegativeInt = 0,
-        queue_from_step: NonNegativeInt = 0,
-        frozen_steps: NonNegativeInt = 0,
+        queue_from_step: DueSteps[NonNegativeInt] = 0,
+        frozen_steps: RampSteps[NonNegativeInt] = 0,
     ):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))

@@ -20,6 +20,7 @@ class VICReg(Method):
 
     family = "non-contrastive"
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class VICRegL(Method):
     needs = "map"
     needs_boxes = True
     views_needed = 2
+    least_images = 2
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class WMSE(Method):
             problem = f"too small for embeddings of {width} dimensions"
             raise ConfigError("part", problem, found=str(part), expected=f"at least {2 * width}")
         self.part, self.iterations, self.eps = part, iterations, eps
+        self.least_images = part
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         z = torch.stack(encode_views(self.encoder, batch.views), dim=1).float()  # [N, V, D]

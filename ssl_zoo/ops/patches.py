@@ -42,6 +42,11 @@ def cut(
     return images[sample, :, row, column].permute(0, 1, 4, 2, 3)
 
 
+def patch_shape(view: tuple[int, int], grid: int, size: int, jitter: int = 0) -> tuple[int, int]:
+    """The size of what `cut` makes of a view of some size; ValueError as there."""
+    return tuple(cut(torch.empty(1, 1, *view, device="meta"), grid, size, jitter=jitter).shape[3:])
+
+
 def patchify(images: Tensor, size: tuple[int, int]) -> Tensor:
     """All patches of height and width `size`, row by row, [N, C, H, W] -> [N, L, C * h * w]."""
     return F.unfold(images, size, stride=size).mT

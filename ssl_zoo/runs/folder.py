@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ssl_zoo import config
 from ssl_zoo.runs.lock import Lock
-from ssl_zoo.system.files import read_lines, write_text
+from ssl_zoo.system.files import append_line, read_lines, write_text
+from ssl_zoo.system.text import one_line, visible
 
 FORMAT = 2
 
@@ -30,7 +32,7 @@ class RunFolder:
     @property
     def name(self) -> str:
         """Short, for the screen: the arm and the seed."""
-        return "/".join(self.path.parts[-2:])
+        return one_line("/".join(self.path.parts[-2:]))
 
     @property
     def finished(self) -> bool:
@@ -120,7 +122,7 @@ class RunFolder:
             left.unlink()
 
     def log(self, text: str) -> None:
-        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(text)}")
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Last, so that its presence means 'finished'."""
@@ -132,7 +134,9 @@ class RunFolder:
         self._write(f"evaluations/{name}/rows.csv", rows.rstrip())
 
     def write_error(self, text: str) -> None:
-        self._write("error.txt", text.rstrip())
+        """Raises nothing: an error of writing it down would take its place."""
+        with suppress(OSError):
+            self._write("error.txt", visible(text).rstrip())
 
     def clear_error(self) -> None:
         (self.path / "error.txt").unlink(missing_ok=True)
@@ -148,5 +152,4 @@ class RunFolder:
 
     def _append(self, name: str, line: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self.path / name, line)

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from ssl_zoo.system.files import writing
+
 TRIES = 4
 _held: dict[Path, TextIO] = {}  # by this process, which the system would let in a second time
 
@@ -33,9 +35,11 @@ class Lock:
             who = self.holder() or "another process"
             hint = "stop that one, or give another --out"
             raise FileExistsError(f"{self.path.parent} is being written to by {who}; {hint}")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}")
-        file.flush()
+        who = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}"
+        with writing(self.path):
+            file.truncate(0)
+            file.write(who)
+            file.flush()
         _held[self.path.resolve()] = file
 
     def release(self) -> None:

@@ -76,11 +76,12 @@ class Child:
             return "interrupted"
         if holder := files.lock.holder():  # who was faster than this process
             return left_to(holder)
-        if not files.error():
-            text = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
-            why = self.killed or _why(code)
-            files.write_error("\n".join([why, *text.splitlines()[-20:]]) + "\n")
-        return f"failed: {files.error().partition(chr(10))[0]}"
+        told = files.error()
+        if not told:
+            text = self.log.read_bytes().decode("utf-8", "backslashreplace") if self.log else ""
+            told = "\n".join([self.killed or _why(code), *text.splitlines()[-20:]])
+            files.write_error(told)
+        return f"failed: {told.partition(chr(10))[0]}"
 
 
 def left_to(holder: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,8 +65,8 @@ def read(out: Path) -> list[Cost]:
     return [Cost(**cost) for cost in known]
 
 
-def measure(study: Study, say: Callable[[str], None]) -> bool:
-    """Probes what STUDY/costs.json lacks, and forgets what the grid no longer asks for.
+def measure(study: Study, arms: Container[str], say: Callable[[str], None]) -> bool:
+    """Probes what STUDY/costs.json lacks of the arms, and forgets what the grid no longer asks for.
 
     Returns:
         Whether every probe worked; what became of the others is said, and a later call tries again.
@@ -75,7 +75,7 @@ def measure(study: Study, say: Callable[[str], None]) -> bool:
     wanted = {(probe.point, _hash(probe)): probe for probe in study.probes}
     worked = True
     for key, probe in wanted.items():
-        if key in known:
+        if key in known or probe.arm not in arms:
             continue
         say(f"what a step costs: {title(probe.point)}")
         try:
@@ -102,7 +102,8 @@ def _probe(probe: Run) -> Cost:
         input=json.dumps(probe.config),
         env=child_environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",
         check=True,
     )
     seconds, peak = json.loads(done.stdout.splitlines()[-1])

@@ -83,7 +83,8 @@ def seconds_per_step(config: dict[str, Any], threads: int, processes: int = 1) -
         subprocess.CalledProcessError: one failed.
     """
     command = [sys.executable, "-c", MEASURE, json.dumps(config), str(threads), str(STEPS)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes |= {"encoding": "utf-8", "errors": "backslashreplace"}
     timers = [subprocess.Popen(command, env=child_environment(), **pipes) for _ in range(processes)]
     outputs = [timer.communicate() for timer in timers]
     for timer, (_, errors) in zip(timers, outputs, strict=True):

@@ -22,6 +22,7 @@ from ssl_zoo.config import EVALUATIONS, ConfigError, NonNegativeInt, Part, bind,
 from ssl_zoo.evaluation.base import Evaluation
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study.division import Division
+from ssl_zoo.system.files import user_path
 
 Point = tuple[str, str | None]  # an arm, and where on its sweep
 
@@ -155,6 +156,13 @@ class Grid:
         point = self.contrasts[0].better if self.contrasts else self.points[0]
         return {(f"{point[0]} ({kind})", point[1]): (point, kind) for kind in TWINS}
 
+    @property
+    def swept(self) -> str:
+        """The name of the swept quantity."""
+        arms = self.arms.values()
+        keys = (k for arm in arms for k, at in arm.sweep.items() if isinstance(at, list))
+        return self.x or next(keys, "point").rpartition(".")[2]
+
     def seeds_of(self, point: Point) -> list[int]:
         """`seeds` of a point that a contrast names, of others `other_seeds`."""
         planned = any(point in contrast for contrast in self.contrasts)
@@ -278,7 +286,7 @@ class Study:
 
 def slug(name: str) -> str:
     """A folder name for an arm or a point: 'memory bank' -> 'memory-bank'."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "arm"
+    return re.sub(r"(?:[^\w.]|_)+", "-", name.lower()).strip("-.") or "arm"
 
 
 def expand(
@@ -305,8 +313,33 @@ def expand(
             differ in, `base` is given to arms with bases of their own, `seeds` is below 1, or a
             twin would not differ from its original.
     """
-    grid_path, overrides = Path(grid_path), list(overrides)
-    file = config.load(grid_path)
+    path, overrides = Path(grid_path), list(overrides)
+    grid = _read(path, overrides, base, seeds)
+    name = path.stem if base is None else f"{path.stem}-{Path(base).stem}"
+    folder = Path(out) if out is not None else Path("runs", "ablation", name)
+    own_base = path.parent / user_path(grid.base) if grid.base is not None else None
+    recipes = Recipes(grid, path, own_base if base is None else base, overrides)
+    twins = grid.twins if aa else {}
+    study = Study(
+        name,
+        folder,
+        grid.swept,
+        _runs(recipes, twins, folder),
+        _blocks(grid, twins),
+        _command(path, overrides, base, out, seeds, aa),
+        probes=_probes(recipes),
+        common=_common(recipes),
+        contrasts=grid.contrasts,
+        twins={twin: of for (twin, _), (of, _) in twins.items()},
+        kept=Path(os.path.normpath(path.parent / user_path(grid.kept))) if grid.kept else None,
+    )
+    division = study.division()
+    return study.with_threads(division.threads) if division else study
+
+
+def _read(path: Path, overrides: list[str], base: str | Path | None, seeds: int | None) -> Grid:
+    """The grid of a file, with what the command line asks of it."""
+    file = config.load(path)
     if seeds is not None:
         if seeds < 1:
             problem, found = "no such number of seeds", repr(seeds)
@@ -316,87 +349,118 @@ def expand(
         grid: Grid = bind(Grid, file.data)()
         _check_command_line(overrides, base, grid.arms)
     except ConfigError as error:
-        error.where = error.where or file.where(error.key) or str(grid_path)
+        error.where = error.where or file.where(error.key) or str(path)
         raise
-    command, name = ["ssl-zoo", "ablate", str(grid_path), *overrides], grid_path.stem
-    if base is not None:
-        command += ["--base", str(base)]
-        name += f"-{Path(base).stem}"
-    elif grid.base is not None:
-        base = grid_path.parent / grid.base
-    if out is not None:
-        command += ["--out", str(out)]
-    if seeds is not None:
-        command += ["--seeds", str(seeds)]
-    if aa:
-        command.append("--aa")
-    out = Path(out) if out is not None else Path("runs", "ablation", name)
+    return grid
 
-    def resolved(name: str, at: str | None, seed: int, own: dict[str, Any]) -> dict[str, Any]:
-        """The whole config of an arm at a point, with what it sets on its own."""
-        arm = grid.arms[name]
-        points = {**dict(arm.points()), **further.get(name, {})}
-        arm_base = grid_path.parent / arm.base if arm.base is not None else base
-        settings = [*grid.set.items(), *overrides, *arm.set.items(), *points[at].items()]
-        loaded = config.load(arm_base, [*settings, *own.items(), ("seed", seed)])
+
+@dataclass(frozen=True)
+class Recipes:
+    """The whole configs of a grid's points.
+
+    Args:
+        base: of the arms that have none of their own.
+        overrides: 'key=value' for every arm.
+    """
+
+    grid: Grid
+    path: Path
+    base: str | Path | None
+    overrides: list[str]
+
+    def of(self, point: Point, seed: int, twin: dict[str, Any] = {}) -> dict[str, Any]:  # noqa: B006
+        """With the dotted keys that a twin sets besides."""
+        name, at = point
+        arm = self.grid.arms[name]
+        points = {**dict(arm.points()), **self.further(name)}
+        base = self.base if arm.base is None else self.path.parent / user_path(arm.base)
+        settings = [*self.grid.set.items(), *self.overrides, *arm.set.items(), *points[at].items()]
+        loaded = config.load(base, [*settings, *twin.items(), ("seed", seed)])
         return experiment.parse(loaded).spelled_out()
 
-    further = {name: dict(arm.points()) for name, arm in (grid.costs or {}).items() if arm.sweep}
-    twins = grid.twins if aa else {}
-    runs: list[Run] = []
-    configs: dict[tuple[Point, int], dict[str, Any]] = {}
-    for at, (like, kind) in [*((point, (point, "")) for point in grid.points), *twins.items()]:
-        folder = out.joinpath(*map(slug, filter(None, at)))
-        for seed in grid.seeds_of(like):
-            own = TWINS[kind](seed) if kind else {}
-            with _of_arm(grid_path, at[0]):
-                whole = resolved(*like, seed, own)
-                if own and whole == configs[like, seed]:
-                    problem = f"a twin of {title(like)} that sets nothing else"
+    def further(self, arm: str) -> dict[str | None, dict[str, Any]]:
+        """Points of an arm at which only costs are asked for, and what they set."""
+        more = (self.grid.costs or {}).get(arm)
+        return dict(more.points()) if more and more.sweep else {}
+
+
+def _runs(recipes: Recipes, twins: dict[Point, tuple[Point, str]], out: Path) -> list[Run]:
+    """Of all points and twins, seed by seed; ConfigError for two with one folder."""
+    grid, runs = recipes.grid, []
+    for point in grid.points:
+        with _of_arm(recipes.path, point[0]):
+            for seed in grid.seeds_of(point):
+                runs.append(_run(point, seed, recipes.of(point, seed), out))
+    originals = {(run.point, run.seed): run.config for run in runs}
+    for twin, (of, kind) in twins.items():
+        with _of_arm(recipes.path, twin[0]):
+            for seed in grid.seeds_of(of):
+                own = TWINS[kind](seed)
+                runs.append(_run(twin, seed, recipes.of(of, seed, own), out))
+                if runs[-1].config == originals[of, seed]:
+                    problem = f"a twin of {title(of)} that sets nothing else"
                     found, expected = f"{own} in both", "another value there, or no --aa"
                     raise ConfigError(next(iter(own)), problem, found=found, expected=expected)
-            configs[at, seed] = whole
-            runs.append(Run(*at, seed, folder / f"seed{seed}", whole))
-    probes = []
-    if grid.costs is not None:
-        more = [(name, label) for name, points in further.items() for label in points]
-        for name_of_arm, label in dict.fromkeys([*grid.points, *more]):
-            with _of_arm(grid_path, name_of_arm):
-                whole = resolved(name_of_arm, label, grid.seeds[0], {})
-            probes.append(Run(name_of_arm, label, grid.seeds[0], Path(), whole))
     last = {run.folder: run for run in runs}
     if twice := [f"{run}; {last[run.folder]}" for run in runs if last[run.folder] is not run]:
-        problem = "two runs with one folder"
-        raise ConfigError("arms", problem, found=twice[0], where=str(grid_path))
+        problem, where = "two runs with one folder", str(recipes.path)
+        raise ConfigError("arms", problem, found=twice[0], where=where)
     order = [*grid.seeds, *grid.other_seeds]
-    runs.sort(key=lambda run: order.index(run.seed))
-    swept = (k for arm in grid.arms.values() for k, at in arm.sweep.items() if isinstance(at, list))
-    x = grid.x or next(swept, "point").rpartition(".")[2]
-    common = {"base": str(base or ""), "seeds": grid.seeds, "set": grid.set, "overrides": overrides}
-    if grid.contrasts:
-        common |= {"compare": list(map(str, grid.contrasts)), "other_seeds": grid.other_seeds}
-    common = {name: value for name, value in common.items() if value}
+    return sorted(runs, key=lambda run: order.index(run.seed))
+
+
+def _run(point: Point, seed: int, whole: dict[str, Any], out: Path) -> Run:
+    folder = out.joinpath(*map(slug, filter(None, point)), f"seed{seed}")
+    return Run(*point, seed, folder, whole)
+
+
+def _probes(recipes: Recipes) -> list[Run]:
+    """Of all points at which the grid asks what a step costs; none if it does not ask."""
+    grid = recipes.grid
+    if grid.costs is None:
+        return []
+    more = [(arm, at) for arm in grid.costs for at in recipes.further(arm)]
+    probes = []
+    for point in dict.fromkeys([*grid.points, *more]):
+        with _of_arm(recipes.path, point[0]):
+            whole = recipes.of(point, grid.seeds[0])
+        probes.append(Run(*point, grid.seeds[0], Path(), whole))
+    return probes
+
+
+def _command(
+    path: Path,
+    overrides: list[str],
+    base: str | Path | None,
+    out: str | Path | None,
+    seeds: int | None,
+    aa: bool,
+) -> str:
+    """What a user types to run or continue the study."""
+    words = ["ssl-zoo", "ablate", str(path), *overrides]
+    options = {"--base": base, "--out": out, "--seeds": seeds}
+    for option, value in options.items():
+        words += [option, str(value)] if value is not None else []
+    return shlex.join([*words, *(["--aa"] if aa else [])])
+
+
+def _blocks(grid: Grid, twins: dict[Point, tuple[Point, str]]) -> dict[str, dict[str, Any]]:
+    """What each arm and each twin sets."""
     blocks = {name: {k: v for k, v in vars(arm).items() if v} for name, arm in grid.arms.items()}
     for (twin, _), (of, kind) in twins.items():
         seed = grid.seeds_of(of)[0]
         blocks[twin] = {"twin of": title(of), f"set, with seed {seed}": TWINS[kind](seed)}
-    originals = {twin: of for (twin, _), (of, _) in twins.items()}
-    kept = Path(os.path.normpath(grid_path.parent / grid.kept)) if grid.kept else None
-    study = Study(
-        name,
-        out,
-        x,
-        runs,
-        blocks,
-        shlex.join(command),
-        probes=probes,
-        common=common,
-        contrasts=grid.contrasts,
-        twins=originals,
-        kept=kept,
-    )
-    division = study.division()
-    return study.with_threads(division.threads) if division else study
+    return blocks
+
+
+def _common(recipes: Recipes) -> dict[str, Any]:
+    """What all arms have in common."""
+    grid = recipes.grid
+    common = {"base": str(recipes.base or ""), "seeds": grid.seeds, "set": grid.set}
+    common["overrides"] = recipes.overrides
+    if grid.contrasts:
+        common |= {"compare": list(map(str, grid.contrasts)), "other_seeds": grid.other_seeds}
+    return {name: value for name, value in common.items() if value}
 
 
 @contextmanager

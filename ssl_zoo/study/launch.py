@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from ssl_zoo import experiment
 from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.runs import Lock
@@ -28,6 +26,7 @@ from ssl_zoo.study.machine import available_memory, gpus
 from ssl_zoo.study.progress import Screen
 from ssl_zoo.study.report import kept, print_report, read_report, write_report
 from ssl_zoo.system import hardware
+from ssl_zoo.system.text import PlainConsole
 
 TRAIN = (sys.executable, "-m", "ssl_zoo.cli", "train", "--no-baselines")
 SECONDS_TO_STOP = 60.0  # what runs get to leave a checkpoint behind
@@ -72,7 +71,7 @@ def run_study(
     given_jobs = None if jobs == "auto" else _number(jobs, len(gpus()))
     study = expand(grid_path, out, overrides, base, seeds, aa)
     arms = _chosen(only, list(study.blocks))
-    console = Console(markup=False, emoji=False, highlight=False)  # names are shown as they are
+    console = PlainConsole()
     if not console.is_terminal:
         console.width = 140  # of a log file; rich would wrap the table at 80
     chosen = [run for run in study.runs if run.arm in arms and not report_only]
@@ -89,7 +88,7 @@ def run_study(
     try:
         if not report_only:
             study, ends = _run(study, arms, given_jobs, train, console)
-            ends |= _measure_costs(study, console) if not ends - {"failed"} else set()
+            ends |= _measure_costs(study, arms, console) if not ends - {"failed"} else set()
         written = write_report(study)
         if keep:
             kept.write(study, keep)
@@ -140,7 +139,7 @@ def _goes_on(run: Run) -> str:
 
 
 def _run(
-    study: Study, arms: list[str], jobs: int | None, train: Sequence[str], console: Console
+    study: Study, arms: list[str], jobs: int | None, train: Sequence[str], console: PlainConsole
 ) -> tuple[Study, set[str]]:
     """Runs the arms; returns the study with its threads settled, and `Launcher.run`'s answer."""
     cores, devices, environment = hardware.cores(), gpus(), {}
@@ -171,10 +170,10 @@ def _run(
     return study, ends | launcher.run()
 
 
-def _measure_costs(study: Study, console: Console) -> set[str]:
+def _measure_costs(study: Study, arms: list[str], console: PlainConsole) -> set[str]:
     """Last, when no run is under way that would share the machine."""
     try:
-        worked = costs.measure(study, partial(console.print, soft_wrap=True))
+        worked = costs.measure(study, arms, partial(console.print, soft_wrap=True))
         return set() if worked else {"failed"}
     except KeyboardInterrupt:
         return {"stopped"}

@@ -17,6 +17,7 @@ from ssl_zoo.study.report import kept, results
 from ssl_zoo.study.report.results import Column, Table
 from ssl_zoo.study.report.verdicts import Side, compare
 from ssl_zoo.study.verdict import Comparison
+from ssl_zoo.system.files import user_path
 
 DEPTHS = ("seed*", "*/seed*", "*/*/seed*")  # runs below an arm, a study, a study with sweeps
 
@@ -109,8 +110,8 @@ def _column(side: Side, metric: str) -> Column:
 
 def _find(text: str, argument: str) -> list[Side]:
     """The sides that a text names, one for each point."""
-    where, _, point = (text, "", "") if Path(text).exists() else text.rpartition(":")
-    path = Path(where or text)
+    where, _, point = (text, "", "") if user_path(text).exists() else text.rpartition(":")
+    path = user_path(where or text)
     if path.is_dir():
         runs = _runs(path)
         names = list(dict.fromkeys(runs.values()))

@@ -1,1 +1,1 @@
-"""The machine: processes, files, random numbers, hardware."""
+"""The machine: processes, files, text, random numbers, hardware."""

@@ -1,25 +1,54 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and paths that a user has written."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+
+def user_path(text: str | os.PathLike) -> Path:
+    """`~` is the home folder; where nobody has that home, a name like any other."""
+    return Path(os.path.expanduser(text))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error of the system inside says which file it is of: of a full disk it does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a path beside, to be written; it takes `path`'s place whole if nothing was raised."""
     staged = path.with_name(path.name + ".tmp")
-    yield staged
-    os.replace(staged, path)
+    try:
+        with writing(path):
+            yield staged
+            os.replace(staged, path)
+    except BaseException:
+        with suppress(OSError):  # what fills a disk would leave no room for anything else
+            staged.unlink()
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """In UTF-8, with an escape for what that cannot hold, which JSON and YAML read back."""
     with replacing(Path(path)) as staged:
-        staged.write_text(text, encoding="utf-8")
+        staged.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def append_line(path: Path, line: str) -> None:
+    """As `write_text` does, at the end of a file."""
+    with writing(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(line + "\n")
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

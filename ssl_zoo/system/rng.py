@@ -4,6 +4,7 @@ Each is a hash of a few integers (seed, epoch, index, view, operation), whatever
 and by whom. Integer arithmetic only, so CPU and GPU agree to the bit.
 """
 
+import hashlib
 import random
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from ssl_zoo.system import distributed
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit number
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -31,9 +34,18 @@ def _mix(x: Tensor | np.ndarray) -> Tensor | np.ndarray:
     return x ^ _shift(x, 31)
 
 
+def reduced(number: int) -> int:
+    """A number below 2^64, as generators want it: the number itself, or else a hash of it."""
+    if number < 2**64:
+        return number
+    whole = number.to_bytes(-(-number.bit_length() // 8), "big")
+    return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "big")
+
+
 def code(name: int | str) -> int:
-    """A number for a name, the same in every process (unlike Python's `hash`)."""
-    return name if isinstance(name, int) else zlib.crc32(name.encode())
+    """A signed 64-bit number for a name or any integer from -2^63 on, the same in every process."""
+    number = reduced(name) if isinstance(name, int) else zlib.crc32(name.encode())
+    return number - 2**64 if number >= 2**63 else number
 
 
 def hashed(*keys: Tensor | int | str) -> Tensor:
@@ -101,9 +113,15 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def seed_all(seed: int) -> None:
+    """All ranks alike, by any integer from 0 on."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(reduced(seed))
+
+
+def seed_rank(seed: int) -> None:
+    """torch's generators alone, so that each rank draws its own."""
+    torch.manual_seed(reduced(seed * 1_000_003 + distributed.rank()))
 
 
 @contextmanager

@@ -1,33 +1,36 @@
 """A folder of images as one file of pixels: decoded and made small once, then only mapped.
 
     header   MAGIC, version, where the index begins, its length in bytes
-    pixels   image after image, uint8 [H, W, 3]
-    index    an .npz of sizes [n, 2], labels [n] and a JSON of what was packed
+    pixels   image after image, uint8 [H, W, C]
+    index    an .npz of sizes [n, 2], labels [n], names [n] and a JSON of what was packed, and how
 
 Images keep their shape: a square would take a quarter of a 4:3 photograph from every view.
 """
 
-import hashlib
 import io
 import json
+import math
 import os
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ssl_zoo.config import DATASETS, OfMachine
-from ssl_zoo.data.datasets.folder import ImageFolder
+from ssl_zoo.data.datasets.folder import ImageFolder, told
+from ssl_zoo.data.image.decode import Decoding
 from ssl_zoo.data.image.geometry import Resize
 from ssl_zoo.data.source import ImageSet, Split, check_split
-from ssl_zoo.system.files import replacing
+from ssl_zoo.data.workers import Workers
+from ssl_zoo.system.files import replacing, user_path
+from ssl_zoo.system.text import show
 
-MAGIC, VERSION = b"ssl_zoo packed\r\n", 1
+MAGIC, VERSION = b"ssl_zoo packed\r\n", 2
 HEADER = struct.Struct("<16sQQQ")
 CHUNK = 32  # images a worker makes at a time
 
@@ -38,19 +41,18 @@ class Downscaled:
     def __init__(self, dataset: ImageSet, size: int):
         self.dataset, self.size, self.resize = dataset, size, Resize(size=size)
 
-    def __getitem__(self, index: Tensor) -> list[np.ndarray]:
-        """[n] -> n of uint8 [H, W, 3]."""
-        return [
+    def __call__(self, positions: list[int]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """(pixels [sum of H x W x C] uint8, one tensor as each takes a file descriptor; H, W)."""
+        images = [
             (self.resize.apply_one(image, {}) if min(image.shape[1:]) > self.size else image)
-            .permute(1, 2, 0)
-            .contiguous()
-            .numpy()
-            for image in self.dataset.fetch(index)
+            for image in self.dataset.fetch(torch.tensor(positions))
         ]
+        pixels = torch.cat([image.permute(1, 2, 0).flatten() for image in images])
+        return pixels, [tuple(image.shape[1:]) for image in images]
 
 
 def pack(
-    dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = print
+    dataset: ImageFolder, path: Path, size: int, workers: int = 0, log: Callable = show
 ) -> None:
     """Writes a split to `path`, whole or not at all; a pack of the same file names is kept.
 
@@ -62,53 +64,53 @@ def pack(
     """
     if size < 1:
         raise ValueError(f"size is in pixels and at least 1, found {size}")
-    # The digest is of the files' names and order, below the split's folder.
-    names = dataset.names(torch.arange(len(dataset)))
-    digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
-    classes = dataset.classes
-    about = {"split": dataset.split, "size": size, "classes": classes, "digest": digest}
+    log(dataset.found)
+    about = {"split": dataset.split, "size": size, "classes": dataset.classes}
+    about = json.loads(json.dumps(about | dataset.decoding._asdict()))  # as it is read again
+    names = np.array([os.fsencode(x) for x in dataset.names(torch.arange(len(dataset)))])
     if path.exists():
-        if read(path)[0] != about:
-            raise FileExistsError(f"{path} holds a pack of other images, or of another size")
+        there = read(path)
+        if there.about != about or not np.array_equal(there.names, names):
+            different = "other images, of another size, or decoded in another way"
+            raise FileExistsError(f"{path} holds a pack of {different}")
         log(f"{path}: there already")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    loader = DataLoader(
-        Downscaled(dataset, size),
-        batch_size=None,
-        sampler=torch.arange(len(dataset)).split(CHUNK),
-        num_workers=workers,
-        generator=torch.Generator(),
-        collate_fn=list,
-    )
+    downscaled = Downscaled(dataset, size)
+    chunks = [chunk.tolist() for chunk in torch.arange(len(dataset)).split(CHUNK)]
+    made = Workers().map(downscaled, chunks, workers) if workers else map(downscaled, chunks)
     sizes: list[tuple[int, int]] = []
-    with replacing(path) as staged:
-        try:
-            with open(staged, "wb") as file:
-                file.write(bytes(HEADER.size))  # zeros: no header until all else is written
-                for number, images in enumerate(loader):
-                    for image in images:
-                        file.write(image)
-                        sizes.append(image.shape[:2])
-                    if number % 500 == 499:
-                        log(f"{path}: {len(sizes)} of {len(dataset)} images")
-                index = io.BytesIO()
-                meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
-                np.savez(index, about=meta, sizes=np.array(sizes), labels=dataset.labels.numpy())
-                index_start = file.tell()
-                file.write(index.getvalue())
-                file.seek(0)
-                file.write(HEADER.pack(MAGIC, VERSION, index_start, len(index.getvalue())))
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            staged.unlink(missing_ok=True)  # may be hundreds of gigabytes
-            raise
+    with replacing(path) as staged, open(staged, "wb") as file:
+        file.write(bytes(HEADER.size))  # zeros: no header until all else is written
+        for number, (pixels, shapes) in enumerate(made):
+            file.write(pixels.numpy())
+            sizes += shapes
+            if number % 500 == 499:
+                log(f"{path}: {len(sizes)} of {len(dataset)} images")
+        index = io.BytesIO()
+        meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        labels = dataset.labels.numpy()
+        np.savez(index, about=meta, sizes=np.array(sizes), labels=labels, names=names)
+        index_start = file.tell()
+        file.write(index.getvalue())
+        file.seek(0)
+        file.write(HEADER.pack(MAGIC, VERSION, index_start, len(index.getvalue())))
+        file.flush()
+        os.fsync(file.fileno())
     log(f"{path}: {len(sizes)} images, {path.stat().st_size / 1e9:.2f} GB")
 
 
-def read(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
-    """(what was packed, sizes [n, 2], labels [n]).
+class Index(NamedTuple):
+    """What a pack holds."""
+
+    about: dict[str, Any]  # split, size, classes, and the parts of a `Decoding`
+    sizes: np.ndarray  # [n, 2] of H, W
+    labels: np.ndarray  # [n]
+    names: np.ndarray  # [n] of bytes
+
+
+def read(path: Path) -> Index:
+    """A pack's index.
 
     Raises FileNotFoundError, or ValueError for no pack, another version, or a damaged one.
     """
@@ -121,7 +123,9 @@ def read(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
             raise ValueError(f"{path}: not written by `ssl-zoo data pack`; begins {header[:16]!r}")
         _, version, index_start, length = HEADER.unpack(header)
         if version != VERSION:
-            raise ValueError(f"{path}: version {version}, expected {VERSION}; pack it again")
+            again = f"ssl-zoo data pack CONFIG --out {path.parent} --size SIZE"
+            problem = f"version {version}, expected {VERSION}: decoded by other rules"
+            raise ValueError(f"{path}: {problem}; delete it, then write it anew: `{again}`")
         size, expected = os.path.getsize(path), index_start + length
         if size != expected:
             raise ValueError(f"{path}: damaged: {size} bytes, expected {expected}")
@@ -130,12 +134,14 @@ def read(path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
             with np.load(io.BytesIO(file.read()), allow_pickle=False) as index:
                 about = json.loads(index["about"].tobytes())
                 sizes, labels = index["sizes"].astype(np.int64), index["labels"]
+                names, channels = index["names"], about["channels"]
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: damaged: its index cannot be read ({error})") from error
     pixels = index_start - HEADER.size
-    if sizes.prod(1).sum() * 3 != pixels or len(sizes) != len(labels):
+    of_images = sizes.prod(1).sum() * channels
+    if of_images != pixels or not len(sizes) == len(labels) == len(names):
         raise ValueError(f"{path}: damaged: its index does not describe {pixels} bytes of pixels")
-    return about, sizes, labels
+    return Index(about, sizes, labels, names)
 
 
 @DATASETS.register_module()
@@ -146,15 +152,24 @@ class Packed(ImageSet):
 
     def __init__(self, split: Split, *, path: OfMachine[str]):
         self.split = check_split(split)
-        self.file = Path(path).expanduser() / f"{self.split}.pack"
-        about, sizes, labels = read(self.file)
+        self.file = user_path(path) / f"{self.split}.pack"
+        about, self._sizes, labels, self._names = read(self.file)
         if about["split"] != self.split:
             raise ValueError(f"{self.file}: holds the {about['split']} images")
         self.labels = torch.from_numpy(labels)
         self.classes, self.num_classes = about["classes"], len(about["classes"])
-        self._sizes = sizes
-        self._ends = sizes.prod(1).cumsum() * 3  # [n], bytes into the pixels
+        how = ", ".join(f"{key} {about[key]}" for key in ("size", *Decoding._fields))
+        self.found = f"{told(self.file, self.labels, self.classes)}; packed with {how}"
+        self._channels = about["channels"]
+        self._ends = self._sizes.prod(1).cumsum() * self._channels  # [n], bytes into the pixels
         self._pixels: np.memmap | None = None
+
+    def names(self, index: Tensor) -> list[str]:
+        """Paths below the folder that was packed."""
+        return [os.fsdecode(bytes(name)) for name in self._names[index.numpy()]]
+
+    def file_sizes(self, index: Tensor) -> list[int]:
+        return (self._sizes[index.numpy()].prod(1) * self._channels).tolist()
 
     def fetch(self, index: Tensor) -> list[Tensor]:
         if self._pixels is None:  # in the process that reads, lest the pixels be sent to it
@@ -162,9 +177,9 @@ class Packed(ImageSet):
             self._pixels = np.memmap(self.file, np.uint8, "c", HEADER.size, int(self._ends[-1]))
         images = []
         for i in index.tolist():
-            (height, width), end = self._sizes[i], self._ends[i]
-            pixels = torch.from_numpy(self._pixels[end - height * width * 3 : end])
-            images.append(pixels.view(height, width, 3).permute(2, 0, 1))
+            shape, end = (*self._sizes[i], self._channels), self._ends[i]
+            pixels = torch.from_numpy(self._pixels[end - math.prod(shape) : end])
+            images.append(pixels.view(shape).permute(2, 0, 1))
         return images
 
     def __getstate__(self) -> dict:

@@ -20,6 +20,7 @@ from ssl_zoo.config import DATASETS, ConfigError, OfMachine
 from ssl_zoo.data import debian
 from ssl_zoo.data.source import InMemory, Split, check_split, roots
 from ssl_zoo.system.files import sha256
+from ssl_zoo.system.text import show
 
 LIST = Path(__file__).with_name("textures.yaml")
 SIDE, TILES = 256, 8  # pixels of a texture's side, and tiles along it
@@ -151,7 +152,7 @@ def square(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=box))
 
 
-def build(package: str, archive: Path, path: Path, log: Callable = print) -> None:
+def build(package: str, archive: Path, path: Path, log: Callable = show) -> None:
     """Writes what `load` reads, from the game's archive of textures (a .pk3).
 
     Raises:

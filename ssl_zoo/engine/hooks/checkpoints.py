@@ -2,7 +2,7 @@
 
 import shutil
 
-from ssl_zoo.config import OfMachine, PositiveFloat, PositiveInt, constrained
+from ssl_zoo.config import DueEpochs, OfMachine, PositiveFloat, PositiveInt, constrained
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.hooks.base import Hook
 from ssl_zoo.engine.stop import Interrupted
@@ -14,14 +14,18 @@ RANKS_ASK_EVERY = 20  # steps between two questions whether a rank was told to s
 
 @constrained
 class Checkpoints(Hook):
-    """Saves every few epochs, before an evaluation, at the end, and when asked to stop.
+    """Saves every few epochs, before an evaluation, at the end, when asked to stop, and, on one
+    process, before an error of the data.
 
     A signal finishes the step (on several processes within 20 steps), saves, and ends the sitting
     with `Interrupted`. The newest `keep` files stay, and the best one as best.pt besides.
     """
 
     def __init__(
-        self, *, every_epochs: OfMachine[PositiveFloat] = 1.0, keep: OfMachine[PositiveInt] = 2
+        self,
+        *,
+        every_epochs: OfMachine[DueEpochs[PositiveFloat]] = 1.0,
+        keep: OfMachine[PositiveInt] = 2,
     ):
         self.every_epochs, self.keep, self.saved_at = every_epochs, keep, -1
 
@@ -39,6 +43,11 @@ class Checkpoints(Hook):
             if stop and not last:
                 saved = trainer.folder.checkpoint(trainer.step)
                 raise Interrupted(f"stopped at step {trainer.step}; saved {saved}")
+
+    def batch_failed(self, trainer) -> None:
+        # On several processes the others are in the midst of a step, and a save takes all.
+        if trainer.step and distributed.world() == 1:
+            self.save(trainer)
 
     def save(self, trainer) -> None:
         """Once a step, whoever asks; every rank calls it, rank 0 writes."""

@@ -6,6 +6,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ssl_zoo.engine.hooks.base import Hook
 from ssl_zoo.system import distributed
+from ssl_zoo.system.text import visible
 
 
 class ProgressBar(Hook):
@@ -24,19 +25,19 @@ class ProgressBar(Hook):
         self.printed = time.monotonic()
         if self.live and trainer.console.is_terminal:
             self.bar = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(),
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
                 console=trainer.console,
                 refresh_per_second=1 / self.DRAWN_EVERY_S,
             )
-            self.task = self.bar.add_task(
-                trainer.name, total=trainer.total_steps, completed=trainer.step, text=""
-            )
+            name = visible(trainer.name, trainer.console.encoding)
+            done, total = trainer.step, trainer.total_steps
+            self.task = self.bar.add_task(name, total=total, completed=done, text="")
             self.bar.start()
 
     def after_step(self, trainer, batch, out) -> None:
@@ -57,7 +58,7 @@ class ProgressBar(Hook):
             return
         left = trainer.seconds / max(trainer.step, 1) * (trainer.total_steps - trainer.step)
         step = f"{trainer.name}  step {trainer.step}/{trainer.total_steps}"
-        trainer.console.print(f"{step}  {text}  left {left:.0f} s", soft_wrap=True, highlight=False)
+        trainer.console.print(f"{step}  {text}  left {left:.0f} s", soft_wrap=True)
 
     def close(self, trainer) -> None:
         if self.bar is not None:

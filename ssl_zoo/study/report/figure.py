@@ -23,6 +23,7 @@ from ssl_zoo.study.report import standing
 from ssl_zoo.study.report.looks import (
     GRAY,
     PALE,
+    as_label,
     look_of,
     marker,
     name_of,
@@ -99,7 +100,7 @@ def _not_swept(table: Table, below: Table | None) -> Figure:
 def _name_arms(drawn: Figure, table: Table) -> None:
     """A legend of arms for all panels, and what hollow points mean."""
     looks = {arm: look_of(table.study, arm) for arm in table.study.blocks}
-    entries = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
+    entries = [Line2D([], [], label=as_label(arm), **look) for arm, look in looks.items()]
     if not all(table.study.planned(row.point) for row in table.rows):
         for label, solid in (("planned contrast", True), ("exploratory", False)):
             gray = marker({"color": GRAY, "marker": "o"}, solid)
@@ -139,8 +140,9 @@ def _draw_sweep(axes: Axes, table: Table, main: Column) -> None:
     if logarithmic:
         sizes_below(axes)
     else:
-        axes.set_xticks([position[label] for label in labels], labels)
-    axes.set(xlabel=table.study.x, ylabel=main.header, title=f"{main.title} over {table.study.x}")
+        axes.set_xticks([position[at] for at in labels], map(as_label, labels))
+    size = as_label(table.study.x)
+    axes.set(xlabel=size, ylabel=main.header, title=f"{main.title} over {size}")
     _draw_baselines(axes, main, across=False)
 
 
@@ -353,7 +355,7 @@ def _draw_costs(axes: Axes, table: Table) -> None:
     axes.set_axis_off()
     memory = axes.inset_axes((0, 0.54, 1, 0.46))
     step = axes.inset_axes((0, 0, 1, 0.46), sharex=memory)
-    extrapolated = costs.extrapolated(table.costs)
+    size, extrapolated = as_label(table.study.x), costs.extrapolated(table.costs)
     for arm in table.study.blocks:
         look = look_of(table.study, arm)
         own = [cost for cost in table.costs if cost.arm == arm and cost.size is not None]
@@ -366,13 +368,13 @@ def _draw_costs(axes: Axes, table: Table) -> None:
             line = {"color": look["color"], "linestyle": ":", "linewidth": 1.4}
             memory.plot(*zip((sizes[-1], own[-1].peak_memory_gb), meets, strict=True), **line)
             memory.plot(*meets, **marker(look, False))
-            text = f"{costs.LIMIT_GB:g} GB at {table.study.x} {meets[0]:,.0f}, extrapolated"
+            text = f"{costs.LIMIT_GB:g} GB at {size} {meets[0]:,.0f}, extrapolated"
             place = {"xytext": (8, -3), "textcoords": "offset points", "va": "top"}
             memory.annotate(text, meets, color=look["color"], fontsize=9, **place)
-    memory.set(ylabel="peak memory, GB", title=f"What {table.study.x} costs")
+    memory.set(ylabel="peak memory, GB", title=f"What {size} costs")
     memory.set_ylim(bottom=0)
     step.set_yscale("log")
     step.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     sizes_below(step)
     memory.tick_params(labelbottom=False)
-    step.set(xlabel=table.study.x, ylabel="ms a step")
+    step.set(xlabel=size, ylabel="ms a step")

@@ -55,7 +55,7 @@ class Kept(Table):
 
 def recipe(run: Run) -> dict[str, Any]:
     """The config of what a run computes, whatever its seed and wherever it runs."""
-    whole = experiment.parse(Config(run.config)).spelled_out(machine=False)
+    whole = experiment.parse(Config(run.config), trained=True).spelled_out(machine=False)
     del whole["seed"]
     return json.loads(json.dumps(whole))  # as a file has it: no tuples
 

@@ -1,5 +1,6 @@
 """How arms and points look in figures, and where sizes and names stand."""
 
+import re
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -7,6 +8,7 @@ from matplotlib.colors import to_rgb
 
 from ssl_zoo.study.grid import Study
 from ssl_zoo.study.report.results import Row, Table
+from ssl_zoo.system.text import visible
 
 GRAY, PALE = "#777777", "#d9d9d9"
 # Okabe and Ito's colors, for color-blind readers too; markers and dashes say the same again.
@@ -26,8 +28,13 @@ def look_of(study: Study, arm: str) -> dict[str, Any]:
     return {"color": COLORS[i % cycle], "marker": MARKERS[other], "linestyle": dashes}
 
 
+def as_label(name: str) -> str:
+    """A name as it is: matplotlib would set formulas, and keep `_name` out of a legend."""
+    return re.sub("^_", " _", visible(name)).replace("$", r"\$")
+
+
 def name_of(study: Study, row: Row) -> str:
-    return row.arm if row.x is None else f"{row.arm}, {study.x} {row.x}"
+    return as_label(row.arm if row.x is None else f"{row.arm}, {study.x} {row.x}")
 
 
 def marker(look: dict[str, Any], solid: bool) -> dict[str, Any]:

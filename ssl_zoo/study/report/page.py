@@ -10,9 +10,13 @@ from ssl_zoo import config
 from ssl_zoo.study.report.results import Outcome, Table
 from ssl_zoo.study.report.tables import cells, notes
 from ssl_zoo.study.report.verdicts import Section
+from ssl_zoo.system.text import visible
 
 TEMPLATES = Environment(
-    loader=PackageLoader("ssl_zoo.study.report", "."), autoescape=True, undefined=StrictUndefined
+    loader=PackageLoader("ssl_zoo.study.report", "."),
+    autoescape=True,
+    finalize=visible,
+    undefined=StrictUndefined,
 )
 
 

@@ -1,6 +1,8 @@
 """The table: as cells for a terminal or a page, as Markdown, as CSV."""
 
 import csv
+import io
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,11 @@ from pathlib import Path
 from ssl_zoo.study.grid import slug, title
 from ssl_zoo.study.report.results import Row, Table, describe, protocols
 from ssl_zoo.study.report.verdicts import Section
-from ssl_zoo.system.files import replacing
+from ssl_zoo.system.files import write_text
+from ssl_zoo.system.text import one_line
+
+# What Markdown may interpret: anywhere, around words, between brackets, at a line's beginning.
+_MARKDOWN = re.compile(r"[\\`*<&|~$#]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|^[-+](?= )|^[>\[]")
 
 
 def spread(values: list[float], digits: int = 2, sign: str = "") -> str:
@@ -102,15 +108,30 @@ def failures(table: Table) -> list[str]:
 
 def markdown(table: Table, sections: list[Section]) -> str:
     header, body, best = cells(table)
-    body = [[f"**{c}**" if c else c for c in r] if i == best else r for i, r in enumerate(body)]
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *body]]
-    lines = [f"| {' | '.join(row)} |" for row in escaped]
+    rows = [[_escaped(cell) for cell in row] for row in [header, *body]]
+    if best is not None:
+        rows[best + 1] = [f"**{cell}**" if cell else "" for cell in rows[best + 1]]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(header))
-    said = [f"- {x}" for x in (*notes(table), f"`{table.study.command}`", *failures(table))]
     for section in sections:
-        lines += ["", f"## {section.heading}", "", *(f"- {line}" for line in section.lines)]
-        lines += ["", section.note]
-    return "\n".join([f"# {table.study.name}", "", *lines, "", *said, ""])
+        said = [f"- {_escaped(line)}" for line in section.lines]
+        lines += ["", f"## {_escaped(section.heading)}", "", *said, "", _escaped(section.note)]
+    below = [*map(_escaped, notes(table)), _code(table.study.command)]
+    below += map(_escaped, failures(table))
+    said = [f"- {line}" for line in below]
+    return "\n".join([f"# {_escaped(table.study.name)}", "", *lines, "", *said, ""])
+
+
+def _escaped(text: str) -> str:
+    """A line of which Markdown, HTML in it and formulas in it make nothing."""
+    return _MARKDOWN.sub(r"\\\g<0>", one_line(text))
+
+
+def _code(text: str) -> str:
+    """A line in a fence of more backticks than it has in a row."""
+    text, longest = one_line(text), max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " * bool(longest)
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def write_csv(table: Table, path: Path) -> None:
@@ -141,10 +162,11 @@ def write_csv(table: Table, path: Path) -> None:
             used = [o.evaluations[name] for o in row.finished if name in o.evaluations]
             line[f"{name}_protocol"] = describe(used[0]) if used else ""
         lines.append(line)
-    with replacing(path) as staged, open(staged, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[-1]), restval="")
-        writer.writeheader()
-        writer.writerows(lines)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(lines[-1]), restval="")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
 
 
 def _mean(values: list[float]) -> float | str:
