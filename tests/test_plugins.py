@@ -158,6 +158,14 @@ def test_one_of_each_kind_trains_with_a_worker(folder, method):
     assert recorded["my_parts"]["path"] == str(folder / "my_parts.py")
 
 
+def test_a_resume_says_that_a_plug_in_has_changed(folder):
+    words = ["train", "config.yaml", "--out", "out", "--plugin", "my_parts.py"]
+    assert run(folder, *words).returncode == 0
+    (folder / "my_parts.py").write_text(PARTS + "# more\n")
+    done = run(folder, *words, "train.epochs=2", "--resume")
+    assert done.returncode == 0 and "plug-in my_parts has changed since" in done.stdout
+
+
 def test_the_arms_of_a_study_have_them_too(folder):
     words = ["ablate", "grid.yaml", "--out", "study", "--jobs", "1"]
     done = run(folder, *words, SSL_ZOO_PLUGINS="my_parts.py")

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 from ssl_zoo.system.files import user_path
@@ -45,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         show(str(stop) or "stopped", sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # of `ssl-zoo list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
         if arguments.traceback:
             raise

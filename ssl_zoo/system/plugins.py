@@ -53,9 +53,7 @@ def _import(path: Path) -> None:
         raise FileNotFoundError(f"plug-in {path}: no such file")
     name = path.stem
     if path.suffix != ".py" or not name.isidentifier():
-        raise ValueError(
-            f"plug-in {path}: expected a Python file whose name is a module's: NAME.py"
-        )
+        raise ValueError(f"plug-in {path}: expected NAME.py, with a name that Python can import")
     if name not in sys.modules:
         sys.path.insert(0, str(path.parent))
     module = _imported(name, f"plug-in {path}")
