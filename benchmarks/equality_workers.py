@@ -44,7 +44,7 @@ from common import commit, machine  # noqa: E402
 from ssl_zoo import config as configs  # noqa: E402
 from ssl_zoo.core import Batch  # noqa: E402
 from ssl_zoo.engine.hooks import Hook  # noqa: E402
-from ssl_zoo.evaluation.monitor import NETWORK  # noqa: E402
+from ssl_zoo.evaluation.base import NETWORK  # noqa: E402
 from ssl_zoo.experiment import Subject, build_trainer, parse  # noqa: E402
 from ssl_zoo.runs import RunFolder  # noqa: E402
 from ssl_zoo.system import rng  # noqa: E402
@@ -174,7 +174,7 @@ class Start:
         backbone = self.trainer.method.encoder.backbone.to(torch.float32)
         backbone.model.load_state_dict(weights)
         part = self.sections["evaluations"]["knn"]
-        subject = Subject(self.sections, backbone, NETWORK)
+        subject = Subject(self.sections, {NETWORK: backbone})
         ((_, result, _),) = subject.evaluate({"knn": part}, CPU)
         return result
 

@@ -243,7 +243,12 @@ def test_evaluation_leaves_the_method_as_it_was(recipe, tmp_path):
     out = step(trainer)
     method, before, rng = trainer.method, state(trainer.method), torch.get_rng_state()
     modes = {name: module.training for name, module in method.named_modules()}
-    extract(method.encoder.backbone, trainer.data.splits.clean_batches("test", CPU, 32), CPU)
+    networks, backbone = method.networks(), method.encoder.backbone
+    assert networks["backbone"] is backbone and next(iter(networks)) == method.evaluated
+    for name, network in networks.items():
+        assert method.get_submodule(trainer.networks[name]) is network
+        found = extract(network, trainer.data.splits.clean_batches("test", CPU, 32), CPU)
+        assert found.features.shape[1] == backbone.num_features
     for observer in trainer.hooks["metrics"].observers.values():
         observer.after_step(method, batch_of(trainer), out)
         scalars = observer.scalars(method, trainer.data.labels)

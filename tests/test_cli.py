@@ -193,7 +193,8 @@ def test_the_backbone_of_a_checkpoint_is_the_trained_one(tmp_path):
     cli.main(["train", DIGITS, *QUICK, "--out", str(tmp_path), "--device", "cpu"])
     subject = experiment.load_subject(tmp_path, torch.device("cpu"))
     state = checkpoint.read(subject.path)["method"]
-    for name, value in subject.backbone.state_dict().items():
+    assert list(subject.networks) == ["backbone", "key_encoder"]
+    for name, value in subject.networks["backbone"].state_dict().items():
         assert torch.equal(value, state[f"encoder.backbone.{name}"])
 
 

@@ -232,8 +232,9 @@ STEPS_PER_EPOCH = 4
 def trainer_for(folder, step=0, total_steps=8):
     """What a hook sees of a trainer."""
     torch.manual_seed(0)
+    networks = {"backbone": Noisy()}
     trainer = SimpleNamespace(
-        method=SimpleNamespace(encoder=SimpleNamespace(backbone=Noisy())),
+        method=SimpleNamespace(networks=lambda: networks),
         step=step,
         total_steps=total_steps,
         epoch=0.0,
@@ -276,7 +277,7 @@ def monitor(baselines=True, images=None, **block):
 
 def forget(trainer):
     """Weights that depend on the step alone and see fewer pixels at every step."""
-    weight = trainer.method.encoder.backbone.layers[1].weight
+    weight = trainer.method.networks()["backbone"].layers[1].weight
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         weight.copy_(torch.randn(weight.shape, generator=g))
@@ -284,6 +285,7 @@ def forget(trainer):
 
 
 def run(trainer, hook, stop=None, learn=lambda trainer: None):
+    hook.begin(trainer.method, trainer.device)
     hook.before_train(trainer)
     while trainer.step < (stop or trainer.total_steps):
         trainer.step += 1
@@ -323,7 +325,7 @@ def test_feature_maps_are_refused():
 
 def test_trap_8_monitor_leaves_training_untouched(tmp_path):
     trainer = trainer_for(tmp_path)
-    backbone = trainer.method.encoder.backbone
+    backbone = trainer.method.networks()["backbone"]
     random_state = torch.get_rng_state()
     state = {name: value.clone() for name, value in backbone.state_dict().items()}
     modes = [m.training for m in backbone.modules()]
@@ -414,7 +416,7 @@ def on_a_rank(folder):
     trainer, images = trainer_for(folder), Images()
     hook = monitor(False, images)
     if distributed.rank():  # as in training, running statistics are each rank's own
-        trainer.method.encoder.backbone.layers[2].running_mean += 1.0
+        trainer.method.networks()["backbone"].layers[2].running_mean += 1.0
     run(trainer, hook)
     return hook.latest, images.split("train").fetched
 

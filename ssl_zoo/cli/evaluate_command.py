@@ -19,6 +19,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "  ssl-zoo evaluate knn runs/digits/moco_v2/seed0 k=20\n"
         "  ssl-zoo evaluate linear RUN lrs='[0.1, 1, 10]' epochs=50 --out linear.json\n"
         "  ssl-zoo evaluate knn RUN data.dataset.root=/moved/here\n"
+        "  ssl-zoo evaluate knn RUN network=teacher              # one of the method's networks\n"
         "  ssl-zoo evaluate knn RUN data='{dataset: {type: CIFAR10}}'\n"
         "  ssl-zoo evaluate linear RUN --data CONFIG             # images of another config\n"
         "  ssl-zoo evaluate all CONFIG          # of the random weights that its runs start from\n",
@@ -80,6 +81,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def _print(name: str, result: dict, outcome, source: dict) -> None:
     metrics = "  ".join(f"{n} {v:.2f}{result['unit']}" for n, v in result["metrics"].items())
-    show(f"{name}: {metrics}  ({source['path']}, step {source['step']})")
+    show(f"{name}: {metrics}  ({result['network']} of {source['path']}, step {source['step']})")
     said = ", ".join(f"{n} {v}" for n, v in result["protocol"].items())
     show("\n".join([f"protocol {result['hash']}: {said}", *outcome.remarks]))

@@ -82,6 +82,11 @@ class MomentumEncoder(nn.Module):
             elif hasattr(module, "drop_rate"):  # timm's CNNs, before the classifier
                 module.drop_rate = 0.0
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder without its head, or itself: a backbone may be followed alone."""
+        return getattr(self.encoder, "backbone", self.encoder)
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         return self.encoder(images)

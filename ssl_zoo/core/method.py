@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.core.batch import Batch
+from ssl_zoo.core.encoder import MomentumEncoder
 from ssl_zoo.system import rng
 
 Family = Literal[
@@ -15,7 +16,7 @@ Family = Literal[
 
 
 class Method(nn.Module):
-    """A pretext task. `forward` computes, `after_step` mutates; `encoder.backbone` is evaluated.
+    """A pretext task. `forward` computes, `after_step` mutates; `encoder.backbone` is trained.
 
     A constructor takes `backbone` (images -> features), what it names of `num_samples` (size of the
     training set), `labels` ([num_samples] int64, -1 where unknown) and `num_classes`, and after a
@@ -31,6 +32,7 @@ class Method(nn.Module):
             other. Any module may say so, a memory or a loss; BatchNorm is known to need 2.
         needs_boxes: whether it asks where views lie in their images.
         views_needed: views of an image; a static method, if it depends on the YAML arguments.
+        evaluated: which of its `networks` its paper evaluates.
         per_sample: what of its state has a row for each training image, and along which dimension;
             a part of it, a memory say, has declarations of its own.
         positions: what of its state holds positions in the training set, -1 for none.
@@ -45,6 +47,7 @@ class Method(nn.Module):
     least_images: int = 1
     needs_boxes: bool = False
     views_needed: int | Callable[..., int] = 1
+    evaluated: str = "backbone"
     per_sample: ClassVar[dict[str, int]] = {}
     positions: ClassVar[tuple[str, ...]] = ()
 
@@ -95,6 +98,19 @@ class Method(nn.Module):
         """What a person should know before watching the numbers; said once at the start."""
         return ""
 
+    def networks(self) -> dict[str, nn.Module]:
+        """What can be taken out, each images [N, C, H, W] -> features [N, F]; `evaluated` first.
+
+        `backbone` is `encoder.backbone`; a momentum encoder's backbone has the name of the
+        attribute that the encoder is: `teacher`, `key_encoder`. A method that has others overrides
+        this, with modules of its own.
+        """
+        found = {"backbone": self.encoder.backbone}
+        for path, module in self.named_modules():
+            if isinstance(module, MomentumEncoder):
+                found[path.rpartition(".")[2]] = module.backbone
+        return {self.evaluated: found[self.evaluated]} | found
+
     def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
         """Trainable parameters for the optimizer; norms and biases (ndim < 2) apart if asked."""
         trainable = [p for p in self.parameters() if p.requires_grad]
@@ -104,6 +120,12 @@ class Method(nn.Module):
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
+
+
+def network_paths(method: Method) -> dict[str, str]:
+    """Its networks as keys of its state_dict begin: {'teacher': 'teacher.encoder.backbone'}."""
+    paths = {module: path for path, module in method.named_modules()}
+    return {name: paths[network] for name, network in method.networks().items()}
 
 
 def set_apart(groups: list[dict], module: nn.Module, **settings) -> list[dict]:

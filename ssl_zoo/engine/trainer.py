@@ -56,6 +56,7 @@ class Trainer:
         self.status: dict[str, str] = {}  # what hooks show on the screen, by name
         self.results: dict[str, Any] = {}  # what hooks want in result.json
         self.config_text = ""
+        self.networks: dict[str, str] = {}  # of a whole run's method, see `network_paths`
         self.peak_memory = PeakMemory(device)
         self.losses: list[tuple[int, Tensor]] = []  # (step, loss []), not yet looked at
         self.started = time.perf_counter()
@@ -152,7 +153,8 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "hooks": {name: hook.state_dict() for name, hook in self.hooks.items()},
         }
-        return {"config": self.config_text, "trainer": loop, **self.parallel.state_dict()}
+        said = {"config": self.config_text, "networks": self.networks}
+        return {**said, "trainer": loop, **self.parallel.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes where the state was taken; ValueError if it is of another config, or other data."""

@@ -33,6 +33,8 @@ from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all, seed_rank
 
 UNTRAINED = "random backbone"
+# What each method's paper evaluates, whatever its name, is this in hashes: so methods compare.
+NETWORK = "backbone"
 # What a line of metrics.jsonl says besides an evaluation's metrics.
 LINE_KEYS = {"name", "kind", "hash", "step", "epoch", "seconds", "baseline"}
 
@@ -141,6 +143,7 @@ class Context:
     Attributes:
         backbone: images [n, C, H, W] -> features [n, F], on the device; not to be changed.
         network: which network of the method it is, or which baseline.
+        evaluated: which one the method's paper evaluates; None beside a baseline.
         folder: below the run's; `measure` adds the hash, so that each protocol has its own.
         precision: in which an evaluation that trains should do it.
         stop: shared with the run.
@@ -154,6 +157,7 @@ class Context:
     splits: Splits
     device: torch.device
     folder: RunFolder
+    evaluated: str | None = None
     precision: str = "fp32"
     stop: StopSignal = field(default_factory=StopSignal)
     cache: dict = field(default_factory=dict)
@@ -214,8 +218,15 @@ class Context:
                 trainer.fit()
 
 
-def identity(part: Part, splits: Splits, network: str) -> dict[str, Any]:
-    """Arguments, images and which network: what two numbers need in common to be compared."""
+def identity(
+    part: Part, splits: Splits, network: str, evaluated: str | None = None
+) -> dict[str, Any]:
+    """Arguments, images and which network: what two numbers need in common to be compared.
+
+    `evaluated`, see `Context`, is NETWORK in every method.
+    """
+    if evaluated is not None:
+        network = NETWORK if network == evaluated else f"{network}, not {evaluated}"
     alone = part.replaced(part.target).spelled_out(machine=False)
     return {**alone, "data": splits.identity(), "network": network}
 
@@ -232,7 +243,7 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
     ValueError for metrics of names that are taken.
     """
     with kept_random_state(context.device):
-        of = identity(part, context.splits, context.network)
+        of = identity(part, context.splits, context.network, context.evaluated)
         # What an earlier sitting left half trained under another config is not gone on with.
         context = replace(context, folder=RunFolder(f"{context.folder.path}-{hashed(of)}"))
         seed_all(context.splits.seed)
@@ -255,6 +266,7 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
         "main": evaluation.metric,
         "higher_is_better": evaluation.higher_is_better,
         "unit": evaluation.unit,
+        "network": context.network,
         "protocol": outcome.protocol,
         "of": of,
         "hash": hashed(of),

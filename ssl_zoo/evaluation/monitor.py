@@ -26,8 +26,6 @@ from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all
 
-NETWORK = "backbone"  # of a method, the one that is kept and judged
-
 
 class EvaluationData:
     """Other images or operations than the run's; what is not said is the run's."""
@@ -45,6 +43,7 @@ class Monitored:
     Args:
         every_epochs: epochs between two evaluations, fractions allowed; null: only at the end.
         data: null: the run's.
+        network: one of the method's `networks`; null: the one that its paper evaluates.
     """
 
     def __init__(
@@ -52,8 +51,10 @@ class Monitored:
         *,
         every_epochs: DueEpochs[PositiveFloat | None] = 1.0,
         data: Part[EvaluationData] | None = None,
+        network: str | None = None,
     ):
         self.every_epochs, self.blocks = every_epochs, data().blocks if data else {}
+        self.network = network
 
 
 def check_blocks(parts: Mapping[str, Part]) -> None:
@@ -86,6 +87,16 @@ def splits_of(parts: Mapping[str, Part], run: Splits) -> dict[str, Splits]:
             shared[key(blocks)] = Splits(run.seed, **same, **blocks)
         of[name] = shared[key(blocks)]
     return of
+
+
+def chosen(name: str, part: Part, networks: Iterable[str]) -> str:
+    """Which of a method's networks an evaluation is of; the first, unless its block names one."""
+    names = list(networks)
+    network = part.beside().network or names[0]
+    if network not in names:
+        key, problem = f"evaluations.{name}.network", "the method has no network of this name"
+        raise not_among(key, problem, network, names)
+    return network
 
 
 def baselines_for(evaluation: Evaluation, splits: Splits) -> dict[str, Callable | None]:
@@ -143,10 +154,13 @@ class Monitor(Hook):
         self.latest: dict[str, dict[str, Any]] = {}
 
     def begin(self, method: nn.Module, device: torch.device) -> None:
-        """Once the run is built: those that learn beside it get their networks."""
+        """Once the run is built: evaluations get their networks."""
+        self.networks = method.networks()
+        self.evaluated = next(iter(self.networks))
+        self.chosen = {n: chosen(n, part, self.networks) for n, part in self.parts.items()}
         with kept_random_state(device):
             for name, evaluation in self.evaluations.items():
-                evaluation.begin(method.encoder.backbone, self.splits[name], device)
+                evaluation.begin(self.networks[self.chosen[name]], self.splits[name], device)
 
     def before_train(self, trainer) -> None:
         self._check(trainer.device)
@@ -160,7 +174,7 @@ class Monitor(Hook):
             self._measure_baselines(trainer, done)
         # Figures on other images, as of before a set has changed, are not compared with.
         usual = {
-            name: hashed(identity(part, self.splits[name], NETWORK))
+            name: hashed(identity(part, self.splits[name], self.chosen[name], self.evaluated))
             for name, part in self.parts.items()
         }
         lines = [line for line in lines if line["kind"] == "evaluation"]
@@ -193,12 +207,13 @@ class Monitor(Hook):
         return made & self.latest.keys() if trainer.step == trainer.total_steps else made
 
     def after_step(self, trainer, batch, out) -> None:
-        learners = [e for e in self.evaluations.values() if e.wants == "run"]
+        learners = {n: e for n, e in self.evaluations.items() if e.wants == "run"}
         if learners:
-            backbone = trainer.method.encoder.backbone
-            with kept_random_state(trainer.device), torch.no_grad(), eval_mode(backbone):
-                for evaluation in learners:
-                    evaluation.after_step(backbone, batch)
+            with kept_random_state(trainer.device), torch.no_grad():
+                for name, evaluation in learners.items():
+                    backbone = self.networks[self.chosen[name]]
+                    with eval_mode(backbone):
+                        evaluation.after_step(backbone, batch)
         self._evaluate(trainer, self._due(trainer))
 
     def after_train(self, trainer) -> None:
@@ -223,15 +238,18 @@ class Monitor(Hook):
         ]
 
     def _evaluate(self, trainer, names: Iterable[str]) -> None:
-        cache: dict = {}
+        caches: dict[str, dict] = {network: {} for network in self.networks}
         for name in names:
             self.checkpoints.save(trainer)
             # On several ranks only the checkpoints know whether all are to stop.
             if trainer.stop.asked and distributed.world() == 1:
                 saved = trainer.folder.checkpoint(trainer.step)
                 raise Interrupted(f"stopped before {name} at step {trainer.step}; saved {saved}")
-            backbone = trainer.method.encoder.backbone
-            measured, outcome = self._measure(trainer, name, backbone, NETWORK, cache)
+            network = self.chosen[name]
+            backbone, cache = self.networks[network], caches[network]
+            measured, outcome = self._measure(
+                trainer, name, backbone, network, cache, self.evaluated
+            )
             measured = {"step": trainer.step, "epoch": trainer.epoch, **measured}
             if distributed.is_main():
                 rows = outcome.rows.csv() if outcome.rows is not None else ""
@@ -250,7 +268,8 @@ class Monitor(Hook):
                 if (name, baseline) not in done:
                     wanted.setdefault((baseline, make), []).append(name)
         for (baseline, make), names in wanted.items():
-            backbone, cache = trainer.method.encoder.backbone, {}
+            # Before the first step a method's networks are copies of one.
+            backbone, cache = self.networks[self.evaluated], {}
             if make:
                 backbone = baseline_network(make, self.splits[names[0]].seed, trainer.device)
             for name in names:
@@ -261,11 +280,18 @@ class Monitor(Hook):
                 trainer.record("baseline", name=name, baseline=baseline, **values)
 
     def _measure(
-        self, trainer, name: str, backbone: nn.Module, network: str, cache: dict
+        self,
+        trainer,
+        name: str,
+        backbone: nn.Module,
+        network: str,
+        cache: dict,
+        evaluated: str | None = None,
     ) -> tuple[dict[str, Any], Outcome]:
         context = Context(
             backbone=backbone,
             network=network,
+            evaluated=evaluated,
             splits=self.splits[name],
             device=trainer.device,
             folder=trainer.folder.inside("evaluations", name, f"step_{trainer.step:08d}"),

@@ -54,7 +54,7 @@ def measure_baselines(
             if baseline in wanted:
                 make = make or partial(seeded, seed, sections["backbone"], device)
                 network = baseline_network(make, seed, device)
-                subject = Subject(sections, network, baseline)
+                subject = Subject(sections, {baseline: network}, untrained=True)
                 ((_, results[baseline], _),) = subject.evaluate({name: part}, device)
                 network.cpu()  # the arms, in processes of their own, need the GPU's memory
     return results

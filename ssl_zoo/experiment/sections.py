@@ -22,6 +22,7 @@ from ssl_zoo.config import (
     Part,
     bind,
 )
+from ssl_zoo.core import network_paths
 from ssl_zoo.data import Data
 from ssl_zoo.engine import optimizers  # noqa: F401  (registers)
 from ssl_zoo.engine.hooks import (
@@ -110,6 +111,7 @@ def whole_run(
         "result": ResultWriter(),
     }
     trainer = Trainer(pretext, images, rule, hooks, device, folder, settings)
+    trainer.networks = network_paths(pretext)
     scheduled.attach(trainer)
     monitor.begin(pretext, device)
     seed_rank(seed)  # what methods draw differs per rank

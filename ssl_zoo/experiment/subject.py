@@ -1,5 +1,6 @@
 """What is judged after training: a backbone out of a run, a checkpoint or a config."""
 
+import copy
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,22 +19,23 @@ from ssl_zoo.data.files import some
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.engine.precision import choose
-from ssl_zoo.evaluation.base import UNTRAINED, Context, Outcome, measure
-from ssl_zoo.evaluation.monitor import NETWORK, Monitored, check_blocks, splits_of
+from ssl_zoo.evaluation.base import NETWORK, UNTRAINED, Context, Outcome, measure
+from ssl_zoo.evaluation.monitor import Monitored, check_blocks, chosen, splits_of
 from ssl_zoo.experiment.known_data import class_names
 from ssl_zoo.experiment.sections import parse, seeded
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 
-PREFIX = "encoder.backbone."
 USED = ("dataset", "clean", "workers", "max_bad")  # of a run's data, by evaluations
 
 
 @dataclass
 class Subject:
-    """A backbone (for it and `network` see `Context`) with the config that it was trained by.
+    """A method's networks, with the config that they were trained by.
 
     Attributes:
+        networks: by name, what the method's paper evaluates first; or the baseline alone.
+        untrained: it is a baseline, whatever network a block names.
         folder: the run's; None: a temporary one, removed at the end.
         path: of the checkpoint, which was saved after `step`, or of the config.
         state: of what learned beside the method, by the evaluation's name.
@@ -41,8 +43,8 @@ class Subject:
     """
 
     sections: dict[str, Any]
-    backbone: nn.Module
-    network: str
+    networks: Mapping[str, nn.Module]
+    untrained: bool = False
     folder: RunFolder | None = None
     path: Path = Path()
     step: int = 0
@@ -107,25 +109,34 @@ class Subject:
             raise ValueError(f"{parts[name].type} is trained beside a method; {trained}")
         splits = splits_of(parts, run_splits(self.sections))
         evaluations = {name: part() for name, part in parts.items()}
+        first = next(iter(self.networks))
+        judged = {
+            name: first if self.untrained else chosen(name, part, self.networks)
+            for name, part in parts.items()
+        }
         for name, evaluation in evaluations.items():
             evaluation.check(splits[name])
             if name in self.state:
                 self._check_classes(name, splits[name])
-                evaluation.begin(self.backbone, splits[name], device)
+                beside = chosen(name, self.sections["evaluations"][name], self.networks)
+                if judged[name] != beside:
+                    raise ValueError(f"{name} learned beside {beside}; found {judged[name]}")
+                evaluation.begin(self.networks[judged[name]], splits[name], device)
                 evaluation.load_state_dict(self.state[name])
         precision = choose(device, self.sections["train"].arguments()["precision"])[0]
-        cache: dict = {}
+        caches: dict[str, dict] = {network: {} for network in self.networks}
         with self._folder() as folder:
             for name, evaluation in evaluations.items():
                 context = Context(
-                    backbone=self.backbone,
-                    network=self.network,
+                    backbone=self.networks[judged[name]],
+                    network=judged[name],
+                    evaluated=None if self.untrained else first,
                     splits=splits[name],
                     device=device,
                     # Apart from the run's own, which may be training there just now.
                     folder=folder.inside("evaluations", "by_hand", name, f"step_{self.step:08d}"),
                     precision=precision,
-                    cache=cache,
+                    cache=caches[judged[name]],
                 )
                 yield name, *measure(parts[name], evaluation, context)
 
@@ -162,7 +173,7 @@ def load_subject(path: Path, device: torch.device) -> Subject:
         sections = parse(configs.load(path)).arguments()
         seed, nudged = sections["seed"], sections["nudge_weights"]
         backbone = seeded(seed, sections["backbone"], device, nudged)
-        return Subject(sections, backbone.to(device), UNTRAINED, path=path)
+        return Subject(sections, {UNTRAINED: backbone.to(device)}, untrained=True, path=path)
     if path.is_dir():
         saved = RunFolder(path).checkpoints()
         if not saved:
@@ -173,13 +184,18 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     state = checkpoint.read(path)
     sections = parse(configs.loads(state["config"], str(path)), trained=True).arguments()
     backbone = seeded(sections["seed"], without_initial_weights(sections["backbone"]), device)
-    weights = {n: x for n, x in state["method"].items() if n.startswith(PREFIX)}
-    try:
-        load_weights(backbone, {n.removeprefix(PREFIX): x for n, x in weights.items()})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    networks = {}
+    # A checkpoint that does not say where its networks are was judged by this one.
+    for name, place in state.get("networks", {NETWORK: "encoder.backbone"}).items():
+        weights = {n: x for n, x in state["method"].items() if n.startswith(f"{place}.")}
+        networks[name] = copy.deepcopy(backbone).to(device)
+        try:
+            load_weights(networks[name], {n[len(place) + 1 :]: x for n, x in weights.items()})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     folder = RunFolder.of_checkpoint(path)
     step, hooks = state["trainer"]["step"], state["trainer"]["hooks"]
     learned = {name: kept for name, kept in hooks.get("evaluations", {}).items() if kept}
     classes = hooks.get("data", {}).get("classes")
-    return Subject(sections, backbone.to(device), NETWORK, folder, path, step, learned, classes)
+    of_file = {"folder": folder, "path": path, "step": step}
+    return Subject(sections, networks, **of_file, state=learned, classes=classes)

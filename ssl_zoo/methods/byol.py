@@ -22,6 +22,7 @@ class BYOL(Method):
 
     family = "non-contrastive"
     views_needed = 2
+    evaluated = "backbone"  # byol/eval_experiment.py of google-deepmind/deepmind-research
 
     def __init__(
         self,

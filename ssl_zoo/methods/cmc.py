@@ -40,6 +40,7 @@ class CMC(Method):
 
     family = "contrastive"
     needs = "lab"
+    evaluated = "backbone"  # both halves: LinearProbing.py of HobbitLong/CMC
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class Contrastive(Method):
     """
 
     family = "contrastive"
+    evaluated = "backbone"  # MoCo's: main_lincls.py of facebookresearch/moco
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class Data2Vec(Method):
     family = "masked"
     needs = "tokens"
     needs_own_size = True
+    evaluated = "backbone"  # beit/run_class_finetuning.py of facebookresearch/data2vec_vision
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class DenseCL(Method):
     family = "contrastive"
     needs = "map"
     views_needed = 2
+    evaluated = "backbone"  # openselfsup/models/densecl.py of WXinlong/DenseCL
 
     def __init__(
         self,

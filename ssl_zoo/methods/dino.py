@@ -34,6 +34,7 @@ class DINO(Method):
 
     family = "distillation"
     views_needed = 2
+    evaluated = "teacher"  # eval_linear.py of facebookresearch/dino
 
     def __init__(
         self,

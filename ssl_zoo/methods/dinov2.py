@@ -41,6 +41,7 @@ class DINOv2(Method):
     needs = "tokens"
     views_needed = 2
     least_images = 2
+    evaluated = "teacher"  # dinov2/eval/setup.py of facebookresearch/dinov2
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class IBOT(Method):
     family = "distillation"
     needs = "tokens"
     views_needed = 2
+    evaluated = "teacher"  # evaluation/eval_linear.py of bytedance/ibot
 
     def __init__(
         self,

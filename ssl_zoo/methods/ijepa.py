@@ -38,6 +38,7 @@ class IJEPA(Method):
     family = "masked"
     needs = "tokens"
     needs_own_size = True
+    evaluated = "target_encoder"  # the paper, appendix A.1
 
     def __init__(
         self,

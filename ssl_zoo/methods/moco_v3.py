@@ -27,6 +27,7 @@ class MoCoV3(Method):
     family = "contrastive"
     views_needed = 2
     least_images = 2
+    evaluated = "backbone"  # main_lincls.py of facebookresearch/moco-v3
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class MSN(Method):
     needs = "tokens"
     views_needed = 2
     least_images = 2
+    evaluated = "target"  # linear_eval.py of facebookresearch/msn
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class ReSSL(Method):
 
     family = "contrastive"
     views_needed = 2
+    evaluated = "backbone"  # linear_eval.py of KyleZheng1997/ReSSL
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class TiCo(Method):
 
     family = "non-contrastive"
     views_needed = 2
+    evaluated = "backbone"  # the authors' code is not public; as BYOL's
 
     def __init__(
         self,
