@@ -233,6 +233,16 @@ def test_a_run_goes_on_without_and_says_so(root, tmp_path, capsys):
     assert mended["hash"] != spoiled  # numbers over other images do not compare
 
 
+def test_a_resume_knows_the_figures_that_were_made_without(root, tmp_path):
+    spoil(root, "val/b/0.png")
+    run = RunFolder(tmp_path / "run")
+    assert train(root, run.path, "--no-baselines") == 0
+    made = [line for line in run.metrics() if line["kind"] == "evaluation"]
+    (run.path / "result.json").unlink()
+    assert train(root, run.path, "--no-baselines", "--resume") == 0
+    assert [line for line in run.metrics() if line["kind"] == "evaluation"] == made
+
+
 def test_a_bad_file_of_the_test_images_costs_nothing_that_was_trained(root, tmp_path, capsys):
     spoil(root, "val/b/0.png")
     run = RunFolder(tmp_path / "run")

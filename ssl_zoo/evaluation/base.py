@@ -231,7 +231,7 @@ def identity(
     return {**alone, "data": splits.identity(), "network": network}
 
 
-def hashed(identity: dict[str, Any]) -> str:
+def hashed(identity: Mapping[str, Any]) -> str:
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -244,13 +244,14 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
     """
     with kept_random_state(context.device):
         of = identity(part, context.splits, context.network, context.evaluated)
+        digest = hashed(of)
         # What an earlier sitting left half trained under another config is not gone on with.
-        context = replace(context, folder=RunFolder(f"{context.folder.path}-{hashed(of)}"))
+        context = replace(context, folder=RunFolder(f"{context.folder.path}-{digest}"))
         seed_all(context.splits.seed)
         outcome = evaluation.evaluate(context)
     if counts := {split: len(names) for split, names in context.left_out.items()}:
         # Over fewer images: another number, which has to say so.
-        of["unreadable"] = counts
+        of["unreadable"], digest = counts, f"{digest}-{hashed(context.left_out)[:6]}"
         said = ", ".join(f"{count} of {split}" for split, count in counts.items())
         names = "; ".join(f"{split}: {some(names)}" for split, names in context.left_out.items())
         outcome = outcome._replace(
@@ -269,7 +270,7 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
         "network": context.network,
         "protocol": outcome.protocol,
         "of": of,
-        "hash": hashed(of),
+        "hash": digest,
         **outcome.details,
     }
     return result, outcome

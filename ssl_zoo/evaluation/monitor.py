@@ -178,7 +178,8 @@ class Monitor(Hook):
             for name, part in self.parts.items()
         }
         lines = [line for line in lines if line["kind"] == "evaluation"]
-        lines = [line for line in lines if line["hash"] == usual.get(line["name"])]
+        # What stands after a dash is of images that could not be read.
+        lines = [x for x in lines if x["hash"].partition("-")[0] == usual.get(x["name"])]
         made = self._restore(trainer, lines)
         self._evaluate(trainer, [name for name in self._due(trainer) if name not in made])
 
