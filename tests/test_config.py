@@ -20,8 +20,8 @@ import yaml
 import ssl_zoo
 from ssl_zoo import config, experiment
 from ssl_zoo.config import BACKBONES, HEADS, ConfigError, Part, Range, bind
+from ssl_zoo.config.binding import convert
 from ssl_zoo.config.constraints import of_yaml, type_hints
-from ssl_zoo.config.part import convert
 from ssl_zoo.data import Data
 from ssl_zoo.engine.hooks import Checkpoints
 from ssl_zoo.engine.settings import TrainSettings

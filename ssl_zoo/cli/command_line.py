@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 from ssl_zoo.system.files import user_path
@@ -12,7 +13,8 @@ COMMANDS = {
     "ablate": "run a grid of arms and report",
     "evaluate": "evaluate a trained backbone",
     "compare": "whether one arm is better than another",
-    "list": "what is registered: name, one line, paper",
+    "list": "what is registered: name, one line, paper; and the recipes",
+    "show": "a config as it is run, each line with where it comes from",
     "data": "get, look at, check or pack a data set",
 }
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -27,7 +29,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """CONFIG and its overrides."""
-    parser.add_argument("config", type=user_path, metavar="CONFIG", help="a YAML file")
+    a_config = "a YAML file, or a recipe"
+    parser.add_argument("config", type=user_path, metavar="CONFIG", help=a_config)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, YAML")
 
 
@@ -38,15 +41,26 @@ def main(argv: list[str] | None = None) -> int:
     from ssl_zoo.engine.stop import Interrupted, NonFiniteLoss
 
     try:
+        load_plugins(arguments.plugin)
         return arguments.command(arguments)
     except (Interrupted, KeyboardInterrupt) as stop:
         show(str(stop) or "stopped", sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # of `ssl-zoo list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
         if arguments.traceback:
             raise
         show(f"error: {str(error) or type(error).__name__}", sys.stderr)
         return FAILED if isinstance(error, NonFiniteLoss) else USER_ERROR
+
+
+def load_plugins(paths: list) -> None:
+    from ssl_zoo import experiment  # noqa: F401  (registers ours, whose names are taken then)
+    from ssl_zoo.system import plugins
+
+    plugins.load(paths)
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
@@ -56,6 +70,10 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = Parser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where an error came from")
+    own = "a Python file that registers parts of your own; repeatable [$SSL_ZOO_PLUGINS]"
+    common.add_argument(
+        "--plugin", action="append", default=[], type=user_path, metavar="FILE", help=own
+    )
     for name, summary in COMMANDS.items():
         if argv[:1] == [name]:  # parsers are cheap; what commands import is not
             module = importlib.import_module(f"ssl_zoo.cli.{name}_command")

@@ -19,7 +19,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "environment.json, metrics.jsonl, log.txt, checkpoints/, evaluations/, and result.json\n"
         "when finished.",
         epilog="examples:\n"
-        "  ssl-zoo train configs/fashion_mnist/moco_v2.yaml\n"
+        "  ssl-zoo train fashion_mnist/moco_v2       # configs/fashion_mnist/moco_v2.yaml\n"
         "  ssl-zoo train CONFIG method.memory.size=4096 seed=1 --out runs/k4096\n"
         "  ssl-zoo train CONFIG method.memory='{type: MemoryBank}'\n"
         "  ssl-zoo train CONFIG train.epochs=20 --resume      # go on, longer than was planned\n"
@@ -52,7 +52,7 @@ def train(arguments: argparse.Namespace) -> int:
 
     cfg = config.load(arguments.config, arguments.overrides)
     resolved = parse(cfg, trained=True).spelled_out()
-    folder = RunFolder(arguments.out or run_path(arguments.config, resolved["seed"]))
+    folder = RunFolder(arguments.out or run_path(config.find(arguments.config), resolved["seed"]))
     trained = arguments.resume and not arguments.check and bool(folder.checkpoints())
     parse(cfg, trained)
     if arguments.check:
@@ -76,13 +76,14 @@ def _fit(cfg, device, folder, arguments: argparse.Namespace, trained: bool, rema
     from ssl_zoo.engine.stop import Interrupted
     from ssl_zoo.experiment import build_trainer, out_of_reach, parse
     from ssl_zoo.runs import describe_environment
-    from ssl_zoo.system import distributed
+    from ssl_zoo.system import distributed, plugins
 
     try:
         whole = parse(cfg, trained)
         trainer = build_trainer(cfg, device, folder, not arguments.no_baselines, trained)
         trainer.hooks["data"].may_change = arguments.changed_data
         resumed = trainer.resume()
+        changed = plugins.changed(folder.environment().get("plugins", {})) if resumed else []
         # Not before: a resume that is refused leaves config.yaml and result.json as they were.
         environment = describe_environment(device)
         distributed.attempt(lambda: folder.begin(whole.spelled_out(), environment))
@@ -91,7 +92,7 @@ def _fit(cfg, device, folder, arguments: argparse.Namespace, trained: bool, rema
             f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
             f"in {trainer.precision} ({trainer.precision_reason})"
         )
-        remarks = [remark]
+        remarks = [remark, *changed]
         if not resumed:
             late = out_of_reach(whole, trainer.total_steps)
             remarks = [trainer.method.remark(trainer.data.batch_size), late]

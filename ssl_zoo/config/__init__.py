@@ -1,5 +1,6 @@
 """From YAML to checked constructor calls."""
 
+from ssl_zoo.config.binding import bind
 from ssl_zoo.config.constraints import (
     AtLeastTwo,
     Bounds,
@@ -16,10 +17,10 @@ from ssl_zoo.config.constraints import (
     Range,
     Scheduled,
     UnitInterval,
-    constrained,
 )
+from ssl_zoo.config.construct import constrained
 from ssl_zoo.config.errors import ConfigError, closest, join, not_among
-from ssl_zoo.config.part import Part, bind, signature
+from ssl_zoo.config.part import Part, signature
 from ssl_zoo.config.registry import (
     BACKBONES,
     DATASETS,
@@ -34,4 +35,4 @@ from ssl_zoo.config.registry import (
     TRANSFORMS,
     Registry,
 )
-from ssl_zoo.config.yaml import Config, differences, dump, load, loads, override
+from ssl_zoo.config.yaml import Config, differences, dump, find, load, loads, override, recipes

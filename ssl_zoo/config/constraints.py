@@ -84,6 +84,7 @@ DueEpochs = Annotated[_T, Span("epochs", ramp=False)]
 DueSteps = Annotated[_T, Span("steps", ramp=False)]
 
 
+@functools.cache
 def type_hints(target: Callable) -> dict[str, Any]:
     """Type hints of a constructor, resolved, with what `Annotated` adds."""
     function = target.__init__ if inspect.isclass(target) else target
@@ -135,36 +136,3 @@ def of_yaml(target: Callable) -> dict[str, inspect.Parameter]:
     """The parameters after a constructor's `*`."""
     parameters = inspect.signature(target).parameters.values()
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def check_arguments(target: Callable, arguments: Mapping[str, Any]) -> None:
-    """Annotations first, then the target's own `validate`, which is given every argument."""
-    hints = type_hints(target)
-    for name, value in arguments.items():
-        check_value(hints.get(name, Any), value, name)
-    if hasattr(target, "validate"):
-        defaults = {n: p.default for n, p in of_yaml(target).items() if p.default is not p.empty}
-        target.validate(**defaults | arguments)
-
-
-def constrained(target: Callable) -> Callable:
-    """A constructor that checks its arguments, whoever calls it; a class is changed in place."""
-    function = target.__init__ if inspect.isclass(target) else target
-    if getattr(function, "constrained_for", None) is target:
-        return target
-    names = of_yaml(target).keys()
-
-    @functools.wraps(function)
-    def checked(*args, **kwargs):
-        # A subclass that calls this one's constructor has its own constraints.
-        if not inspect.isclass(target) or type(args[0]) is target:
-            check_arguments(target, {n: v for n, v in kwargs.items() if n in names})
-        return function(*args, **kwargs)
-
-    checked.constrained_for = target
-    if inspect.isclass(target):
-        target.__init__ = checked
-        return target
-    if hasattr(target, "validate"):
-        checked.validate = target.validate
-    return checked

@@ -8,45 +8,27 @@ is YAML's. So a block can be checked against its constructor before anything is 
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
-import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple
 
-from ssl_zoo.config.constraints import (
-    MACHINE,
-    Range,
-    check_arguments,
-    check_value,
-    marked,
-    of_yaml,
-    type_hints,
-)
-from ssl_zoo.config.errors import ConfigError, describe, join, not_among
-from ssl_zoo.config.registry import Registry
+from torch import nn
+
+from ssl_zoo.config.constraints import MACHINE, marked, of_yaml
+from ssl_zoo.config.errors import ConfigError
 
 # A key that begins so is whole already: a method objects to its backbone, or to its data.
 _SECTIONS = ("backbone.", "data.")
-# Keys of earlier versions, of any block or of one type's, and what stands in their place.
-RENAMED = {
-    "knn": "evaluations: {knn: {type: KNN, ...}}",
-    "centre_momentum": "center_momentum",
-    "centring": "centering",
-    "normalise_pixels": "normalize_pixels",
-    "drop_colours": "drop_colors",
-    "neighbours": "neighbors",
-    "KNN.bank_limit": "train_limit",
-    "KNN.query_limit": "test_limit",
-    "OnlineProbe.query_limit": "test_limit",
-    "EndToEnd.symmetric": "same_view_negatives here, and symmetric of method",
-}
+PYTHON = "python: "  # begins the recorded type of what no registry knows
 
 
 class Block(NamedTuple):
     """What `Part[...]` marks in a signature: where a block's type is looked up."""
 
-    kind: Registry | type
+    kind: Any  # a Registry, or the one class
     beside: Callable | None = None
 
 
@@ -58,7 +40,8 @@ class Part:
 
     In a signature, `head: Part[HEADS]` marks a nested block whose `type` is looked up in HEADS,
     and `data: Part[Data]` one of a fixed type. `Part[EVALUATIONS, Monitored]` takes the keys of
-    `Monitored` off the block first; `part.beside` is the call they make.
+    `Monitored` off the block first; `part.beside` is the call they make. Python may give a class, a
+    function, a `functools.partial` or a ready object in its place, see `of`.
     """
 
     beside: Part | None = None
@@ -67,13 +50,41 @@ class Part:
         self.target, self.kwargs = target, kwargs
         self.key, self.type = "", ""  # where in a config it stood, and under which name
 
-    def __class_getitem__(cls, kind: Registry | type | tuple) -> Any:
+    def __class_getitem__(cls, kind: Any) -> Any:
         return Annotated[cls, Block(*kind) if isinstance(kind, tuple) else Block(kind)]
+
+    @classmethod
+    def of(cls, value: Any, kind: Any = None) -> Part:
+        """What stands for a part in Python: a Part, class, function, `partial`, or what is ready.
+
+        Args:
+            kind: the registry, in which the part's type is looked up.
+
+        Raises:
+            ConfigError: a `partial` with arguments that it does not name.
+        """
+        if isinstance(value, Part):
+            part = value
+        elif isinstance(value, functools.partial):
+            if value.args:
+                found = ", ".join(map(repr, value.args))
+                expected = f"by name, as in partial({value.func.__name__}, name=...)"
+                raise ConfigError("", "a partial's arguments", found=found, expected=expected)
+            part = Part(value.func, **value.keywords)
+        else:
+            part = (
+                Part(value) if inspect.isclass(value) or inspect.isroutine(value) else Ready(value)
+            )
+        registered = getattr(kind, "module_dict", None)
+        if registered is not None and not part.type:
+            names = [name for name, target in registered.items() if target is part.target]
+            part.type = names[0] if names and not isinstance(part, Ready) else named(part.target)
+        return part
 
     def __call__(self, **offered) -> Any:
         names, yaml = signature(self.target)
-        taken = {name: offered[name] for name in names if name in offered}
-        with _below(self.key):
+        taken = {n: offered[n] for n in names if n in offered and n not in self.kwargs}
+        with below(self.key):
             self._check_fit(offered, yaml)
             return self.target(**taken, **self.kwargs)
 
@@ -98,8 +109,8 @@ class Part:
         return part
 
     def arguments(self) -> dict[str, Any]:
-        """All YAML arguments, defaults included."""
-        return {n: self.kwargs.get(n, p.default) for n, p in of_yaml(self.target).items()}
+        """All arguments that its owner does not hand over, defaults included."""
+        return {n: p.default for n, p in of_yaml(self.target).items()} | self.kwargs
 
     def spelled_out(self, machine: bool = True) -> dict[str, Any]:
         """The block as plain YAML with every default; `machine`: with keys marked `OfMachine`."""
@@ -118,8 +129,32 @@ def _spelled(value: Any, machine: bool) -> Any:
         return value.spelled_out(machine)
     if isinstance(value, Mapping):
         return {name: _spelled(item, machine) for name, item in value.items()}
-    many = isinstance(value, list | tuple)
-    return [_spelled(item, machine) for item in value] if many else value
+    if isinstance(value, list | tuple):
+        return [_spelled(item, machine) for item in value]
+    plain = value is None or isinstance(value, str | int | float)  # bool is an int
+    return value if plain else named(value if hasattr(value, "__qualname__") else type(value))
+
+
+class Ready(Part):
+    """What Python has made already; nobody has a say in how.
+
+    A module is copied, so that the next run starts where this one did.
+    """
+
+    def __init__(self, made: Any):
+        super().__init__(type(made))
+        self.made = made
+
+    def __call__(self, **offered) -> Any:
+        return copy.deepcopy(self.made) if isinstance(self.made, nn.Module) else self.made
+
+    def arguments(self) -> dict[str, Any]:
+        return {}
+
+
+def named(target: Any) -> str:
+    """How a run records what no registry knows."""
+    return f"{PYTHON}{target.__module__}.{target.__qualname__}"
 
 
 def signature(target: Callable) -> tuple[list[str], dict[str, inspect.Parameter]]:
@@ -129,36 +164,8 @@ def signature(target: Callable) -> tuple[list[str], dict[str, inspect.Parameter]
     return offered, of_yaml(target)
 
 
-def bind(kind: Registry | Callable, block: Any, key: str = "", beside: Callable | None = None):
-    """The call that a YAML block makes, as a `Part`; ConfigError where it does not check.
-
-    Args:
-        kind: a Registry (the block names its `type`), or the constructor itself.
-        block: plain YAML: dicts, lists, numbers, strings, None.
-        key: dotted path of the block, for error messages.
-        beside: a second constructor, which takes its own keys off the block.
-    """
-    if not isinstance(block, Mapping):
-        raise ConfigError(key, "not a block", found=describe(block), expected="a mapping of keys")
-    block, target, name = dict(block), kind, ""
-    if isinstance(kind, Registry):
-        if "type" not in block:
-            given = ", ".join(map(str, block)) or "an empty block"
-            known = f"type: one of {', '.join(sorted(kind.module_dict))}"
-            raise ConfigError(key, f"the block names no {kind.name}", found=given, expected=known)
-        name = block.pop("type")
-        with _below(key):
-            target = kind.get(name)
-    others = of_yaml(beside) if beside is not None else {}
-    part = _call(target, {n: v for n, v in block.items() if n not in others}, key, others)
-    part.type = name
-    if beside is not None:
-        part.beside = _call(beside, {n: v for n, v in block.items() if n in others}, key, {})
-    return part
-
-
 @contextmanager
-def _below(key: str) -> Iterator[None]:
+def below(key: str) -> Iterator[None]:
     """Errors from inside, which name an argument, name it as a key of this block."""
     try:
         yield
@@ -170,104 +177,3 @@ def _below(key: str) -> Iterator[None]:
         if not key:
             raise
         raise ConfigError(key, str(error)) from error
-
-
-def _call(target: Callable, arguments: Mapping, key: str, others: Mapping) -> Part:
-    offered, parameters = signature(target)
-    hints = type_hints(target)
-    target_name = getattr(target, "named", getattr(target, "__name__", str(target)))
-    kwargs = {}
-    for name, value in arguments.items():
-        if name not in parameters:
-            handed = f" ('{name}' is handed over by the code)" if name in offered else ""
-            problem = f"unknown key of {target_name}{handed}"
-            error = not_among(join(key, name), problem, name, [*parameters, *others])
-            if renamed := RENAMED.get(f"{target_name}.{name}") or RENAMED.get(name):
-                error.found += f", now {renamed}"
-            raise error
-        kwargs[name] = convert(hints.get(name, Any), value, join(key, name))
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in kwargs:
-            given = ", ".join(map(str, arguments)) or "an empty block"
-            problem = f"missing key of {target_name}"
-            raise ConfigError(join(key, name), problem, found=given, expected=name)
-    with _below(key):
-        check_arguments(target, kwargs)
-        if getattr(target, "check_by_building", False):  # cheap: its constructor is its check
-            target(**kwargs)
-    part = Part(target, **kwargs)
-    part.key = key
-    return part
-
-
-def convert(hint: Any, value: Any, key: str) -> Any:
-    """A YAML value as what a parameter asks for: list to tuple, int to float, block to Part."""
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any or hint is object:
-        return value
-    if origin is Annotated and args[0] is Part:
-        return value if isinstance(value, Part) else bind(args[1].kind, value, key, args[1].beside)
-    if origin is Annotated:
-        check_value(hint, converted := convert(args[0], value, key), key)
-        return converted
-    if origin in (Union, types.UnionType):
-        options = [a for a in args if a is not type(None)]
-        if value is None and len(options) < len(args):
-            return None
-        errors = []
-        for option in options:
-            try:
-                return convert(option, value, key)
-            except ConfigError as error:
-                errors.append(error)
-        if len(errors) == 1:
-            raise errors[0]
-        for error in errors:
-            if error.problem in ("too small", "out of range"):
-                raise error
-    elif origin is Literal:
-        if value in args:
-            return value
-        raise not_among(key, "not one of the choices", value, args)
-    elif origin is dict and isinstance(value, Mapping):
-        # A null entry takes an inherited one away.
-        return {n: convert(args[1], v, join(key, n)) for n, v in value.items() if v is not None}
-    elif origin is list and isinstance(value, list):
-        return [convert(args[0], v, f"{key}[{i}]") for i, v in enumerate(value)]
-    elif origin is tuple and isinstance(value, list | tuple):
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        if len(kinds) == len(value):
-            pairs = enumerate(zip(kinds, value, strict=True))
-            return tuple(convert(a, v, f"{key}[{i}]") for i, (a, v) in pairs)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif hint in (bool, str, dict) and isinstance(value, hint):
-        return value
-    raise ConfigError(key, "value of the wrong type", found=describe(value), expected=spell(hint))
-
-
-def spell(hint: Any) -> str:
-    """A type hint in words for an error message."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated and args[0] is Part:
-        kind = args[1].kind
-        name = kind.name if isinstance(kind, Registry) else kind.__name__
-        return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name} block"
-    if origin is Annotated:
-        limits = [str(mark) for mark in args[1:] if isinstance(mark, Range)]
-        return ", ".join([spell(args[0]), *limits])
-    if origin in (Union, types.UnionType):
-        return " or ".join("null" if a is type(None) else spell(a) for a in args)
-    if origin is Literal:
-        return " or ".join(map(str, args))
-    if origin is tuple and args[-1] is not Ellipsis:
-        return f"a list of {len(args)}: [{', '.join(spell(a) for a in args)}]"
-    if origin in (list, tuple):
-        return f"a list of {spell(args[0])}"
-    if origin is dict:
-        return f"a mapping of names to {spell(args[1])}"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "a string"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )

@@ -15,6 +15,7 @@ from ssl_zoo.system.files import user_path, write_text
 from ssl_zoo.system.text import visible
 
 MOST_VALUES = 100_000  # of one file
+RECIPES = Path(__file__).parents[1] / "configs"  # that come along, installed or not
 _NUMBER_OR_WORD = {  # YAML 1.2's core schema: `1e-3` is a number, `010` is ten, `on` is a word
     "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),
     "tag:yaml.org,2002:bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -84,11 +85,25 @@ def load(path: str | Path, overrides: Iterable[str | tuple[str, Any]] = ()) -> C
     part inherits no key of the old one.
 
     Args:
+        path: a file, or the name of a recipe that comes along, see `find`.
         overrides: `"method.memory.size=4096"` or `("method.memory", {"type": "EndToEnd"})`.
     """
-    config = _load(Path(path), ())
+    config = _load(find(path), ())
     override(config, overrides)
     return config
+
+
+def find(path: str | Path) -> Path:
+    """The file itself; or if there is none, `fashion_mnist/moco_v2` of the recipes."""
+    path = Path(path)
+    recipe = RECIPES / path.with_suffix(".yaml")
+    return recipe if not path.is_file() and recipe.is_file() else path
+
+
+def recipes() -> dict[str, Path]:
+    """By name."""
+    names = sorted(RECIPES.glob("[!_]*/*.yaml"))
+    return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in names}
 
 
 def override(config: Config, overrides: Iterable[str | tuple[str, Any]], prefix: str = "") -> None:
@@ -153,7 +168,7 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         close = closest(path.name, siblings)
-        nearest = str(path.parent / close) if close else ""
+        nearest = str(path.parent / close) if close else closest(path.with_suffix(""), recipes())
         key, where = ("_base_", str(opened[-1])) if opened else ("", "")
         raise ConfigError(key, "no such file", found=str(path), nearest=nearest, where=where)
     if path.resolve() in opened:

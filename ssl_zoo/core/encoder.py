@@ -7,19 +7,25 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssl_zoo.config import HEADS, ConfigError, Part
-from ssl_zoo.ops.batchnorm import split_batchnorm
+from ssl_zoo.ops.batchnorm import groups_of, split_batchnorm
 
 
 class Encoder(nn.Module):
     """A backbone and a head: images [N, C, H, W] -> embeddings [N, D].
 
     The head's BatchNorms are split into the backbone's `bn_groups`, as on so many processes.
+
+    Raises:
+        ConfigError: the head does not say how wide it is, `out_features`.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
+        if not hasattr(head, "out_features"):
+            found, expected = type(head).__name__, "a module whose attribute out_features is D"
+            raise ConfigError("method.head", "of unknown width", found=found, expected=expected)
         self.backbone = backbone
-        self.head = split_batchnorm(head, backbone.bn_groups)
+        self.head = split_batchnorm(head, groups_of(backbone))
         self.out_features: int = head.out_features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -33,7 +39,7 @@ def predictor_for(encoder: Encoder, predictor: Part[HEADS]) -> nn.Module:
         key, problem = "method.predictor.out_features", "a predictor is as wide as the head"
         expected = f"{encoder.out_features}, method.head.out_features"
         raise ConfigError(key, problem, found=str(built.out_features), expected=expected)
-    return split_batchnorm(built, encoder.backbone.bn_groups)
+    return split_batchnorm(built, groups_of(encoder.backbone))
 
 
 def encode_views(encoder: Encoder, views: list[Tensor]) -> list[Tensor]:
@@ -50,7 +56,7 @@ def encode_views(encoder: Encoder, views: list[Tensor]) -> list[Tensor]:
         if len(numbers) == 1:
             outputs[numbers[0]] = encoder(views[numbers[0]])
             continue
-        parts = [views[number].tensor_split(encoder.backbone.bn_groups) for number in numbers]
+        parts = [views[number].tensor_split(groups_of(encoder.backbone)) for number in numbers]
         ordered = [part for group in zip(*parts, strict=True) for part in group]
         rows = encoder(torch.cat(ordered)).split([len(part) for part in ordered])
         for i, number in enumerate(numbers):

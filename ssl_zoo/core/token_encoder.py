@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.config import HEADS, Part
 from ssl_zoo.core.encoder import Encoder
-from ssl_zoo.ops.batchnorm import split_batchnorm
+from ssl_zoo.ops.batchnorm import groups_of, split_batchnorm
 from ssl_zoo.ops.masking import take
 
 
@@ -20,7 +20,7 @@ class TokenEncoder(Encoder):
         super().__init__(backbone, head(in_features=width))
         self.patch_head = self.head
         if patch_head is not None:
-            self.patch_head = split_batchnorm(patch_head(in_features=width), backbone.bn_groups)
+            self.patch_head = split_batchnorm(patch_head(in_features=width), groups_of(backbone))
         self.mask_token = nn.Parameter(torch.zeros(width))
 
     def grid(self, images: Tensor) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from ssl_zoo.config import (
     PositiveInt,
     join,
 )
-from ssl_zoo.config.constraints import constrained
+from ssl_zoo.config.construct import constrained
 from ssl_zoo.core import Batch
 from ssl_zoo.data.image import Samples, Views
 from ssl_zoo.data.loader import Batches, Loaded, WorkerCount, on_device, read_batches

@@ -9,7 +9,7 @@ from ssl_zoo.core import Batch, Method, MomentumEncoder
 from ssl_zoo.losses import accuracy, info_nce_loss
 from ssl_zoo.memory import Lookup, Ring, shuffled
 from ssl_zoo.ops import health
-from ssl_zoo.ops.batchnorm import has_batchnorm, split_batchnorm
+from ssl_zoo.ops.batchnorm import groups_of, has_batchnorm, split_batchnorm
 from ssl_zoo.system import distributed
 
 
@@ -19,8 +19,8 @@ class DenseEncoder(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Module, dense_head: nn.Module):
         super().__init__()
         self.backbone = backbone
-        self.head = split_batchnorm(head, backbone.bn_groups)
-        self.dense_head = split_batchnorm(dense_head, backbone.bn_groups)
+        self.head = split_batchnorm(head, groups_of(backbone))
+        self.dense_head = split_batchnorm(dense_head, groups_of(backbone))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.project(self.backbone.feature_map(images))

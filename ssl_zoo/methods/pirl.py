@@ -12,7 +12,7 @@ from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.losses import accuracy
 from ssl_zoo.memory import MemoryBank
 from ssl_zoo.ops import health
-from ssl_zoo.ops.batchnorm import hold_statistics, split_batchnorm
+from ssl_zoo.ops.batchnorm import groups_of, hold_statistics, split_batchnorm
 from ssl_zoo.ops.masking import random_order
 from ssl_zoo.ops.patches import cut, patch_shape, quarter_turns
 from ssl_zoo.system import rng
@@ -53,7 +53,7 @@ class PIRL(Method):
     ):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
-        self.g = split_batchnorm(head(in_features=backbone.num_features), backbone.bn_groups)
+        self.g = split_batchnorm(head(in_features=backbone.num_features), groups_of(backbone))
         d = self.g.out_features
         self.join = nn.Linear(grid**2 * d, d) if transform == "jigsaw" else nn.Identity()
         self.memory = memory(encoder=self.encoder, num_samples=num_samples)

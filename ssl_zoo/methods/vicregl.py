@@ -8,7 +8,7 @@ from ssl_zoo.config.constraints import NonNegativeFloat, PositiveInt, Scheduled,
 from ssl_zoo.core import Batch, Encoder, Method
 from ssl_zoo.losses import vicreg_terms
 from ssl_zoo.ops import health
-from ssl_zoo.ops.batchnorm import split_batchnorm
+from ssl_zoo.ops.batchnorm import groups_of, split_batchnorm
 from ssl_zoo.ops.masking import take
 from ssl_zoo.ops.patches import cell_centers
 
@@ -56,7 +56,7 @@ class VICRegL(Method):
         super().__init__()
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         local_head = local_head(in_features=backbone.map_features)
-        self.local_head = split_batchnorm(local_head, backbone.bn_groups)
+        self.local_head = split_batchnorm(local_head, groups_of(backbone))
         self.alpha, self.gamma, self.feature_gamma = alpha, gamma, feature_gamma
         self.lam, self.mu, self.nu = lam, mu, nu
 

@@ -41,6 +41,11 @@ def split_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     return module
 
 
+def groups_of(backbone: nn.Module) -> int:
+    """How many groups its BatchNorms normalize apart; 1 for a network that does not say."""
+    return getattr(backbone, "bn_groups", 1)
+
+
 def has_batchnorm(module: nn.Module) -> bool:
     return any(isinstance(child, _BatchNorm) for child in module.modules())
 

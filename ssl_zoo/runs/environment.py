@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ssl_zoo.system import distributed
+from ssl_zoo.system import distributed, plugins
 
 PACKAGES = ("ssl_zoo", "torch", "torchvision", "timm", "mmengine-lite", "faiss-cpu", "numpy")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, commit, device, threads, processes and the command, as plain values."""
+    """Versions, commit, plug-ins, device, processes and the command, as plain values."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -28,6 +28,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     return {
         "versions": versions,
         "git_commit": _git_commit(),
+        "plugins": plugins.loaded(),
         "device": f"{device}: {name}",
         "cores": os.cpu_count(),
         "processes": distributed.world(),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_zoo.config import TRANSFORMS, Part, PositiveInt
-from ssl_zoo.config.constraints import constrained
+from ssl_zoo.config.construct import constrained
 from ssl_zoo.data.image.color import Normalize
 from ssl_zoo.data.image.transform import GeometricTransform, Transform, whole_images
 from ssl_zoo.system import rng

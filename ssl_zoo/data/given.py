@@ -1,0 +1,128 @@
+"""Images that Python has already: any torch data set, and views by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssl_zoo.config import ConfigError, load, not_among
+from ssl_zoo.config.yaml import RECIPES
+from ssl_zoo.data.source import ImageSet
+
+PRESETS = {p.stem.removeprefix("views_"): p for p in (RECIPES / "_base_").glob("views_*.yaml")}
+PUBLISHED = 224  # pixels, of the presets' large views
+
+
+class Wrapped(ImageSet):
+    """A torch data set, or any sequence, of images or of (image, label).
+
+    An image is a PIL image, an array [H, W] or [H, W, C], or a tensor [C, H, W]: bytes, or floats
+    from 0 to 1. Gray ones are given three equal channels.
+
+    Args:
+        items: with a length, and an item at 0, 1, ...
+        labeled: labels are needed: `items.targets`, `items.labels`, or what a pass over all items
+            finds. Else they are known only where the data set has them at hand.
+
+    Raises:
+        ConfigError: labels are needed and are not there, or are no integers.
+    """
+
+    varies = True
+
+    def __init__(self, items: Any, split: str, labeled: bool = False):
+        if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+            found, expected = type(items).__name__, "a data set with a length and items by number"
+            raise ConfigError("data", "not a map-style data set", found=found, expected=expected)
+        self.items, self.split = items, split
+        labels = next((getattr(items, n) for n in ("targets", "labels") if hasattr(items, n)), None)
+        if labels is None and labeled:
+            labels = [self._label(i) for i in range(len(items))]
+        labels = [-1] * len(items) if labels is None else labels
+        self.labels = torch.as_tensor(labels).long()  # [n]
+        if self.labels.shape != (len(items),):
+            found, expected = f"of shape {tuple(self.labels.shape)}", f"{len(items)} integers"
+            raise ConfigError("data", "not a label for each image", found=found, expected=expected)
+        self.num_classes = max(int(self.labels.max()) + 1, 0)
+
+    def _label(self, index: int) -> int:
+        item = self.items[index]
+        if isinstance(item, tuple | list) and len(item) == 2:
+            return int(item[1])
+        found, expected = f"item {index} is one {type(item).__name__}", "(image, label)"
+        raise ConfigError("data", "labels are needed", found=found, expected=expected)
+
+    def fetch(self, index: Tensor) -> list[Tensor]:
+        return [self._pixels(i) for i in index.tolist()]
+
+    def _pixels(self, index: int) -> Tensor:
+        """uint8 [3, H, W]."""
+        item = self.items[index]
+        image = item[0] if isinstance(item, tuple | list) else item
+        try:
+            return as_bytes(image)
+        except ValueError as error:
+            raise ValueError(f"image {index} of {type(self.items).__name__}: {error}") from error
+
+
+def as_bytes(image: Any) -> Tensor:
+    """A PIL image, array or tensor, see `Wrapped`, as uint8 [3, H, W]; ValueError for others."""
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image)
+        image = image[None] if image.ndim == 2 else image.movedim(-1, 0)
+    if not isinstance(image, Tensor) or image.ndim != 3 or len(image) not in (1, 3):
+        shape = f" of shape {tuple(image.shape)}" if isinstance(image, Tensor) else ""
+        expected = "a PIL image, an array [H, W] or [H, W, 3], or a tensor [1 or 3, H, W]"
+        raise ValueError(f"found a {type(image).__name__}{shape}, expected {expected}")
+    if image.is_floating_point():
+        low, high = image.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"floats from {low:.3g} to {high:.3g}, expected 0 to 1: no normalizing"
+            )
+        image = (image * 255).round()
+    elif image.dtype != torch.uint8:
+        raise ValueError(f"numbers of type {image.dtype}, expected bytes or floats from 0 to 1")
+    return image.to(torch.uint8).expand(3, -1, -1)
+
+
+def given_images(split: str, *, splits: Mapping[str, Any]) -> ImageSet:
+    """The split of {'train': data set, ...}; what pre-trains is 'pretrain', or else 'train'.
+
+    Raises ConfigError for a split that was not given.
+    """
+    name = "train" if split == "pretrain" and "pretrain" not in splits else split
+    if name not in splits:
+        expected = "data={'pretrain': ..., 'train': ..., 'test': ...}, as far as they are needed"
+        raise ConfigError(
+            "data", f"no {name} images were given", found=", ".join(splits), expected=expected
+        )
+    given = splits[name]
+    return (
+        given if isinstance(given, ImageSet) else Wrapped(given, split, labeled=split != "pretrain")
+    )
+
+
+def preset(name: str, size: int, whole: bool = False) -> tuple[dict, dict]:
+    """(views, clean) of a config's `data`, as a recipe of that name has them for 224 pixels.
+
+    Args:
+        size: pixels of the large views; smaller ones shrink with them.
+        whole: the images have that size already, and are looked at whole.
+    """
+    if name not in PRESETS:
+        raise not_among("views", "no views of this name", name, sorted(PRESETS))
+    views = load(PRESETS[name]).data["data"]["views"]
+    for op in views["ops"].values():
+        if "size" in op:
+            op["size"] = max(1, round(op["size"] * size / PUBLISHED))
+    resize = {} if whole else {"resize": {"type": "Resize", "size": round(size * 256 / PUBLISHED)}}
+    crop = {} if whole else {"crop": {"type": "CenterCrop", "size": size}}
+    return views, {"ops": {**resize, **crop, "normalize": views["ops"]["normalize"]}}

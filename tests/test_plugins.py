@@ -1,0 +1,210 @@
+"""Parts of one's own from a file: one of each kind, in workers, in a study's arms."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_zoo.cli.command_line import main
+from ssl_zoo.system import plugins
+
+PARTS = '''
+import torch
+from torch import nn
+
+from ssl_zoo.backbones import Backbone
+from ssl_zoo.config import (
+    BACKBONES, DATASETS, EVALUATIONS, HEADS, LOSSES, MEMORY, METHODS, OBSERVERS, TRANSFORMS
+)
+from ssl_zoo.core import Observer
+from ssl_zoo.data import ImageSet, Transform
+from ssl_zoo.evaluation.base import Evaluation, Outcome
+from ssl_zoo.heads import Linear
+from ssl_zoo.losses import InfoNCE
+from ssl_zoo.memory import EndToEnd
+from ssl_zoo.methods import Contrastive
+
+__version__ = "1.2"
+
+
+@DATASETS.register_module()
+class MyImages(ImageSet):
+    """Stripes, dark or bright."""
+
+    def __init__(self, split):
+        self.split, self.num_classes = split, 2
+        self.labels = torch.arange(32) % 2
+
+    def fetch(self, index):
+        return (100 * self.labels[index] + index)[:, None, None, None].expand(-1, 1, 8, 8).byte()
+
+
+@TRANSFORMS.register_module()
+class MyNoise(Transform):
+    """A little more of everything."""
+
+    def apply(self, images, params):
+        return images * 1.01
+
+
+@BACKBONES.register_module()
+class MyNet(Backbone):
+    """A layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_features, self.layer = 4, nn.Linear(64, 4)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+
+@HEADS.register_module()
+class MyHead(Linear):
+    """A layer more."""
+
+
+@MEMORY.register_module()
+class MyMemory(EndToEnd):
+    """As another."""
+
+
+@LOSSES.register_module()
+class MyLoss(InfoNCE):
+    """As another."""
+
+
+@METHODS.register_module()
+class MyMethod(Contrastive):
+    """As another."""
+
+
+@OBSERVERS.register_module()
+class MyObserver(Observer):
+    """Sees one thing."""
+
+    def scalars(self, method, labels):
+        return {"seen": 7.0}
+
+
+@EVALUATIONS.register_module()
+class MyEvaluation(Evaluation):
+    """Counts."""
+
+    metric = "images"
+
+    def judge(self, train, test, device="cpu"):
+        return Outcome({"images": float(len(test.features))}, {})
+'''
+CONFIG = """
+data:
+  dataset: {type: MyImages}
+  views: {ops: {noise: {type: MyNoise}}}
+  clean: {ops: {}}
+  batch_size: 16
+  workers: 1
+backbone: {type: MyNet}
+method:
+  type: MyMethod
+  head: {type: MyHead, out_features: 4}
+  memory: {type: MyMemory}
+  loss: {type: MyLoss}
+optimizer: {type: SGD, lr: 0.1}
+train: {epochs: 1, log_every: 1, precision: fp32}
+evaluations: {mine: {type: MyEvaluation}}
+observers: {mine: {type: MyObserver}}
+"""
+GRID = "base: config.yaml\nseeds: [0]\narms:\n  one: {}\n  two: {set: {optimizer.lr: 0.2}}\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "my_parts.py").write_text(PARTS)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "grid.yaml").write_text(GRID)
+    (tmp_path / "run.py").write_text(
+        "import multiprocessing, sys\n"
+        "from ssl_zoo.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method(sys.argv[1])\n"
+        "    sys.exit(main(sys.argv[2:]))\n"
+    )
+    return tmp_path
+
+
+def run(folder, *words, method="fork", **environment):
+    command = [sys.executable, "run.py", method, *words]
+    place = {"PYTHONPATH": str(Path(__file__).parents[1]), **environment}
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | place, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_one_of_each_kind_trains_with_a_worker(folder, method):
+    done = run(
+        folder, "train", "config.yaml", "--out", "out", "--plugin", "my_parts.py", method=method
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "out" / "result.json").read_text())
+    assert result["evaluations"]["mine"]["metrics"] == {"images": 32.0}
+    lines = map(json.loads, (folder / "out" / "metrics.jsonl").read_text().splitlines())
+    assert next(line for line in lines if line["kind"] == "train")["seen"] == 7.0
+    recorded = json.loads((folder / "out" / "environment.json").read_text())["plugins"]
+    assert recorded["my_parts"]["version"] == "1.2"
+    assert recorded["my_parts"]["path"] == str(folder / "my_parts.py")
+
+
+def test_a_resume_says_that_a_plug_in_has_changed(folder):
+    words = ["train", "config.yaml", "--out", "out", "--plugin", "my_parts.py"]
+    assert run(folder, *words).returncode == 0
+    (folder / "my_parts.py").write_text(PARTS + "# more\n")
+    done = run(folder, *words, "train.epochs=2", "--resume")
+    assert done.returncode == 0 and "plug-in my_parts has changed since" in done.stdout
+
+
+def test_the_arms_of_a_study_have_them_too(folder):
+    words = ["ablate", "grid.yaml", "--out", "study", "--jobs", "1"]
+    done = run(folder, *words, SSL_ZOO_PLUGINS="my_parts.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((folder / "study").glob("*/seed0/result.json"))) == 2
+
+
+def test_without_it_the_name_is_not_known(folder):
+    done = run(folder, "train", "config.yaml", "--check")
+    assert done.returncode == 2 and "no dataset of this name" in done.stderr
+
+
+def wrong(path, capsys):
+    assert main(["list", "heads", "--plugin", str(path)]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_is_no_plug_in_is_said(tmp_path, capsys):
+    assert "none.py: no such file" in wrong(tmp_path / "none.py", capsys)
+    (tmp_path / "my-parts.py").write_text("")
+    assert "a name that Python can import" in wrong(tmp_path / "my-parts.py", capsys)
+    (tmp_path / "json.py").write_text("")
+    assert "its name is that of" in wrong(tmp_path / "json.py", capsys)
+    (tmp_path / "broken_parts.py").write_text("import nothing_of_the_kind")
+    assert "broken_parts.py: ModuleNotFoundError: No module" in wrong(
+        tmp_path / "broken_parts.py", capsys
+    )
+
+
+def test_a_change_since_a_run_is_told(tmp_path, monkeypatch):
+    file = tmp_path / "parts_that_change.py"
+    file.write_text("a = 1")
+    monkeypatch.setattr(plugins, "_files", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
+    plugins.load([file])
+    was = plugins.loaded()
+    assert plugins.changed(was) == []
+    file.write_text("a = 2")
+    assert plugins.changed(was) == [f"plug-in parts_that_change has changed since: {file}"]
+    monkeypatch.setattr(plugins, "_files", {})
+    assert plugins.changed(was) == [f"plug-in parts_that_change is not loaded: --plugin {file}"]
