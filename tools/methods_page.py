@@ -62,6 +62,8 @@ it started from is taken off. `against pixels` takes off the vote on raw images,
 beat on this set, and `against supervised` that of training on labels. `needs` is what a method asks
 of the backbone, and how many views of an image. Where rows link to one config, the arm in zoo.yaml
 sets the rest; losses, memories, heads and backbones that a method uses have files of their own.
+The figures of DINO, iBOT, DINOv2, MSN and I-JEPA are of the network that is trained; since then the
+slow copy of it is judged, as in their papers ([evaluation.md](evaluation.md)).
 
 Of those that MoCo's paper compares with, Exemplar, LocalAgg, AMDIM and BigBiGAN are not here."""
 
