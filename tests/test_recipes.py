@@ -1,9 +1,12 @@
 """Recipes by name, and a config shown as it is run."""
 
+from pathlib import Path
+
 import pytest
 
 from ssl_zoo import config, experiment
 from ssl_zoo.cli.command_line import main
+from ssl_zoo.study.grid import expand
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +17,11 @@ def elsewhere(tmp_path, monkeypatch):
 def test_a_recipe_is_found_by_its_name_from_anywhere(capsys):
     assert main(["train", "digits/moco_v2", "--check"]) == 0
     assert capsys.readouterr().out == "digits/moco_v2: ok\n"
+
+
+def test_a_grid_is_found_by_its_name_too():
+    study = expand("ablation/momentum")
+    assert study.name == "momentum" and study.out == Path("runs/ablation/momentum")
 
 
 def test_a_file_of_ones_own_goes_before_a_recipe(tmp_path, capsys):

@@ -313,7 +313,7 @@ def expand(
             differ in, `base` is given to arms with bases of their own, `seeds` is below 1, or a
             twin would not differ from its original.
     """
-    path, overrides = Path(grid_path), list(overrides)
+    path, overrides = config.find(grid_path), list(overrides)
     grid = _read(path, overrides, base, seeds)
     name = path.stem if base is None else f"{path.stem}-{Path(base).stem}"
     folder = Path(out) if out is not None else Path("runs", "ablation", name)
