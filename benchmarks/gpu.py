@@ -481,11 +481,11 @@ def knn_section(size: Size, rounds: int) -> str:
     net = timm.create_model(size.model, num_classes=0, **size.options)
     net = net.to(size.on, memory_format=torch.channels_last)
     x = images(size).views[0]
-    label = torch.zeros(size.batch, dtype=torch.int64)
+    label = index = torch.zeros(size.batch, dtype=torch.int64)
 
     def extraction(precision: str) -> Callable[[], float]:
         def run() -> object:
-            return extract(net, [(x, label)] * size.steps, size.on, precision)
+            return extract(net, [(x, label, index)] * size.steps, size.on, precision)
 
         return lambda: size.steps * size.batch / seconds(run)
 

@@ -60,7 +60,7 @@ def measure(device: torch.device) -> dict[str, dict]:
         subject = untrained
         if make:
             backbone = baseline_network(make, untrained.sections["seed"], device)
-            subject = replace(untrained, backbone=backbone, network=network)
+            subject = replace(untrained, networks={network: backbone})
         for name, result, _ in subject.evaluate(parts, device):
             metrics = {metric: round(value, 2) for metric, value in result["metrics"].items()}
             found[name] |= {"protocol": result["protocol"], network: metrics}

@@ -115,7 +115,6 @@ def test_masks_are_for_the_size_that_a_vit_is_made_for():
         ("imagenet/relative_location", "method.patch_size=100", "data.views", "do not fit"),
         ("imagenet/pirl", "method.patch_size=100", "data.views", "do not fit"),
         ("imagenet/cpc", "data.views.ops.crop.size=64", "data.views", "too few to predict"),
-        ("imagenet/rotation", "data.views.ops.crop.size=[64, 96]", "data.views", "square"),
         ("imagenet/jigsaw", "backbone.name=mixer_s32_224", "method.patch_size", "of view 0"),
     ],
 )

@@ -117,14 +117,19 @@ train: {epochs: 1, log_every: 1, precision: fp32}
 evaluations: {mine: {type: MyEvaluation}}
 observers: {mine: {type: MyObserver}}
 """
-GRID = "base: config.yaml\nseeds: [0]\narms:\n  one: {}\n  two: {set: {optimizer.lr: 0.2}}\n"
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded(monkeypatch):
+    monkeypatch.setattr(plugins, "_files", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(plugins.VARIABLE, "")
 
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "my_parts.py").write_text(PARTS)
     (tmp_path / "config.yaml").write_text(CONFIG)
-    (tmp_path / "grid.yaml").write_text(GRID)
     (tmp_path / "run.py").write_text(
         "import multiprocessing, sys\n"
         "from ssl_zoo.cli import main\n"
@@ -166,11 +171,14 @@ def test_a_resume_says_that_a_plug_in_has_changed(folder):
     assert done.returncode == 0 and "plug-in my_parts has changed since" in done.stdout
 
 
-def test_the_arms_of_a_study_have_them_too(folder):
-    words = ["ablate", "grid.yaml", "--out", "study", "--jobs", "1"]
-    done = run(folder, *words, SSL_ZOO_PLUGINS="my_parts.py")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list((folder / "study").glob("*/seed0/result.json"))) == 2
+def test_processes_that_are_started_have_them_too(tmp_path):
+    """The arms of a study are such; and with a working directory of their own."""
+    (tmp_path / "parts_for_others.py").write_text("print('here')")
+    plugins.load([tmp_path / "parts_for_others.py"])
+    code = "from ssl_zoo.system import plugins; plugins.load()"
+    place = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, cwd="/", env=place, text=True) == "here\n"
 
 
 def test_without_it_the_name_is_not_known(folder):
@@ -198,9 +206,6 @@ def test_what_is_no_plug_in_is_said(tmp_path, capsys):
 def test_a_change_since_a_run_is_told(tmp_path, monkeypatch):
     file = tmp_path / "parts_that_change.py"
     file.write_text("a = 1")
-    monkeypatch.setattr(plugins, "_files", {})
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv(plugins.VARIABLE, raising=False)
     plugins.load([file])
     was = plugins.loaded()
     assert plugins.changed(was) == []

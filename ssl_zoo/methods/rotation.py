@@ -25,8 +25,3 @@ class Rotation(Method):
         logits = self.encoder(turned.flatten(0, 1))  # [4N, C, H, W] -> [4N, 4]
         top1 = 100 * (logits.argmax(dim=1) == target).float().mean()
         return {"loss": F.cross_entropy(logits.float(), target), "top1": top1}
-
-    @staticmethod
-    def seen(view: int, size: tuple[int, int], /, **_) -> tuple[int, int]:
-        quarter_turns(torch.empty(1, 1, *size, device="meta"))
-        return size

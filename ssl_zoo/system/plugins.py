@@ -54,8 +54,8 @@ def _import(path: Path) -> None:
     name = path.stem
     if path.suffix != ".py" or not name.isidentifier():
         raise ValueError(f"plug-in {path}: expected NAME.py, with a name that Python can import")
-    if name not in sys.modules:
-        sys.path.insert(0, str(path.parent))
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # last: what lies beside it hides no other module
     module = _imported(name, f"plug-in {path}")
     if Path(getattr(module, "__file__", None) or "").resolve() != path:
         taken = getattr(module, "__file__", None) or "a module of Python's own"
