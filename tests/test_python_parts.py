@@ -111,6 +111,15 @@ def test_keys_of_the_monitor_are_told_from_those_of_the_evaluation():
     assert part().k == 5 and part.beside().every_epochs == 2.0
 
 
+def test_an_annotation_for_type_checkers_alone_is_named():
+    class Own(memory.MoCoQueue):
+        def __init__(self, encoder: "OnlyChecked", *, size: int = 16):  # noqa: F821
+            super().__init__(encoder, size=size)
+
+    with pytest.raises(ConfigError, match="annotation of .*Own cannot be read: .*'OnlyChecked'"):
+        moco(memory=partial(Own, size=16))
+
+
 def test_arguments_of_a_partial_are_named():
     with pytest.raises(ConfigError, match=r"by name, as in partial\(MLP, name=...\)"):
         moco(head=partial(heads.MLP, 12))

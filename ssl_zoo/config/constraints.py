@@ -86,9 +86,16 @@ DueSteps = Annotated[_T, Span("steps", ramp=False)]
 
 @functools.cache
 def type_hints(target: Callable) -> dict[str, Any]:
-    """Type hints of a constructor, resolved, with what `Annotated` adds."""
+    """Type hints of a constructor, resolved, with what `Annotated` adds.
+
+    ConfigError for a name that its module has for type checkers alone.
+    """
     function = target.__init__ if inspect.isclass(target) else target
-    return get_type_hints(function, include_extras=True)
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError as error:
+        problem = f"an annotation of {target.__qualname__} cannot be read: {error}"
+        raise ConfigError("", problem, expected="names that its module imports") from error
 
 
 def marked(target: Callable, mark: str) -> list[str]:
