@@ -116,7 +116,7 @@ def test_an_annotation_for_type_checkers_alone_is_named():
         def __init__(self, encoder: "OnlyChecked", *, size: int = 16):  # noqa: F821
             super().__init__(encoder, size=size)
 
-    with pytest.raises(ConfigError, match="annotation of .*Own cannot be read: .*'OnlyChecked'"):
+    with pytest.raises(ConfigError, match=r"annotation of .*Own cannot be read: .*'OnlyChecked'"):
         moco(memory=partial(Own, size=16))
 
 
