@@ -54,7 +54,7 @@ def train(arguments: argparse.Namespace) -> int:
     resolved = parse(cfg, trained=True).spelled_out()
     folder = RunFolder(arguments.out or run_path(config.find(arguments.config), resolved["seed"]))
     trained = arguments.resume and not arguments.check and bool(folder.checkpoints())
-    parse(cfg, trained)
+    whole = parse(cfg, trained)
     if arguments.check:
         show(f"{arguments.config}: ok")
         return 0
@@ -64,7 +64,7 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         remark = distributed.attempt(partial(open_folder, folder, resolved, arguments.resume))
         if remark is not None:
-            _fit(cfg, device, folder, arguments, trained, remark)
+            _fit(cfg, whole, device, folder, arguments, trained, remark)
     finally:
         if distributed.is_main():
             folder.lock.release()
@@ -72,14 +72,15 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(cfg, device, folder, arguments: argparse.Namespace, trained: bool, remark: str) -> None:
+def _fit(
+    cfg, whole, device, folder, arguments: argparse.Namespace, trained: bool, remark: str
+) -> None:
     from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.experiment import build_trainer, out_of_reach, parse
+    from ssl_zoo.experiment import build_trainer, out_of_reach
     from ssl_zoo.runs import describe_environment
     from ssl_zoo.system import distributed, plugins
 
     try:
-        whole = parse(cfg, trained)
         trainer = build_trainer(cfg, device, folder, not arguments.no_baselines, trained)
         trainer.hooks["data"].may_change = arguments.changed_data
         resumed = trainer.resume()
