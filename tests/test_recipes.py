@@ -64,3 +64,8 @@ def test_each_line_says_where_it_comes_from(tmp_path, capsys):
     assert origins["shuffle_bn: true"] == "default"
     assert origins["temperature: 0.2"] == "configs/digits/moco_v2.yaml:7"
     assert origins["type: Digits"].startswith("configs/_base_/digits.yaml:")
+
+
+def test_a_name_with_a_dot_is_one_level(capsys):
+    assert main(["show", "digits/moco_v2"]) == 0
+    assert "\n  optimizer.lr:\n    type: Cosine " in capsys.readouterr().out

@@ -35,16 +35,17 @@ def show_config(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(block: Mapping[str, Any], written: Any, above: str = "") -> Iterator[tuple[str, str]]:
+def _lines(
+    block: Mapping[str, Any], written: Any, above: str = "", indent: str = ""
+) -> Iterator[tuple[str, str]]:
     """(line, where it comes from), key by key; a block's own line has no origin."""
     from ssl_zoo import config
 
-    indent = "  " * (above.count(".") + 1 if above else 0)
     for name, value in block.items():
         key = config.join(above, name)
         if isinstance(value, Mapping) and value:
             yield f"{indent}{name}:", ""
-            yield from _lines(value, written, key)
+            yield from _lines(value, written, key, f"{indent}  ")
         else:
             text = config.dump({name: value}).strip()
             first, *more = (text[1:-1] if text[0] == "{" else text).splitlines()
