@@ -90,6 +90,7 @@ class Evaluation:
         wants: the clean images' 'features', extracted once for all evaluations over the same
             data, for `judge`; the 'backbone', for an `evaluate` of its own; or the 'run', to
             learn beside it step by step.
+        given: the splits whose features `judge` is given, in this order.
         precision: of the backbone's pass.
         limits: images of the training and of the test split, evenly spaced; None: all.
         baselines: what has to be beaten, makers of networks by name; None: the run's own network,
@@ -101,6 +102,7 @@ class Evaluation:
     higher_is_better = True
     unit = "%"
     wants: Literal["features", "backbone", "run"] = "features"
+    given: tuple[str, ...] = ("train", "test")
     precision: Precision = "fp32"
     limits: tuple[int | None, int | None] = (None, None)
     baselines: ClassVar[dict[str, Callable[[], nn.Module] | None]] = {}
@@ -109,16 +111,16 @@ class Evaluation:
     def check(self, splits: Splits) -> None:
         """Raises ValueError for data that `evaluate` would refuse, before anything is paid for."""
 
-    def judge(self, train: Labeled, test: Labeled, device: torch.device | str = "cpu") -> Outcome:
+    def judge(self, *given: Labeled, device: torch.device | str = "cpu") -> Outcome:
         """On rank 0 alone, with the threads of all, so that the world's size changes nothing."""
         raise NotImplementedError
 
     def evaluate(self, context: Context) -> Outcome:
         """All ranks call it and get the same; random numbers start from the run's seed."""
-        train = context.features("train", self.precision, self.limits[0])
-        test = context.features("test", self.precision, self.limits[1])
+        limits = dict(zip(("train", "test"), self.limits, strict=True))
+        given = [context.features(split, self.precision, limits[split]) for split in self.given]
         with distributed.borrowed_threads():
-            return distributed.attempt(lambda: self.judge(train, test, context.device))
+            return distributed.attempt(lambda: self.judge(*given, device=context.device))
 
     # For `wants = "run"`: what learns beside a method and leaves no trace on it.
 
