@@ -8,7 +8,7 @@ from torch import nn
 
 from ssl_zoo import backbones, evaluation, heads, losses, memory, methods  # noqa: F401  (register)
 from ssl_zoo import config as configs
-from ssl_zoo.backbones import without_initial_weights
+from ssl_zoo.backbones import check_built, without_initial_weights
 from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import (
     BACKBONES,
@@ -85,6 +85,7 @@ def whole_run(
     boxes, views = method.target.needs_boxes, views_needed(method)
     images = data(run_seed=seed, boxes=boxes, views_needed=views)
     network = seeded(seed, backbone, device, nudge_weights)
+    check_built(network, method.target.needs, method.target.__name__)
     pretext = method(
         backbone=network,
         num_samples=images.num_samples,
