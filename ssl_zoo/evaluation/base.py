@@ -196,7 +196,7 @@ class Context:
 
         Args:
             schedules: by dotted name.
-            settings: further ones of `TrainSettings`.
+            settings: further ones of `TrainSettings`, among them another `precision`.
 
         Raises:
             Interrupted: asked to stop; the same call goes on.
@@ -208,7 +208,7 @@ class Context:
             "metrics": MetricsLogger(scheduled),
             "checkpoints": Checkpoints(every_epochs=epochs / 10, keep=1),
         }
-        settings = TrainSettings(epochs=epochs, precision=self.precision, **settings)
+        settings = TrainSettings(**{"epochs": epochs, "precision": self.precision} | settings)
         with eval_mode(self.backbone):
             trainer = Trainer(
                 method, data, optimizer, hooks, self.device, self.folder, settings, self.stop

@@ -1,0 +1,216 @@
+"""Evaluations that train: against a plain loop, without a trace on the run, and to be resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from test_evaluation import same
+from torch import nn
+from torch.nn import functional as F
+
+from ssl_zoo import config, experiment
+from ssl_zoo.config import EVALUATIONS, ConfigError, Part, bind
+from ssl_zoo.data import Splits, Views
+from ssl_zoo.data.datasets.bundled import Digits
+from ssl_zoo.data.image.color import Normalize
+from ssl_zoo.data.image.geometry import RandomResizedCrop
+from ssl_zoo.engine.stop import Interrupted
+from ssl_zoo.engine.trainer import Trainer
+from ssl_zoo.evaluation import classifier, features
+from ssl_zoo.evaluation.base import Context, measure
+from ssl_zoo.evaluation.labeled_views import LabeledViews, crops_and_flips
+from ssl_zoo.evaluation.linear_augmented import LinearAugmented
+from ssl_zoo.ops.batchnorm import split_batchnorm
+from ssl_zoo.runs import RunFolder
+from ssl_zoo.system.rng import random_state, seed_all
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+NORMALIZE = Part(Normalize, mean=[0.3], std=[0.4])
+
+
+CROP = Part(RandomResizedCrop, size=8, scale=(0.6, 1.0))
+VIEWS = Part(Views, ops={"crop": CROP, "normalize": NORMALIZE})
+
+
+class Net(nn.Module):
+    """A convolution, and where it has found what: digits can be told apart by it, untrained."""
+
+    num_features = 64
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.norm = split_batchnorm(nn.Sequential(nn.BatchNorm2d(4)), 2)
+
+    def forward(self, images):
+        return self.norm(self.conv(images)).relu().flatten(1)
+
+
+def splits(limit=100):
+    return Splits(
+        3,
+        dataset=Part(Digits, limit=limit),
+        clean=Part(Views, ops={"normalize": NORMALIZE}),
+        workers=0,
+    )
+
+
+def backbone():
+    torch.manual_seed(0)
+    network = Net()
+    network(torch.randn(64, 1, 8, 8))  # running statistics of its own
+    return network
+
+
+def context(folder, network=None, of=None):
+    network = network or backbone()
+    return Context(network, "backbone", of or splits(), CPU, RunFolder(folder))
+
+
+def quick(**changed):
+    few = {"lrs": [1.0], "epochs": 3, "milestones": [2], "batch_size": 32, "views": VIEWS}
+    return LinearAugmented(**few | changed)
+
+
+def state_of(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+# The frozen backbone.
+
+
+def test_a_linear_layer_on_crops_is_what_a_plain_loop_trains(tmp_path):
+    of, network = splits(), backbone()
+    found = quick(weight_decay=0.01).evaluate(context(tmp_path, network, of))
+    seed_all(of.seed)
+    layer = torch.nn.Linear(64, 10)
+    torch.nn.init.normal_(layer.weight, std=0.01)
+    torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9, weight_decay=0.01)
+    views, images = VIEWS(), of.split("train").images
+    batches = LabeledViews(of, views, torch.arange(100), 32, drop_last=False)
+    assert batches.steps_per_epoch == 4  # the last of 4 images
+    seen = []
+    network.eval()
+    for step, (epoch, index) in enumerate(batches.sampler.steps(0, 12)):
+        optimizer.param_groups[0]["lr"] = 1.0 if step < 8 else 0.1
+        (view,) = views(images[index], of.seed, epoch, index)
+        with torch.no_grad():
+            h = network(view)
+        seen.append(h)
+        optimizer.zero_grad()
+        F.cross_entropy(layer(h), of.split("train").labels[index]).backward()
+        optimizer.step()
+    assert not torch.equal(seen[0][:4], seen[4][:4])
+    test = features.extract_split(network, of, "test", CPU)
+    with torch.no_grad():
+        best = layer(test.features).softmax(1).max(1)
+    torch.testing.assert_close(found.rows.score, best.values, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.rows.prediction, best.indices)
+    hits = 100 * (best.indices == test.labels).float().mean().item()
+    assert found.metrics["top1"] == pytest.approx(hits) and hits > 40
+
+
+def test_the_recipe_for_imagenet_is_the_papers_and_what_the_defaults_are():
+    resolved = experiment.parse(config.load(ROOT / "configs/imagenet/moco_v1_linear.yaml"))
+    block = resolved.arguments()["evaluations"]["linear"]
+    spelled = block.replaced(block.target).spelled_out()
+    views = spelled.pop("views")["ops"]
+    usual = bind(EVALUATIONS, {"type": "LinearAugmented"}).spelled_out()
+    assert usual.pop("views") is None and spelled == usual
+    assert list(views) == ["crop", "flip", "normalize"] and views["crop"]["size"] == 224
+
+
+def test_the_usual_views_are_crops_of_the_clean_size_flips_and_clean_colors():
+    views = crops_and_flips(splits())
+    assert list(views.ops) == ["crop", "flip", "normalize"] and views.count == 1
+    assert views.ops["crop"].size == [8, 8] and views.ops["crop"].scale == (0.08, 1.0)
+    assert views.ops["normalize"].undo(torch.zeros(1, 1, 1, 1)).item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("evaluation", [quick(lrs=[1.0, 0.1])])
+def test_what_is_judged_stays_as_it_was_and_so_do_random_states(evaluation, tmp_path):
+    network = backbone().train()
+    network.conv.eval()
+    before, modes = state_of(network), [m.training for m in network.modules()]
+    part = Part(type(evaluation))
+    random = random_state(CPU)
+    measure(part, evaluation, context(tmp_path, network))
+    assert same(state_of(network), before) and same(random_state(CPU), random)
+    assert [m.training for m in network.modules()] == modes
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_lr_is_selected_on_training_images_that_are_not_learned_from(tmp_path, monkeypatch):
+    seen = {}
+    plain = classifier.LabeledViews
+
+    def watched(splits, views, images, *others):
+        seen[len(seen)] = images
+        return plain(splits, views, images, *others)
+
+    monkeypatch.setattr(classifier, "LabeledViews", watched)
+    found = quick(lrs=[1e-6, 1.0, 1e38], held_out=0.2).evaluate(context(tmp_path))
+    assert [len(images) for images in seen.values()] == [80, 80, 80, 100]
+    low, right, high = found.details["trials"]
+    assert high["held_out_top1"] is None and right["held_out_top1"] > low["held_out_top1"]
+    assert found.details["lr"] == 1.0
+    alone = quick(lrs=[1.0]).evaluate(context(tmp_path / "alone"))
+    assert alone.metrics == found.metrics and alone.details["trials"] == []
+
+
+# Stopped and resumed.
+
+
+def stopped_at(monkeypatch, step):
+    plain = Trainer.train_step
+
+    def train_step(self, batch):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize("evaluation", [quick()])
+def test_a_resumed_evaluation_is_the_uninterrupted_one(evaluation, tmp_path, monkeypatch):
+    whole = evaluation.evaluate(context(tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped at step 6"):
+        stopped_at(patch, 5)
+        evaluation.evaluate(context(tmp_path / "parts"))
+    parts = evaluation.evaluate(context(tmp_path / "parts"))
+    lines = RunFolder(tmp_path / "parts").inside("whole").metrics()
+    assert [line["step"] for line in lines] == [1, 12]  # what was done was not done again
+    assert parts.metrics == whole.metrics and same([*parts.rows], [*whole.rows])
+
+
+# What cannot be trained on.
+
+
+def test_bad_settings_are_config_errors():
+    with pytest.raises(ConfigError, match="milestones: the training ends after 50 epochs"):
+        LinearAugmented(epochs=50)
+    with pytest.raises(ConfigError, match="lrs: no values"):
+        LinearAugmented(lrs=[])
+
+
+def test_images_that_cannot_be_learned_from_are_refused_before_anything_is_paid_for():
+    with pytest.raises(ValueError, match="1 of 1 training images held out to select lr leaves"):
+        quick(lrs=[1.0, 2.0], train_limit=1).check(splits())
+    unknown = splits()
+    unknown.split("train").labels[:2] = -1
+    with pytest.raises(ValueError, match="LinearAugmented needs labels: 2 of the 100"):
+        quick().check(unknown)
