@@ -138,7 +138,7 @@ def test_few_shot_is_scikit_learns_classifiers_on_each_draw():
     scaler = StandardScaler().fit(train.features)
     scores = []
     for number in range(3):
-        rows = few_shot.draw(train.labels, 3, 0, "few shot", number)
+        rows = few_shot.draw(train.labels, torch.full((10,), 3), 0, "few shot", number)
         assert train.labels[rows].tolist() == [c for c in range(1, 20, 2) for _ in range(3)]
         assert len(set(rows.tolist())) == 30
         model = LogisticRegression(max_iter=1000)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import signal
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,9 +24,12 @@ from ssl_zoo.data.image.geometry import RandomResizedCrop
 from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation import classifier, features
-from ssl_zoo.evaluation.base import Context, measure
+from ssl_zoo.evaluation.base import Context, hashed, identity, measure
+from ssl_zoo.evaluation.classifier import TrainedClassifier, Tuned
+from ssl_zoo.evaluation.fine_tune import FineTune
 from ssl_zoo.evaluation.labeled_views import LabeledViews, crops_and_flips
 from ssl_zoo.evaluation.linear_augmented import LinearAugmented
+from ssl_zoo.evaluation.semi_supervised import SemiSupervised, listed, part_of_each
 from ssl_zoo.ops.batchnorm import split_batchnorm
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.rng import random_state, seed_all
@@ -51,8 +57,11 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False)
         self.norm = split_batchnorm(nn.Sequential(nn.BatchNorm2d(4)), 2)
+
+    def layers(self):
+        return [list(self.conv.parameters()), list(self.norm.parameters())]
 
     def forward(self, images):
         return self.norm(self.conv(images)).relu().flatten(1)
@@ -82,6 +91,15 @@ def context(folder, network=None, of=None):
 def quick(**changed):
     few = {"lrs": [1.0], "epochs": 3, "milestones": [2], "batch_size": 32, "views": VIEWS}
     return LinearAugmented(**few | changed)
+
+
+FEW = {"epochs": 3, "batch_size": 32, "views": VIEWS}
+EACH = {
+    "linear": quick(),
+    "few labels": SemiSupervised(share=0.4, **FEW),
+    "fine-tuning": FineTune(lrs=[0.01], warmup_epochs=1, **FEW),
+}
+each = pytest.mark.parametrize("evaluation", EACH.values(), ids=EACH)
 
 
 def state_of(network):
@@ -140,7 +158,7 @@ def test_the_usual_views_are_crops_of_the_clean_size_flips_and_clean_colors():
     assert views.ops["normalize"].undo(torch.zeros(1, 1, 1, 1)).item() == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("evaluation", [quick(lrs=[1.0, 0.1])])
+@each
 def test_what_is_judged_stays_as_it_was_and_so_do_random_states(evaluation, tmp_path):
     network = backbone().train()
     network.conv.eval()
@@ -171,6 +189,116 @@ def test_lr_is_selected_on_training_images_that_are_not_learned_from(tmp_path, m
     assert alone.metrics == found.metrics and alone.details["trials"] == []
 
 
+# All weights.
+
+
+def test_all_weights_of_a_copy_are_what_a_plain_loop_trains(tmp_path, monkeypatch):
+    of, network = splits(64), backbone()
+    found = {}
+    plain = TrainedClassifier._trained
+
+    def watched(*args):
+        found["classifier"], batches = plain(*args)
+        return found["classifier"], batches
+
+    monkeypatch.setattr(TrainedClassifier, "_trained", watched)
+    evaluation = EACH["fine-tuning"]
+    outcome = evaluation.evaluate(context(tmp_path, network, of))
+    seed_all(of.seed)
+    model = nn.Sequential(copy.deepcopy(network), nn.Linear(64, 10))
+    model[0].norm[0].groups = 1
+    torch.nn.init.normal_(model[1].weight, std=0.01)
+    torch.nn.init.zeros_(model[1].bias)
+    conv, norm, head = model[0].conv, model[0].norm, model[1]
+    rates = {head: 0.01, norm: 0.0075, conv: 0.005625}
+    groups = [
+        {"params": [p], "lr": rate, "weight_decay": 0.05 if p.ndim > 1 else 0.0, "base": rate}
+        for module, rate in rates.items()
+        for p in module.parameters()
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    images, labels = of.split("train").images, of.split("train").labels
+    batches = LabeledViews(of, VIEWS(), torch.arange(64), 32, drop_last=True)
+    for step, (epoch, index) in enumerate(batches.sampler.steps(0, 6)):
+        at = step / 2
+        scale = at if at < 1 else (1 + math.cos(math.pi * (at - 1) / 2)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * scale
+        optimizer.zero_grad()
+        (view,) = VIEWS()(images[index], of.seed, epoch, index)
+        F.cross_entropy(model(view), labels[index]).backward()
+        optimizer.step()
+    trained = found["classifier"]
+    pairs = [(trained.backbone, model[0]), (trained.head, model[1])]
+    for ours, theirs in pairs:
+        for name, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    model.eval()
+    test = of.split("test").images.float() / 255
+    with torch.no_grad():
+        best = model((test - 0.3) / 0.4).softmax(1).max(1)
+    torch.testing.assert_close(outcome.rows.score, best.values, rtol=1e-4, atol=1e-5)
+    assert torch.equal(outcome.rows.prediction, best.indices)
+
+
+def test_a_backbone_that_does_not_tell_its_layers_has_one_rate_or_is_refused_first():
+    network = nn.Linear(4, 3)
+    network.num_features = 3
+    with pytest.raises(ValueError, match=r"needs a backbone's layers\(\), which Linear does not"):
+        FineTune().begin(network, splits(), CPU)
+    flat = FineTune(layer_decay=1).optimizer(Tuned(network, 5, CPU), 0.1)
+    assert {group["lr"] for group in flat.param_groups} == {0.1}
+
+
+# A few labels.
+
+
+def test_a_share_of_each_class_is_drawn_by_seed_and_no_class_is_left_out():
+    labels = torch.tensor([0] * 50 + [4] * 20 + [7] * 3)
+    drawn = part_of_each(labels, 0.1, seed=0)
+    assert labels[drawn].tolist() == [0] * 5 + [4] * 2 + [7]
+    assert torch.equal(drawn, part_of_each(labels, 0.1, seed=0))
+    assert not torch.equal(drawn, part_of_each(labels, 0.1, seed=1))
+
+
+class Named:
+    """The names that SimCLR's lists and an ImageNet of folders give."""
+
+    files: ClassVar = ["n01/n01_1.JPEG", "n01/n01_2.JPEG", "n02/n02_1.JPEG", "n02/n01_2.JPEG"]
+
+    def __len__(self):
+        return len(self.files)
+
+    def names(self, index):
+        return [self.files[i] for i in index]
+
+
+def test_a_list_names_the_images(tmp_path):
+    file = tmp_path / "1percent.txt"
+    file.write_bytes(b"n02_1.JPEG\r\n\nn01_1.JPEG \nn02_1.JPEG\nn02/n01_2.JPEG\n")
+    assert listed(file, Named()).tolist() == [0, 2, 3]
+    for text, message in (
+        ("n09_1.JPEG\nn01_1.JPEG", r"1percent\.txt: 1 of the 2 names are not among .*'n09_1.JPEG'"),
+        ("n01_2.JPEG", "1 of the 1 names are each of several images: 'n01_2.JPEG'"),
+        ("\n", "no names of images in it"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            listed(file, Named())
+    with pytest.raises(ValueError, match=r"nowhere\.txt: No such file"):
+        SemiSupervised(file=str(tmp_path / "nowhere.txt")).check(splits())
+
+
+def test_the_hash_covers_which_images_a_file_lists_and_not_where_it_lies(tmp_path):
+    hashes = []
+    for name, text in (("a", "3\n5\n"), ("b", "5\n3"), ("c", "3\n6")):
+        (tmp_path / name).write_text(text)
+        block = {"type": "SemiSupervised", "file": str(tmp_path / name)}
+        part = bind(EVALUATIONS, block)
+        hashes.append(hashed(identity(part, part(), splits(), "backbone")))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 # Stopped and resumed.
 
 
@@ -185,15 +313,16 @@ def stopped_at(monkeypatch, step):
     monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
-@pytest.mark.parametrize("evaluation", [quick()])
+@each
 def test_a_resumed_evaluation_is_the_uninterrupted_one(evaluation, tmp_path, monkeypatch):
     whole = evaluation.evaluate(context(tmp_path / "whole"))
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped at step 6"):
-        stopped_at(patch, 5)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped at step 2"):
+        stopped_at(patch, 1)
         evaluation.evaluate(context(tmp_path / "parts"))
     parts = evaluation.evaluate(context(tmp_path / "parts"))
     lines = RunFolder(tmp_path / "parts").inside("whole").metrics()
-    assert [line["step"] for line in lines] == [1, 12]  # what was done was not done again
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps)) and len(steps) == 2  # what was done was not done again
     assert parts.metrics == whole.metrics and same([*parts.rows], [*whole.rows])
 
 
@@ -205,6 +334,11 @@ def test_bad_settings_are_config_errors():
         LinearAugmented(epochs=50)
     with pytest.raises(ConfigError, match="lrs: no values"):
         LinearAugmented(lrs=[])
+    with pytest.raises(ConfigError, match="warmup_epochs: the warm-up would not end"):
+        FineTune(epochs=3)
+    for given in ({}, {"share": 0.1, "file": "1percent.txt"}):
+        with pytest.raises(ConfigError, match="share: which images"):
+            SemiSupervised(**given)
 
 
 def test_images_that_cannot_be_learned_from_are_refused_before_anything_is_paid_for():

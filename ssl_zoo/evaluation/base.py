@@ -111,6 +111,10 @@ class Evaluation:
     def check(self, splits: Splits) -> None:
         """Raises ValueError for data that `evaluate` would refuse, before anything is paid for."""
 
+    def depends_on(self, splits: Splits) -> dict[str, Any]:
+        """What its numbers depend on besides its arguments and the images, as plain values."""
+        return {}
+
     def judge(self, *given: Labeled, device: torch.device | str = "cpu") -> Outcome:
         """On rank 0 alone, with the threads of all, so that the world's size changes nothing."""
         raise NotImplementedError
@@ -221,7 +225,11 @@ class Context:
 
 
 def identity(
-    part: Part, splits: Splits, network: str, evaluated: str | None = None
+    part: Part,
+    evaluation: Evaluation,
+    splits: Splits,
+    network: str,
+    evaluated: str | None = None,
 ) -> dict[str, Any]:
     """Arguments, images and which network: what two numbers need in common to be compared.
 
@@ -230,7 +238,8 @@ def identity(
     if evaluated is not None:
         network = NETWORK if network == evaluated else f"{network}, not {evaluated}"
     alone = part.replaced(part.target).spelled_out(machine=False)
-    return {**alone, "data": splits.identity(), "network": network}
+    further = evaluation.depends_on(splits)
+    return {**alone, **further, "data": splits.identity(), "network": network}
 
 
 def hashed(identity: Mapping[str, Any]) -> str:
@@ -245,7 +254,7 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
     ValueError for metrics of names that are taken.
     """
     with kept_random_state(context.device):
-        of = identity(part, context.splits, context.network, context.evaluated)
+        of = identity(part, evaluation, context.splits, context.network, context.evaluated)
         digest = hashed(of)
         # What an earlier sitting left half trained under another config is not gone on with.
         context = replace(context, folder=RunFolder(f"{context.folder.path}-{digest}"))

@@ -138,7 +138,7 @@ class TrainedClassifier(Evaluation):
         raise NotImplementedError
 
     def recipe(self) -> dict[str, Any]:
-        """Optimizer, schedule and where the images are from, for the protocol, as plain values."""
+        """What is trained how, for the protocol, as plain values."""
         raise NotImplementedError
 
     def images(self, splits: Splits) -> Tensor:

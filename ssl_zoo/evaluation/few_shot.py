@@ -32,13 +32,17 @@ def classifiers(cost: float, seed: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def draw(labels: Tensor, k: int, *key: int | str) -> Tensor:
-    """Positions of k images of each class, drawn by `key`: [k C] int64, class by class."""
+def draw(labels: Tensor, counts: Tensor, *key: int | str) -> Tensor:
+    """Positions of so many images of each class, drawn by `key`, class by class.
+
+    `counts` [C] is by the classes that have any, in their order, and no more than they have.
+    """
     order = rng.permutation(len(labels), *key)
     by_class = order[labels[order].argsort(stable=True)]
-    _, counts = labels.unique(return_counts=True)
-    firsts = counts.cumsum(0) - counts  # [C], where a class begins in `by_class`
-    return by_class[(firsts[:, None] + torch.arange(k)).flatten()]
+    there = labels.unique(return_counts=True)[1]  # [C]
+    first = (there.cumsum(0) - there).repeat_interleave(there)  # where each one's class begins
+    kept = torch.arange(len(labels)) - first < counts.repeat_interleave(there)
+    return by_class[kept]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -113,9 +117,10 @@ class FewShot(Evaluation):
         check_usable("FewShot", train_split=train, test_split=test)
         self._check_labels(train.labels)
         x, inputs = (part.numpy() for part in standardized(train.features, test.features))
+        few = torch.full_like(train.labels.unique(), self.k)  # [C]
         said: dict[str, list[Tensor]] = {}
         for number in range(self.draws):
-            chosen = draw(train.labels, self.k, self.seed, "few shot", number).numpy()
+            chosen = draw(train.labels, few, self.seed, "few shot", number).numpy()
             for name, make in classifiers(self.cost, self.seed).items():
                 model = make().fit(x[chosen], train.labels.numpy()[chosen])
                 said.setdefault(name, []).append(torch.from_numpy(model.predict(inputs)))
@@ -127,7 +132,7 @@ class FewShot(Evaluation):
             "draws": self.draws,
             "cost": self.cost,
             "seed": self.seed,
-            "classes": len(train.labels.unique()),
+            "classes": len(few),
             "standardized": True,
             "train": f"drawn from {len(x)} images, clean views",
             "test": f"{len(inputs)} images, clean views",
