@@ -19,6 +19,7 @@ from ssl_zoo.evaluation.clusters import KMeans
 from ssl_zoo.evaluation.features import Labeled
 from ssl_zoo.evaluation.few_shot import FewShot
 from ssl_zoo.evaluation.knn import KNN
+from ssl_zoo.evaluation.linear import Linear
 from ssl_zoo.evaluation.retrieval import Retrieval
 
 
@@ -195,3 +196,22 @@ def test_neighbors_all_alike_are_recalled_whichever_are_found():
     same = torch.ones(300, 4) / 2
     search, _ = knn.build_index(same, "ivf", 5)
     assert knn.index_recall(search, same, same[:10], 5) == 100
+
+
+# Labels with gaps, one image a class, a class that one split lacks.
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [KNN(k=1), Linear(lrs=[1.0], held_out=0.2, epochs=20), FewShot(k=1, draws=2)],
+    ids=lambda of: type(of).__name__,
+)
+def test_what_can_be_known_is_right_and_the_rest_counts_as_wrong(evaluation):
+    rows = torch.eye(6)
+    train = Labeled(rows[:4].repeat(3, 1), torch.tensor([0, 2, 7, 9] * 3))  # 9 is not tested
+    if not isinstance(evaluation, Linear):  # which holds some out
+        train = Labeled(rows[:4], train.labels[:4])
+    test = Labeled(rows[[0, 1, 2, 4]], torch.tensor([0, 2, 7, 5]))  # 5 was never seen
+    found = evaluation.judge(train, test)
+    assert found.metrics[evaluation.metric] == 75.0
+    assert found.rows.prediction[:3].tolist() == [0, 2, 7]

@@ -8,14 +8,16 @@ import os
 import signal
 from pathlib import Path
 from typing import ClassVar
+from unittest import mock
 
 import pytest
 import torch
+from ranks import on_ranks
 from test_evaluation import same
 from torch import nn
 from torch.nn import functional as F
 
-from ssl_zoo import config, experiment
+from ssl_zoo import config
 from ssl_zoo.config import EVALUATIONS, ConfigError, Part, bind
 from ssl_zoo.data import Splits, Views
 from ssl_zoo.data.datasets.bundled import Digits
@@ -32,6 +34,7 @@ from ssl_zoo.evaluation.linear_augmented import LinearAugmented
 from ssl_zoo.evaluation.semi_supervised import SemiSupervised, listed, part_of_each
 from ssl_zoo.ops.batchnorm import split_batchnorm
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import random_state, seed_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,9 +145,9 @@ def test_a_linear_layer_on_crops_is_what_a_plain_loop_trains(tmp_path):
 
 
 def test_the_recipe_for_imagenet_is_the_papers_and_what_the_defaults_are():
-    resolved = experiment.parse(config.load(ROOT / "configs/imagenet/moco_v1_linear.yaml"))
-    block = resolved.arguments()["evaluations"]["linear"]
-    spelled = block.replaced(block.target).spelled_out()
+    block = config.load(ROOT / "configs/imagenet/moco_v1_linear.yaml").data["evaluations"]["linear"]
+    assert block.pop("every_epochs") is None
+    spelled = bind(EVALUATIONS, block).spelled_out()
     views = spelled.pop("views")["ops"]
     usual = bind(EVALUATIONS, {"type": "LinearAugmented"}).spelled_out()
     assert usual.pop("views") is None and spelled == usual
@@ -326,7 +329,38 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(evaluation, tmp_path, mon
     assert parts.metrics == whole.metrics and same([*parts.rows], [*whole.rows])
 
 
+def on_a_rank(folder):
+    of, network = splits(), backbone()
+    network.norm[0].running_mean += distributed.rank()  # each rank has its own; rank 0's count
+    with mock.patch.object(os, "fsync"):
+        return [
+            EACH[name].evaluate(context(folder / name, network, of)).rows.score
+            for name in ("linear", "fine-tuning")
+        ]
+
+
+def test_two_ranks_train_one_classifier_on_one_network(tmp_path):
+    frozen, _ = on_a_rank(tmp_path / "one")
+    first, second = on_ranks(2, on_a_rank, tmp_path / "two")
+    torch.testing.assert_close(first[0], frozen, rtol=1e-3, atol=1e-4)
+    assert same(first, second)
+
+
 # What cannot be trained on.
+
+
+def test_a_class_without_training_images_is_never_said_and_gaps_do_not_matter(tmp_path):
+    of = splits(60)
+    train, test = of.split("train").labels, of.split("test").labels
+    train.mul_(2), test.mul_(2)
+    test[:5] = 25
+    quick().check(of)
+    found = quick().evaluate(context(tmp_path, of=of))
+    assert found.protocol["classes"] == 26 and set(found.rows.prediction.tolist()) <= set(
+        train.tolist()
+    )
+    right = found.rows.prediction == found.rows.label
+    assert found.metrics["top1"] == pytest.approx(100 * right.float().mean().item())
 
 
 def test_bad_settings_are_config_errors():

@@ -31,6 +31,7 @@ from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all, seed_rank
+from ssl_zoo.system.text import one_line
 
 UNTRAINED = "random backbone"
 # What each method's paper evaluates, whatever its name, is this in hashes: so methods compare.
@@ -217,6 +218,7 @@ class Context:
             trainer = Trainer(
                 method, data, optimizer, hooks, self.device, self.folder, settings, self.stop
             )
+            trainer.name = one_line("/".join(self.folder.path.parts[-3:]))  # of which evaluation
             scheduled.attach(trainer)
             seed_rank(self.splits.seed)
             trainer.resume()
