@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import tiny  # noqa: F401  (registers)
 import torch
 from ranks import on_ranks
 from rich.console import Console
+from tiny import same
 from torch import nn
 
 from ssl_zoo import cli, config, evaluation, experiment, memory
@@ -71,14 +71,6 @@ def trained(folder, *overrides, **settings):
 
 def lines(folder, kind="evaluation"):
     return [line for line in RunFolder(folder).metrics() if line["kind"] == kind]
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 # One new file and a block of YAML.

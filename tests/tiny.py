@@ -56,3 +56,12 @@ def batch(n: int, step: int = 0, size: int = 8, num_samples: int = 64, views: in
 def share(whole: Batch, rank: int, world: int) -> Batch:
     """A rank's contiguous part of a batch."""
     return whole.split(world)[rank]
+
+
+def same(a, b) -> bool:
+    """Whether two states are equal to the bit, of tensors and plain values."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

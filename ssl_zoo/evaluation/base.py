@@ -211,7 +211,7 @@ class Context:
             "progress": ProgressBar(live=False),
             "schedules": scheduled,
             "metrics": MetricsLogger(scheduled),
-            "checkpoints": Checkpoints(every_epochs=epochs / 10, keep=1),
+            "checkpoints": Checkpoints(every_epochs=min(1.0, epochs / 10), keep=1),
         }
         settings = TrainSettings(**{"epochs": epochs, "precision": self.precision} | settings)
         with eval_mode(self.backbone):

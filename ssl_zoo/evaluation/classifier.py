@@ -133,6 +133,7 @@ class TrainedClassifier(Evaluation):
         self.lrs, self.schedule, self.held_out = lrs, schedule, held_out
         self.epochs, self.batch_size, self.views = epochs, batch_size, views
         self.limits, self.precision = limits, precision
+        self._known: dict[str, LabeledViews] = {}
 
     def optimizer(self, classifier: Classifier, lr: float) -> torch.optim.Optimizer:
         raise NotImplementedError
@@ -157,7 +158,8 @@ class TrainedClassifier(Evaluation):
         images = self.images(context.splits)
         trials = self._trials(context, images) if len(self.lrs) > 1 else []
         lr = self._best_of(trials) if trials else self.lrs[0]
-        classifier, batches = self._trained(context, lr, images, "whole")
+        batches = self._batches(context.splits, images, "whole")
+        classifier = self._trained(context, lr, batches, "whole")
         seen = context
         if classifier.backbone is not context.backbone:
             seen = replace(context, backbone=classifier.backbone, cache={})
@@ -193,10 +195,11 @@ class TrainedClassifier(Evaluation):
     def _trials(self, context: Context, images: Tensor) -> list[dict[str, Any]]:
         """Of each lr its accuracy in % on the held-out images; None if it diverged."""
         held, kept = self._divided(images, context.splits)
+        batches = self._batches(context.splits, kept, "kept")
         trials = []
         for lr in self.lrs:
             try:
-                classifier, _ = self._trained(context, lr, kept, f"lr_{lr}")
+                classifier = self._trained(context, lr, batches, f"lr_{lr}")
             except NonFiniteLoss:
                 trials.append({"lr": lr, "held_out_top1": None})
                 continue
@@ -213,13 +216,18 @@ class TrainedClassifier(Evaluation):
             raise ValueError(f"{self._name}: all of {self.lrs} diverged; lower `lrs` needed")
         return max(finite, key=lambda trial: trial["held_out_top1"])["lr"]
 
-    def _trained(
-        self, context: Context, lr: float, images: Tensor, name: str
-    ) -> tuple[Classifier, LabeledViews]:
-        """A classifier trained on these images in a folder of its own, from the run's seed."""
+    def _batches(self, splits: Splits, images: Tensor, name: str) -> LabeledViews:
+        """Made once: what reads images is sent to processes that live as long as the run."""
+        known = self._known.get(name)
+        if known is None or known.splits is not splits:
+            views = self._made_views(splits)
+            known = LabeledViews(splits, views, images, self.batch_size, self.drop_last)
+            self._known[name] = known
+        return known
+
+    def _trained(self, context: Context, lr: float, batches: LabeledViews, name: str) -> Classifier:
+        """A classifier trained in a folder of its own, from the run's seed."""
         splits, device = context.splits, context.device
-        views = self._made_views(splits)
-        batches = LabeledViews(splits, views, images, self.batch_size, self.drop_last)
         seed_all(splits.seed)  # after another trial as after none
         classifier = self.kind(context.backbone, classes_of(splits), device).to(device)
         replace(context, folder=context.folder.inside(name)).train(
@@ -230,7 +238,7 @@ class TrainedClassifier(Evaluation):
             epochs=self.epochs,
             precision=self.precision,
         )
-        return classifier, batches
+        return classifier
 
     def _protocol(self, splits: Splits, batches: LabeledViews, test: Labeled) -> dict[str, Any]:
         if self.views is None:
