@@ -56,8 +56,8 @@ def train(
         config: a file, a recipe's name, or a mapping, over which the other arguments are laid;
             without one, over `USUAL`.
         data: a section; or a folder of images; or a torch data set of images or (image, label); or
-            {'train': data set, 'test': data set}, which kNN then judges after each epoch, where
-            there is no config.
+            {'train': data set, 'test': data set}, by which kNN (k 20) judges each epoch, where there
+            is no config.
         backbone: a section; a timm model's name; or any module [N, C, H, W] -> [N, F] with an
             attribute `num_features`, F.
         views: a section; or the name of a preset, see `data.given.PRESETS`, which makes the clean
@@ -112,7 +112,7 @@ def _laid_over(
     if config is None:
         views = "moco_v2" if views is None else views
         if isinstance(dataset, Part) and {"train", "test"} <= set(dataset.kwargs.get("splits", ())):
-            sections = {"evaluations": {"knn": {"type": "KNN", "every_epochs": 1}}, **sections}
+            sections = {"evaluations": {"knn": {"type": "KNN", "k": 20, "every_epochs": 1}}, **sections}
     if isinstance(views, str):
         random, clean = preset(views, size, shows_whole(dataset, size))
         block = {"views": random, "clean": clean} | block

@@ -141,11 +141,14 @@ def dataset_block(data: Any) -> Any:
     """
     if isinstance(data, str | Path):
         return {"type": "ImageFolder", "root": str(data)}
-    by_split = isinstance(data, Mapping) and set(data) <= set(get_args(Split))
     is_part = isinstance(data, Part | partial) or inspect.isclass(data) or inspect.isroutine(data)
-    if is_part or (isinstance(data, Mapping) and not by_split):
+    if is_part or (isinstance(data, Mapping) and "type" in data):
         return data
-    return Part(given_images, splits=dict(data) if by_split else {"train": data})
+    splits = dict(data) if isinstance(data, Mapping) else {"train": data}
+    for name in splits:
+        if name not in get_args(Split):
+            raise not_among(f"data.{name}", "no split of a data set", name, get_args(Split))
+    return Part(given_images, splits=splits)
 
 
 def shows_whole(block: Any, size: int) -> bool:
