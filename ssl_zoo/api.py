@@ -56,8 +56,8 @@ def train(
         config: a file, a recipe's name, or a mapping, over which the other arguments are laid;
             without one, over `USUAL`.
         data: a section; or a folder of images; or a torch data set of images or (image, label); or
-            {'train': data set, 'test': data set}, by which kNN (k 20) judges each epoch, where there
-            is no config.
+            {'train': data set, 'test': data set}; then kNN (k 20) judges each epoch, if no config
+            says otherwise.
         backbone: a section; a timm model's name; or any module [N, C, H, W] -> [N, F] with an
             attribute `num_features`, F.
         views: a section; or the name of a preset, see `data.given.PRESETS`, which makes the clean
@@ -112,7 +112,10 @@ def _laid_over(
     if config is None:
         views = "moco_v2" if views is None else views
         if isinstance(dataset, Part) and {"train", "test"} <= set(dataset.kwargs.get("splits", ())):
-            sections = {"evaluations": {"knn": {"type": "KNN", "k": 20, "every_epochs": 1}}, **sections}
+            sections = {
+                "evaluations": {"knn": {"type": "KNN", "k": 20, "every_epochs": 1}},
+                **sections,
+            }
     if isinstance(views, str):
         random, clean = preset(views, size, shows_whole(dataset, size))
         block = {"views": random, "clean": clean} | block
@@ -176,12 +179,14 @@ class Embedder(nn.Module):
 
     Attributes:
         backbone: images [N, C, H, W] after `transform` -> features [N, F].
+        channels: C, that the backbone takes; 3 where it does not say.
     """
 
     def __init__(self, backbone: nn.Module, clean: Views):
         super().__init__()
         self.backbone, self.clean = backbone, clean
         self.num_features: int = backbone.num_features
+        self.channels: int = getattr(backbone, "in_chans", 3)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -189,8 +194,10 @@ class Embedder(nn.Module):
 
     def transform(self, image: Any) -> Tensor:
         """A file, PIL image, array or tensor (see `as_bytes`) -> float32 [C, H, W]."""
-        is_file = isinstance(image, str | Path)
-        pixels = decode.pixels(str(image)) if is_file else as_bytes(image)
+        if isinstance(image, str | Path):
+            pixels = decode.pixels(str(image), how=decode.Decoding(channels=self.channels))
+        else:
+            pixels = as_bytes(image, self.channels)
         brings_to_one_size = any(op.one_size for _, op in self.clean.ops_of(0))
         images = [pixels] if brings_to_one_size else pixels[None]
         return self.clean(images, 0, 0, torch.zeros(1, dtype=torch.int64))[0][0]

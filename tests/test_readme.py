@@ -39,7 +39,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 def test_the_whole_rotation_example_is_the_file_and_its_config():
-    (code,) = blocks("python")
+    *_, code = blocks("python")
     assert code == (ROOT / "ssl_zoo" / "methods" / "rotation.py").read_text()
     assert (ROOT / "configs" / "fashion_mnist" / "rotation.yaml").read_text() in README
 
