@@ -112,10 +112,7 @@ def _laid_over(
     if config is None:
         views = "moco_v2" if views is None else views
         if isinstance(dataset, Part) and {"train", "test"} <= set(dataset.kwargs.get("splits", ())):
-            sections = {
-                "evaluations": {"knn": {"type": "KNN", "k": 20, "every_epochs": 1}},
-                **sections,
-            }
+            whole.data["evaluations"] = {"knn": {"type": "KNN", "k": 20, "every_epochs": 1}}
     if isinstance(views, str):
         random, clean = preset(views, size, shows_whole(dataset, size))
         block = {"views": random, "clean": clean} | block
