@@ -545,7 +545,7 @@ def test_a_name_that_cannot_be_typed_or_be_a_folder_is_refused_by_the_check(name
 
 
 def test_a_metric_is_not_named_like_what_lines_have_anyway(tmp_path, monkeypatch):
-    monkeypatch.setattr(Draws, "judge", lambda *_: Outcome({"top1": 1.0, "step": 2.0}, {}))
+    monkeypatch.setattr(Draws, "judge", lambda *_, device: Outcome({"top1": 1.0, "step": 2.0}, {}))
     with pytest.raises(ValueError, match="Draws: 'step' is no name for a metric"):
         trained(tmp_path, DRAWS, "train.epochs=0.2")
     monkeypatch.setattr(Draws, "metric", "hash")
