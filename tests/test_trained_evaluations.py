@@ -380,6 +380,10 @@ def test_bad_settings_are_config_errors():
 def test_images_that_cannot_be_learned_from_are_refused_before_anything_is_paid_for():
     with pytest.raises(ValueError, match="1 of 1 training images held out to select lr leaves"):
         quick(lrs=[1.0, 2.0], train_limit=1).check(splits())
+    with pytest.raises(ValueError, match="must first bring them to one"):
+        varied = splits()
+        varied.split("train").varies = True
+        quick(views=Part(Views, ops={"normalize": NORMALIZE})).check(varied)
     unknown = splits()
     unknown.split("train").labels[:2] = -1
     with pytest.raises(ValueError, match="LinearAugmented needs labels: 2 of the 100"):

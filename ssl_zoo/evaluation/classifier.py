@@ -147,12 +147,12 @@ class TrainedClassifier(Evaluation):
         return splits.chosen("train", self.limits[0])
 
     def check(self, splits: Splits) -> None:
-        train = splits.split("train")
-        check_usable(self._name, train_split=train, test_split=splits.split("test"))
-        self._made_views(splits).check_sizes(train.varies)
+        of = {f"{name}_split": splits.split(name) for name in ("train", "test")}
+        check_usable(self._name, **of)
         images = self.images(splits)
         if len(self.lrs) > 1:
-            self._divided(images, splits)
+            self._batches(splits, self._divided(images, splits)[1], "kept")
+        self._batches(splits, images, "whole")
 
     def evaluate(self, context: Context) -> Outcome:
         images = self.images(context.splits)
@@ -179,9 +179,6 @@ class TrainedClassifier(Evaluation):
     @property
     def _name(self) -> str:
         return type(self).__name__
-
-    def _made_views(self, splits: Splits) -> Views:
-        return crops_and_flips(splits) if self.views is None else self.views()
 
     def _divided(self, images: Tensor, splits: Splits) -> tuple[Tensor, Tensor]:
         """Positions that are held out, and the others; ValueError where none would be left."""
@@ -220,7 +217,7 @@ class TrainedClassifier(Evaluation):
         """Made once: what reads images is sent to processes that live as long as the run."""
         known = self._known.get(name)
         if known is None or known.splits is not splits:
-            views = self._made_views(splits)
+            views = crops_and_flips(splits) if self.views is None else self.views()
             known = LabeledViews(splits, views, images, self.batch_size, self.drop_last)
             self._known[name] = known
         return known

@@ -23,6 +23,9 @@ class LabeledViews:
         images: their positions in the split, [n] int64.
         batch_size: over all processes; all the images, where they are fewer.
         drop_last: of `Sampler`.
+
+    Raises:
+        ValueError: too few images, a batch that processes cannot share, views of several sizes.
     """
 
     def __init__(
@@ -30,10 +33,10 @@ class LabeledViews:
     ):
         self.splits, self.images = splits, images
         dataset, world = splits.split("train"), distributed.world()
+        views.check_sizes(dataset.varies)
         if len(images) < world:
             raise ValueError(f"{len(images)} labeled images for {world} processes")
-        fewest = len(images) - len(images) % world
-        self.batch_size = min(batch_size, fewest)
+        self.batch_size = min(batch_size, len(images) - len(images) % world)
         ranks = distributed.rank(), world
         self.sampler = Sampler(len(images), self.batch_size, splits.seed, drop_last, *ranks)
         self.steps_per_epoch = self.sampler.steps_per_epoch

@@ -90,13 +90,14 @@ def best_layer(outcomes: dict[str, Outcome]) -> Outcome:
 
     best = max(outcomes, key=held_out)
     outcome = outcomes[best]
-    top1 = {name: of.metrics["top1"] for name, of in outcomes.items()}
     layers = {
         name: {"held_out_top1": held_out(name), "lr": of.details["lr"], **of.metrics}
         for name, of in outcomes.items()
     }
+    top1 = {name: of["top1"] for name, of in layers.items()}
     lines = [
-        f"  {name:<10} held out {held_out(name):.2f}%  top1 {top1[name]:.2f}%" for name in top1
+        f"  {name:<10} held out {of['held_out_top1']:.2f}%  top1 {of['top1']:.2f}%"
+        for name, of in layers.items()
     ]
     selected = f"selected: {best}, on the held-out training images"
     return outcome._replace(
