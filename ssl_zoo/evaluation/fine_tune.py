@@ -25,10 +25,10 @@ Decay = Annotated[float, Range(0, 1, open_low=True)]
 
 @EVALUATIONS.register_module()
 class FineTune(TrainedClassifier):
-    """All weights of a copy are fine-tuned on the training images: AdamW, a warm-up, then half a
-    cosine, and a learning rate for each layer of the backbone (arXiv:2106.08254, section 3.1).
+    """All weights of a copy, fine-tuned on the training images, an lr a layer (arXiv:2106.08254).
 
-    Norms and biases have no weight decay. There is no augmentation besides the views.
+    AdamW, without decay of norms and biases; lr rises in a warm-up and falls along half a cosine.
+    There is no augmentation besides the views.
 
     Args:
         lrs: of the classifier; of several a held-out part of the training images selects.

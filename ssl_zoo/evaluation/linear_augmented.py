@@ -23,8 +23,9 @@ from ssl_zoo.evaluation.linear import Share
 
 @EVALUATIONS.register_module()
 class LinearAugmented(TrainedClassifier):
-    """A linear layer on frozen features of random crops: the protocol of MoCo's paper
-    (arXiv:1911.05722, section 4.1, and its code).
+    """MoCo's own protocol: a linear layer on frozen features of random crops (arXiv:1911.05722).
+
+    Section 4.1, and the authors' code, of which the defaults are.
 
     Args:
         lrs: one, or several of which a held-out part of the training images selects.

@@ -68,8 +68,10 @@ def part_of_each(labels: Tensor, share: float, seed: int) -> Tensor:
 
 @EVALUATIONS.register_module()
 class SemiSupervised(TrainedClassifier):
-    """All weights of a copy are fine-tuned on a few labeled training images, as in arXiv:2002.05709
-    (appendix B.5): SGD with Nesterov's momentum, no weight decay, lr falling along half a cosine.
+    """All weights of a copy, fine-tuned on a few labeled training images (arXiv:2002.05709).
+
+    As in appendix B.5 there: SGD with Nesterov's momentum and no weight decay; lr falls along half
+    a cosine.
 
     Args:
         share: of the images of each class, drawn by `seed`, at least one; 0.01 is 1%.
