@@ -129,6 +129,21 @@ def test_an_image_alone_in_its_class_is_no_query():
             Retrieval(ks=ks)
 
 
+@pytest.mark.parametrize("kind", [KMeans, Retrieval])
+def test_what_looks_at_test_images_alone_has_no_others_extracted(kind):
+    asked = []
+
+    class Given:
+        device = torch.device("cpu")
+
+        def features(self, *asked_for):
+            asked.append(asked_for)
+            return clusters(40)
+
+    kind(test_limit=40, precision="bf16").evaluate(Given())
+    assert asked == [("test", "bf16", 40)]
+
+
 # Few-shot.
 
 

@@ -56,7 +56,8 @@ def interval(values: list[float]) -> tuple[float, float]:
 class FewShot(Evaluation):
     """Logistic regression and a linear SVM on k labeled images of each class (arXiv:1905.01235).
 
-    Several draws of these, each scored on the whole test split. Features are brought to mean 0 and variance 1 over the training split, without labels.
+    Several draws of these, each scored on the whole test split. Features are brought to mean 0 and
+    variance 1 over the training split, without labels.
 
     Args:
         k: images of a class.

@@ -70,15 +70,15 @@ def part_of_each(labels: Tensor, share: float, seed: int) -> Tensor:
 class SemiSupervised(TrainedClassifier):
     """All weights of a copy, fine-tuned on a few labeled training images (arXiv:2002.05709).
 
-    As in appendix B.5 there: SGD with Nesterov's momentum and no weight decay; lr falls along half
-    a cosine.
+    As in appendix B.5 there: SGD with Nesterov's momentum, without weight decay or a warm-up, an lr
+    of 0.05 for a batch of 256. It falls along half a cosine.
 
     Args:
         share: of the images of each class, drawn by `seed`, at least one; 0.01 is 1%.
         file: in its place the names of the images, one a line; the hash covers which these are.
         lrs: one, or several of which a held-out part of these images selects.
         epochs: there 60 with 1%, 30 with 10%.
-        batch_size: all the images, where they are fewer. There 1,024 with an lr of 0.2.
+        batch_size: all the images, where they are fewer.
         held_out: this fraction of the labeled images selects lr, if there are several.
         views: of the labeled images; null: random crops of the clean images' size, and flips, then
             what the clean view does with colors.
