@@ -24,9 +24,14 @@ class LabeledViews:
         batch_size: over all processes; all the images, where they are fewer.
         drop_last: of `Sampler`.
 
+    Attributes:
+        position: None, as of any data with epochs.
+
     Raises:
         ValueError: too few images, a batch that processes cannot share, views of several sizes.
     """
+
+    position = None
 
     def __init__(
         self, splits: Splits, views: Views, images: Tensor, batch_size: int, drop_last: bool
