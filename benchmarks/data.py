@@ -1,6 +1,7 @@
 """What it costs to bring images to the network.
 
-python benchmarks/data.py [--only decode loader views] [--rounds 5] [--threads 1] [--out FILE]
+python benchmarks/data.py --out results/speed_data.json
+python benchmarks/data.py [--only decode loader views] [--rounds 3] [--threads 1]
 
 decode   microseconds an image for a JPEG and its two crops to 224 pixels, one thread
 loader   images/s (two crops each) from JPEG files and from a pack of them, by workers
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import sklearn.datasets
 import torch
-from common import interleaved, provenance, seconds, spread, table
+from common import Measured, Table, interleaved, ratio, seconds, spread
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -127,7 +129,7 @@ DECODERS: dict[str, Callable] = {
 }
 
 
-def decoders(rounds: int) -> str:
+def decoders(rounds: int) -> Table:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for width, height in ((500, 375), (1280, 960)):
@@ -144,12 +146,14 @@ def decoders(rounds: int) -> str:
 
             contenders = {name: partial(each, decoder) for name, decoder in DECODERS.items()}
             figures = interleaved(contenders, rounds)
-            first = statistics.median(next(iter(figures.values())))
+            before = next(iter(figures.values()))
             for name, values in figures.items():
-                median = statistics.median(values)
-                times = f"{first / median:.2f}"
-                rows.append([f"{width} x {height}", name, f"{median:.0f}", spread(values), times])
-    return table(rows, ["JPEG", "decode and crop twice", "us/image", "rounds", "speed"])
+                times = ratio(before, values)
+                rows.append([f"{width} x {height}", name, *spread(values), times])
+    columns = {"JPEG": "", "decoder": "", "us an image": ".0f", "lowest": ".0f", "highest": ".0f"}
+    columns |= {"times as fast": ".2f"}
+    about = f"Decoded, and two crops to {SIZE} pixels."
+    return Table("Decoding", columns, rows, about, f"{rounds} rounds")
 
 
 # ------------------------------------------------------------------------------------ loader
@@ -169,7 +173,7 @@ def rate(dataset: dict, workers: int, batch: int = 32, steps: int = 6) -> float:
     return batch * steps / seconds(lambda: [None for _ in batches])
 
 
-def loaders(rounds: int) -> str:
+def loaders(rounds: int) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder, "train", "a"), 500, 375)
         files = {"type": "ImageFolder", "root": folder}
@@ -183,11 +187,10 @@ def loaders(rounds: int) -> str:
             },
             rounds,
         )
-    rows = [
-        [name, workers, f"{statistics.median(values):.0f}", spread(values)]
-        for (name, workers), values in figures.items()
-    ]
-    return table(rows, ["images", "workers", "images/s", "rounds"])
+    rows = [[name, workers, *spread(values)] for (name, workers), values in figures.items()]
+    columns = {"images": "", "workers": "", "images/s": ".0f", "lowest": ".0f", "highest": ".0f"}
+    about = f"JPEGs of 500 x 375, two crops each to {SIZE} pixels."
+    return Table("Loading", columns, rows, about, f"{rounds} rounds")
 
 
 # ------------------------------------------------------------------------------------- views
@@ -218,7 +221,7 @@ def recipe(size: int, channels: int, per_sample: bool):
     return bind(Views, {"ops": ops, "count": 1})()
 
 
-def augmentation(rounds: int) -> str:
+def augmentation(rounds: int) -> Table:
     rows = []
     for size, channels, n in ((28, 1, 256), (32, 3, 256), (224, 3, 16)):
         images = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8)
@@ -232,31 +235,30 @@ def augmentation(rounds: int) -> str:
             return 1e6 / n * seconds(lambda: torch.stack([one(image) for image in images]))
 
         figures = interleaved({"ours": batched, "torchvision": singly}, rounds)
-        ours, theirs = (statistics.median(figures[name]) for name in ("ours", "torchvision"))
-        shape = f"{size} x {size} x {channels}"
-        rows.append([shape, f"{ours:.0f}", f"{theirs:.0f}", f"{theirs / ours:.1f}"])
-    header = ["images", "ours, us/view", "torchvision v2 a sample, us/view", "speed"]
-    return table(rows, header)
+        medians = [statistics.median(values) for values in figures.values()]
+        times = ratio(figures["torchvision"], figures["ours"])
+        rows.append([f"{size} x {size} x {channels}", *medians, times])
+    columns = {"images": "", "ours, us a view": ".0f"}
+    columns |= {"torchvision v2, one at a time, us a view": ".0f", "times as fast": ".1f"}
+    return Table("MoCo v2's views", columns, rows, "", f"{rounds} rounds")
 
 
 PARTS = {"decode": decoders, "loader": loaders, "views": augmentation}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="after one that warms up [3]")
     parser.add_argument("--threads", type=int, default=1, help="of torch, in this process [1]")
-    parser.add_argument("--out", type=Path, help="markdown file to write")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="a result file, JSON")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*deprecated.*")
-    text = "\n\n".join(PARTS[name](arguments.rounds) for name in arguments.only)
-    command = f"python benchmarks/data.py --only {' '.join(arguments.only)}"
-    text += f"\n\n{provenance(command)}, {arguments.threads} threads\n"
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+    measured = Measured("data.py", sys.argv[1:] if argv is None else argv)
+    for name in arguments.only:
+        measured.add(name, PARTS[name](arguments.rounds))
+    measured.finish(arguments.out)
 
 
 if __name__ == "__main__":
