@@ -6,6 +6,7 @@ python benchmarks/data.py [--only decode loader views] [--rounds 3] [--threads 1
 decode   microseconds an image for a JPEG and its two crops to 224 pixels, one thread
 loader   images/s (two crops each) from JPEG files and from a pack of them, by workers
 views    microseconds a view of MoCo v2's recipe, whole batches against torchvision v2 a sample
+scaled   how far views of `scaled: true` are from those of images that are decoded whole
 
 The JPEGs are crops of scikit-learn's two photographs, quality 90. Contenders take turns; medians.
 """
@@ -37,6 +38,9 @@ from ssl_zoo.data.datasets import packed
 from ssl_zoo.data.image import decode
 
 SIZE, COUNT = 224, 32
+SIZES = ((500, 375), (1280, 960))  # of JPEGs, width and height; the first is ImageNet's usual one
+WORKERS = (0, 1, 2)
+IMAGES = ((28, 1, 256), (32, 3, 256), (224, 3, 16))  # side, channels, how many at once
 SOURCE = Path(sklearn.datasets.__file__).parent / "images"
 CROP = {"type": "RandomResizedCrop", "size": SIZE, "scale": [0.2, 1.0]}
 STRENGTHS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
@@ -132,7 +136,7 @@ DECODERS: dict[str, Callable] = {
 def decoders(rounds: int) -> Table:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for width, height in ((500, 375), (1280, 960)):
+        for width, height in SIZES:
             paths = photographs(Path(folder, str(width)), width, height)
             op = bind(Views, {"ops": {"crop": CROP}})().ops["crop"]
             boxes = [
@@ -159,23 +163,23 @@ def decoders(rounds: int) -> Table:
 # ------------------------------------------------------------------------------------ loader
 
 
-def rate(dataset: dict, workers: int, batch: int = 32, steps: int = 6) -> float:
+def rate(dataset: dict, workers: int, steps: int = 6) -> float:
     """images/s of the batches after the first, crops alone."""
     block = {
         "dataset": dataset,
         "views": {"ops": {"crop": CROP}},
         "clean": {"ops": {"crop": {"type": "CenterCrop", "size": SIZE}}},
-        "batch_size": batch,
+        "batch_size": COUNT,
         "workers": workers,
     }
     batches = bind(Data, block, "data")(run_seed=0, views_needed=2).batches(0, steps + 1, "cpu")
     next(batches)
-    return batch * steps / seconds(lambda: [None for _ in batches])
+    return COUNT * steps / seconds(lambda: [None for _ in batches])
 
 
 def loaders(rounds: int) -> Table:
     with tempfile.TemporaryDirectory() as folder:
-        photographs(Path(folder, "train", "a"), 500, 375)
+        photographs(Path(folder, "train", "a"), *SIZES[0])
         files = {"type": "ImageFolder", "root": folder}
         packed.pack(ImageFolder("train", root=folder), Path(folder, "train.pack"), 256, log=str)
         sources = {"JPEG files": files, "packed": {"type": "Packed", "path": folder}}
@@ -183,13 +187,13 @@ def loaders(rounds: int) -> Table:
             {
                 (name, workers): partial(rate, dataset, workers)
                 for name, dataset in sources.items()
-                for workers in (0, 1, 2)
+                for workers in WORKERS
             },
             rounds,
         )
     rows = [[name, workers, *spread(values)] for (name, workers), values in figures.items()]
     columns = {"images": "", "workers": "", "images/s": ".0f", "lowest": ".0f", "highest": ".0f"}
-    about = f"JPEGs of 500 x 375, two crops each to {SIZE} pixels."
+    about = f"JPEGs of {SIZES[0][0]} x {SIZES[0][1]}, two crops each to {SIZE} pixels."
     return Table("Loading", columns, rows, about, f"{rounds} rounds")
 
 
@@ -223,7 +227,7 @@ def recipe(size: int, channels: int, per_sample: bool):
 
 def augmentation(rounds: int) -> Table:
     rows = []
-    for size, channels, n in ((28, 1, 256), (32, 3, 256), (224, 3, 16)):
+    for size, channels, n in IMAGES:
         images = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8)
         index, views = torch.arange(n), recipe(size, channels, False)
         one = recipe(size, channels, True)
@@ -243,7 +247,46 @@ def augmentation(rounds: int) -> Table:
     return Table("MoCo v2's views", columns, rows, "", f"{rounds} rounds")
 
 
-PARTS = {"decode": decoders, "loader": loaders, "views": augmentation}
+# ------------------------------------------------------------------------------------ scaled
+
+
+def scaled_apart(rounds: int) -> Table:
+    """Of `rounds` epochs of views, and of the images of an evaluation."""
+
+    def made(root: str, scaled: bool) -> dict[str, Tensor]:
+        block = {
+            "dataset": {"type": "ImageFolder", "root": root, "scaled": scaled},
+            "views": {"ops": {"crop": CROP}},
+            "clean": {
+                "ops": {
+                    "resize": {"type": "Resize", "size": 256},
+                    "crop": {"type": "CenterCrop", "size": SIZE},
+                }
+            },
+            "batch_size": COUNT,
+            "workers": 0,
+        }
+        data = bind(Data, block, "data")(run_seed=0, views_needed=2)
+        views = [torch.cat(batch.views) for batch in data.batches(0, rounds, "cpu")]
+        clean = [images for images, *_ in data.splits.clean_batches("test", "cpu")]
+        return {"random views": torch.cat(views), "an evaluation's images": torch.cat(clean)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "val"):
+            photographs(Path(folder, split, "a"), *SIZES[-1])
+        whole, scaled = made(folder, False), made(folder, True)
+    rows = []
+    for name, images in whole.items():
+        apart = (images - scaled[name]).flatten(1)  # of 0 to 1
+        decibels = -10 * apart.square().mean(dim=1).log10()
+        mean = 255 * apart.abs().mean().item()
+        rows.append([name, mean, decibels.median().item(), decibels.min().item()])
+    columns = {"": "", "of 255, mean": ".1f", "dB, median": ".0f", "dB, lowest": ".0f"}
+    about = "Enlarged photographs of {} x {}, so without the finest detail.".format(*SIZES[-1])
+    return Table("`scaled: true` against the whole image", columns, rows, about)
+
+
+PARTS = {"decode": decoders, "loader": loaders, "views": augmentation, "scaled": scaled_apart}
 
 
 def main(argv: list[str] | None = None) -> None:

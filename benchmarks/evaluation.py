@@ -71,8 +71,9 @@ def search(rounds: int) -> Table:
 
 
 def extraction(rounds: int) -> Table:
-    def contender(network: Timm, images: Tensor, size: int, precision: str):
-        batches = [(x, torch.zeros(len(x), dtype=torch.int64)) for x in images.split(size)]
+    def contender(network: Timm, images: Tensor, precision: str):
+        nothing = torch.zeros(len(images), dtype=torch.int64)  # labels, and positions
+        batches = list(zip(*(x.split(BATCH) for x in (images, nothing, nothing)), strict=True))
 
         def measure() -> float:
             taken = seconds(lambda: features.extract(network, batches, "cpu", precision))
@@ -86,9 +87,9 @@ def extraction(rounds: int) -> Table:
         network.to(memory_format=torch.channels_last)
         images = torch.randn(count, *shape)
         contenders = {
-            "contiguous, fp32": contender(contiguous, images, BATCH, "fp32"),
-            "channels last, fp32": contender(network, images, BATCH, "fp32"),
-            "channels last, bf16": contender(network, images, BATCH, "bf16"),
+            "contiguous, fp32": contender(contiguous, images, "fp32"),
+            "channels last, fp32": contender(network, images, "fp32"),
+            "channels last, bf16": contender(network, images, "bf16"),
         }
         for how, rates in interleaved(contenders, rounds).items():
             rows.append([name, how, statistics.median(rates)])

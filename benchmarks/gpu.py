@@ -29,6 +29,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ Round = tuple[float, float]  # images/s, peak GB
 # The peak.
 
 
+@cache
 def layers(size: Size) -> list[tuple[nn.Module, tuple[int, ...], float]]:
     """Convolutions and linear layers of the encoder: module, input's shape, FLOPs an image."""
     net = timm.create_model(size.model, num_classes=D, **size.options)

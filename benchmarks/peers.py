@@ -324,7 +324,7 @@ SUMMARY_COLUMNS = {
 }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -348,7 +348,7 @@ def main() -> None:
     add("--peer-python", nargs="+", default=[], metavar="NAME=PATH", help="a peer's interpreter")
     add("--out", type=Path, help="a result file, JSON")
     add("--short", action="store_true", help="three minutes: small batch, three contenders")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.short:
         arguments.sizes, arguments.only = ["small", "resnet18"], ["ssl_zoo", "plain", "lightly"]
         arguments.rounds, arguments.seconds, arguments.batch = 2, 2, 128
@@ -356,7 +356,7 @@ def main() -> None:
     missing = ELSEWHERE - set(pythons) | (set() if arguments.fair else {"fair"})
     present = [name for name in arguments.only if name not in missing]
     absent = [name for name in arguments.only if name in missing]
-    measured = Measured("peers.py", sys.argv[1:])
+    measured = Measured("peers.py", sys.argv[1:] if argv is None else argv)
     whole: list[list] = []
     summary: list[list] = []
     notes = [f"{name}: {NOTES[name]}." for name in present if name in NOTES]

@@ -7,9 +7,9 @@ A block says which file it is of, and what stands in it:
     <!-- results: fig3.json verdict MoCo, 4096 > MoCo, 32 -->...<!-- end of results -->
 
 What a kind takes is said by its function below; a new one is a function in `KINDS`, for kept
-studies, or in `VALUES`, for what benchmarks write. After ` | ` comes the quantity, or for a table of
-a study several: evaluations, or pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the
-main evaluation is meant.
+studies, or in `VALUES`, for what benchmarks write. After ` | ` comes the quantity, or for a table
+of a study several: evaluations, or pretext_top1, images_per_s, peak_memory_gb, seconds. Without
+it the main evaluation is meant.
 A block within a paragraph stays there. Where the file is not there yet, it has the command.
 
 A page that shows docs/NAME.png, where there is a kept study results/NAME.json, shows that study.
@@ -135,6 +135,28 @@ def value(data: Any, of: str) -> str:
     return str(data)
 
 
+def rows(data: Any, of: str) -> str:
+    """Of a key that holds a list of rows, each a mapping with the same keys, all as a table."""
+    found = list_at(data, of)
+    return as_table(list(found[0]), [[str(cell) for cell in row.values()] for row in found])
+
+
+def span(data: Any, of: str) -> str:
+    """Of 'a key / what its rows have', the lowest and the highest, as in '1 to 2'."""
+    name, _, key = of.partition(" / ")
+    numbers = [row[key] for row in list_at(data, name) if key in row]
+    if not numbers:
+        raise not_among(of, f"no row of {name} has it", key, list_at(data, name)[0])
+    return f"{min(numbers)} to {max(numbers)}"
+
+
+def list_at(data: Any, name: str) -> list[dict[str, Any]]:
+    lists = [key for key, value in data.items() if isinstance(value, list) and value]
+    if name not in lists:
+        raise not_among(name, "no such list of rows", name, lists)
+    return data[name]
+
+
 def measured(data: Any, of: str) -> str:
     """A table of a benchmark, by name, and the sentences below it."""
     return str(table_of(data, of))
@@ -170,6 +192,8 @@ KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
 }
 VALUES: dict[str, Callable[[Any, str], str]] = {
     "value": value,
+    "rows": rows,
+    "span": span,
     "measured": measured,
     "cell": cell,
     "told": lambda data, of: told(data),
