@@ -97,7 +97,7 @@ def command(name: str, key: str = "") -> str:
         out = f"speed_{of}.json"
         makers[out] = f"python benchmarks/{of}.py --out results/{out}"
     if name not in makers:
-        problem = "no kept study, and neither a grid nor a benchmark of that name"
+        problem = "no kept study, and no grid or benchmark of that name"
         raise not_among(key, problem, name, sorted(makers))
     return makers[name]
 
