@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +29,11 @@ def dataset_checks(dataset: Part | type[ImageSet] | Callable[..., ImageSet]) -> 
     return each(CHECKS, part, name)
 
 
+@lru_cache(maxsize=len(SPLITS))  # some take seconds
+def built(dataset: Part, split: str) -> ImageSet:
+    return dataset(split=split)
+
+
 def some(images: ImageSet) -> Tensor:
     """Positions [n], the last one first."""
     count = min(LOOKED_AT, len(images))
@@ -44,7 +50,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 def it_has_its_splits_and_no_other(dataset: Part, folder: Path) -> None:
     for split in SPLITS:
-        assert len(dataset(split=split)) > 0, f"{split} is empty"
+        assert len(built(dataset, split)) > 0, f"{split} is empty"
     try:
         dataset(split="no such split")
     except ValueError:
@@ -54,7 +60,7 @@ def it_has_its_splits_and_no_other(dataset: Part, folder: Path) -> None:
 
 def labels_are_classes_or_unknown(dataset: Part, folder: Path) -> None:
     for split in SPLITS:
-        images = dataset(split=split)
+        images = built(dataset, split)
         labels, classes = images.labels, images.num_classes
         assert labels.dtype == torch.int64, f"labels of {split} are {labels.dtype}, not int64"
         assert labels.shape == (len(images),), f"{split}: {list(labels.shape)} labels"
@@ -67,7 +73,7 @@ def labels_are_classes_or_unknown(dataset: Part, folder: Path) -> None:
 def images_are_bytes_of_one_number_of_channels(dataset: Part, folder: Path) -> None:
     channels = set()
     for split in SPLITS:
-        images = dataset(split=split)
+        images = built(dataset, split)
         found = fetched(images, some(images))
         assert len(found) == len(some(images)), f"{len(found)} images of {len(some(images))}"
         kinds = {(image.dtype, image.ndim) for image in found}
@@ -80,7 +86,7 @@ def images_are_bytes_of_one_number_of_channels(dataset: Part, folder: Path) -> N
 
 def an_image_is_the_same_whenever_it_is_fetched(dataset: Part, folder: Path) -> None:
     for split in SPLITS:
-        images, again = dataset(split=split), dataset(split=split)
+        images, again = built(dataset, split), dataset(split=split)
         index = some(images)
         found = fetched(images, index)
         twice = fetched(images, torch.cat([index, index[:1]]))
@@ -93,7 +99,7 @@ def an_image_is_the_same_whenever_it_is_fetched(dataset: Part, folder: Path) -> 
 
 def images_are_known_by_name_and_size(dataset: Part, folder: Path) -> None:
     for split in SPLITS:
-        images, again = dataset(split=split), dataset(split=split)
+        images, again = built(dataset, split), dataset(split=split)
         names, sizes = images.names(some(images)), images.file_sizes(some(images))
         assert len(names) == len(sizes) == len(some(images)), f"{split}: a name and size of each"
         assert len(set(names)) == len(names), f"{split}: two images of one name"
@@ -102,7 +108,7 @@ def images_are_known_by_name_and_size(dataset: Part, folder: Path) -> None:
 
 def it_goes_to_other_processes(dataset: Part, folder: Path) -> None:
     for split in SPLITS:
-        images = dataset(split=split)
+        images = built(dataset, split)
         there: ImageSet = pickle.loads(pickle.dumps(images))
         index = some(images)
         assert same(fetched(there, index), fetched(images, index)), f"{split}: other images there"
@@ -110,7 +116,7 @@ def it_goes_to_other_processes(dataset: Part, folder: Path) -> None:
 
 def a_run_trains_on_it(dataset: Part, folder: Path) -> None:
     """Two steps, of images that a process of its own reads, and an evaluation of nothing."""
-    images = dataset(split="pretrain")
+    images = built(dataset, "pretrain")
     channels = len(fetched(images, some(images)[:1])[0])
     middle = [0.5] * channels
     normalize = {"type": "Normalize", "mean": middle, "std": middle}

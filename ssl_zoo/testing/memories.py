@@ -40,11 +40,10 @@ def method_with(memory: Part, num_samples: int = SAMPLES, symmetric: bool = Fals
     return Contrastive(TinyNet(), num_samples, **parts)
 
 
-def trained(method: Contrastive, steps: int, n: int = N) -> None:
-    """After the updates of so many steps, without an optimizer's."""
-    for number in range(steps):
-        whole = batch(n, number, num_samples=SAMPLES)
-        method.after_step(whole, {n: v.detach() for n, v in method(whole).items()})
+def updated(method: Contrastive, number: int, n: int = N) -> None:
+    """What a step's n images change, without the optimizer."""
+    whole = batch(n, number, num_samples=SAMPLES)
+    method.after_step(whole, {name: value.detach() for name, value in method(whole).items()})
 
 
 def encoded(method: Contrastive, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,17 +64,18 @@ def keys_are_unit_vectors_and_carry_a_gradient_as_declared(memory: Part, folder:
 
 def a_look_up_answers_what_it_is_asked(memory: Part, folder: Path) -> None:
     method = method_with(memory)
-    trained(method, 2)
-    q, k, index = encoded(method, 2)
-    found = method.memory.lookup(q, k, index)
-    torch.testing.assert_close(found.q, q)
-    torch.testing.assert_close(found.positive, k)
-    assert found.num_negatives > 0, "no negatives"
-    lengths = found.dictionary.norm(dim=1)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths), msg="keys of another length")
-    if found.index is not None:
-        inside = (found.index >= -1) & (found.index < SAMPLES)
-        assert found.index.shape == lengths.shape and inside.all(), "`index`: positions, or -1"
+    for number in range(3):
+        q, k, index = encoded(method, number)
+        found = method.memory.lookup(q, k, index)
+        torch.testing.assert_close(found.q, q)
+        torch.testing.assert_close(found.positive, k)
+        assert found.num_negatives > 0, "no negatives"
+        lengths = found.dictionary.norm(dim=1)
+        torch.testing.assert_close(lengths, torch.ones_like(lengths), msg="not of unit length")
+        if found.index is not None:
+            inside = (found.index >= -1) & (found.index < SAMPLES)
+            assert found.index.shape == lengths.shape and inside.all(), "`index`: positions, or -1"
+        updated(method, number)
 
 
 def no_key_is_a_negative_of_its_own_image(memory: Part, folder: Path) -> None:
@@ -84,7 +84,7 @@ def no_key_is_a_negative_of_its_own_image(memory: Part, folder: Path) -> None:
         _, k, index = encoded(method, number)
         nearest = method.memory.lookup(k, k, index).negatives.max()
         assert nearest < 1 - 1e-6, "the dictionary has the batch's own keys before the update"
-        trained(method, 1)
+        updated(method, number)
 
 
 def what_is_drawn_is_a_function_of_seed_and_step(memory: Part, folder: Path) -> None:
@@ -95,13 +95,14 @@ def what_is_drawn_is_a_function_of_seed_and_step(memory: Part, folder: Path) -> 
         first, again = (method.memory.lookup(q, k, index).negatives for _ in range(2))
         assert torch.equal(first, again), "one step's look-up gives different negatives"
         assert torch.equal(rng, torch.get_rng_state()), "drawn from torch's generator"
-        trained(method, 1)
+        updated(method, number)
         assert method.memory.steps == number + 1, "update begins with super().update(...)"
 
 
 def its_state_is_in_the_checkpoint(memory: Part, folder: Path) -> None:
     method, other = method_with(memory), method_with(memory)
-    trained(method, 3)
+    for number in range(3):
+        updated(method, number)
     other.load_state_dict(method.state_dict())
     whole = batch(N, 3, num_samples=SAMPLES)
     assert torch.equal(method(whole)["loss"], other(whole)["loss"]), "another loss after loading"
@@ -112,13 +113,13 @@ def what_it_keeps_is_described(memory: Part, folder: Path) -> None:
     kept = method.memory
     if not hasattr(kept, "stored"):
         return
-    for number in range(1, 4):
-        trained(method, 1)
+    for number in range(3):
+        updated(method, number)
         assert kept.stored.ndim == 2 and kept.stored.shape[1] == WIDTH, "`stored` is [M, D]"
         assert kept.written.shape == kept.stored.shape[:1], "`written` is [M]"
-        assert (kept.written[kept.rows] == number).all(), "`written` is the step of `rows`"
+        assert (kept.written[kept.rows] == number + 1).all(), "`written` is the step of `rows`"
         lengths = kept.stored.norm(dim=1)
-        torch.testing.assert_close(lengths, torch.ones_like(lengths), msg="keys of another length")
+        torch.testing.assert_close(lengths, torch.ones_like(lengths), msg="not of unit length")
 
 
 def what_has_a_row_for_each_image_is_declared(memory: Part, folder: Path) -> None:
@@ -141,7 +142,8 @@ def scheduled_numbers_are_attributes(memory: Part, folder: Path) -> None:
 def any_batch_will_do(memory: Part, folder: Path) -> None:
     for n in (2, 5, 13, 40):
         method = method_with(memory)
-        trained(method, 2, n)
+        for number in range(2):
+            updated(method, number, n)
         loss = method(batch(n, 2, num_samples=SAMPLES))["loss"]
         assert loss.isfinite(), f"a batch of {n}: loss {loss}"
 

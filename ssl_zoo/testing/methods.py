@@ -105,9 +105,7 @@ class Recipe:
             *changed,
         ]
         folder.mkdir(exist_ok=True)
-        trainer = experiment.build_trainer(
-            config.load(self.config, overrides), self.device, folder
-        )
+        trainer = experiment.build_trainer(config.load(self.config, overrides), self.device, folder)
         trainer.method.train()
         trainer.method.before_epoch(trainer.data.clean_share(self.device))
         return trainer
@@ -360,9 +358,7 @@ def scheduled(part: Part, key: str = "method") -> Iterator[tuple[str, float]]:
             yield f"{key}.{name}", value
 
 
-def every_scheduled_value_is_an_attribute_that_training_reads(
-    recipe: Recipe, folder: Path
-) -> None:
+def every_scheduled_value_is_an_attribute_that_training_reads(recipe: Recipe, folder: Path) -> None:
     def after_a_step(name: str = "", changed_to: float = 0.0) -> dict[str, Tensor]:
         trainer = recipe.make(folder, changed=recipe.in_use)
         if name:
