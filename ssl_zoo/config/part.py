@@ -183,6 +183,9 @@ class Recorded(Part):
     def __call__(self, **offered) -> Any:
         self.refuse()
 
+    def replaced(self, target: Callable, /, **changed) -> Part:
+        return self
+
     def refuse(self) -> NoReturn:
         """Raises the ConfigError of whoever would need what it stands for."""
         problem = f"a {self.kind} that was given in Python, which no file can name"
