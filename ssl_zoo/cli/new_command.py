@@ -135,7 +135,7 @@ def _check(what: str, name: str, code: str, plug_in: bool) -> None:
     from ssl_zoo.config import ConfigError
 
     of = class_name(name)
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or {name, of} & {*keyword.kwlist}:
+    if not _is_name(name):
         expected = "small letters, digits and single underscores, beginning with a letter"
         nearest = spelled(name)
         raise ConfigError(
@@ -154,6 +154,13 @@ def _check(what: str, name: str, code: str, plug_in: bool) -> None:
         raise ConfigError("NAME", problem, found=name, expected=f"another, like my_{name}")
 
 
+def _is_name(name: str) -> bool:
+    words = {name, class_name(name)}
+    return bool(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name)) and not words & {
+        *keyword.kwlist
+    }
+
+
 def class_name(name: str) -> str:
     """'my_idea' -> 'MyIdea'."""
     return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
@@ -162,4 +169,4 @@ def class_name(name: str) -> str:
 def spelled(name: str) -> str:
     """'MyIdea 2' -> 'my_idea_2': the module that was meant, or ''."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).strip("_").lower()
-    return "" if keyword.iskeyword(words) or words[:1].isdigit() else words
+    return words if _is_name(words) else ""
