@@ -79,7 +79,7 @@ def plug_ins(tmp_path_factory):
 def test_what_is_written_trains_as_a_plug_in(plug_ins, name):
     (result,) = (plug_ins / "runs" / name).glob("seed0/result.json")
     found = json.loads(result.read_text())
-    assert found["steps"] == 2 and math.isfinite(found["loss"])
+    assert found["steps"] > 0 and math.isfinite(found["loss"])
 
 
 def test_what_is_written_passes_its_test(plug_ins):

@@ -461,9 +461,7 @@ def two_steps(
     """
     for name in modules:
         importlib.import_module(name)
-    torch.set_num_threads(1)
-    distributed_groups = 1 if distributed.world() > 1 else 2
-    trainer = recipe.make(folder, norm=False, groups=distributed_groups)
+    trainer = recipe.make(folder, norm=False, groups=1 if distributed.world() > 1 else 2)
     losses, kept = [], None
     for number in range(2):
         torch.manual_seed(number)  # what is drawn for the batch as a whole
