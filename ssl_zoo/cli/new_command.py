@@ -77,14 +77,20 @@ def create(
         FileExistsError: one of the files is there.
         In either case nothing has been written.
     """
-    template = kind if what == "method" else what
-    code = (TEMPLATES / f"{template}.py").read_text("utf-8")
+    code, config = (
+        _template(f"{kind if what == 'method' else what}.{of}") for of in ("py", "yaml")
+    )
     checkout = (folder / "ssl_zoo" / "methods").is_dir()
-    _check(what, name, code, plug_in=not checkout)
-    files = (_in_checkout if checkout else _plug_in)(what, name, template)
+    if checkout:
+        files = _in_checkout(what, name, kind, code, config)
+    else:
+        test = _template("test_method.py" if what == "method" else "test_part.py")
+        test = test.replace("new_kind", what)
+        files = {f"{name}.py": code, f"{name}.yaml": config, f"test_{name}.py": test}
     for path in files:
         if (folder / path).exists():
             raise FileExistsError(f"{path} is there already: take another name")
+    _check(what, name, code, plug_in=not checkout)
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         with open(folder / path, "x", encoding="utf-8") as file:
@@ -106,25 +112,18 @@ def create(
     return written, to_do
 
 
-def _plug_in(what: str, name: str, template: str) -> dict[str, str]:
-    """File -> text, the class still NewPart: the part, a config, a test."""
-    test = TEMPLATES / ("test_method.py" if what == "method" else "test_part.py")
-    return {
-        f"{name}.py": (TEMPLATES / f"{template}.py").read_text("utf-8"),
-        f"{name}.yaml": (TEMPLATES / f"{template}.yaml").read_text("utf-8"),
-        f"test_{name}.py": test.read_text("utf-8").replace("new_kind", what),
-    }
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text("utf-8")
 
 
-def _in_checkout(what: str, name: str, template: str) -> dict[str, str]:
-    """Likewise: the part, a config."""
+def _in_checkout(what: str, name: str, kind: str, code: str, config: str) -> dict[str, str]:
+    """File -> text, the class still NewPart."""
     _, package, recipe = PLACES[what]
-    config = (TEMPLATES / f"{template}.yaml").read_text("utf-8")
     if what == "method":
         block = re.search(r"^method:.*\n(?:  .*\n)*", config, re.M)[0]
-        config = f"# NewPart on Fashion-MNIST.\n{ON_FASHION_MNIST[template]}{block}"
+        config = f"# NewPart on Fashion-MNIST.\n{ON_FASHION_MNIST[kind]}{block}"
     return {
-        f"ssl_zoo/{package}/{name}.py": (TEMPLATES / f"{template}.py").read_text("utf-8"),
+        f"ssl_zoo/{package}/{name}.py": code,
         f"configs/{recipe.format(name=name)}": config,
     }
 
@@ -134,31 +133,26 @@ def _check(what: str, name: str, code: str, plug_in: bool) -> None:
     from ssl_zoo import config
     from ssl_zoo.config import ConfigError
 
-    of = class_name(name)
     if not _is_name(name):
         expected = "small letters, digits and single underscores, beginning with a letter"
-        nearest = spelled(name)
-        raise ConfigError(
-            "NAME", "no name for a module", found=repr(name), expected=expected, nearest=nearest
-        )
-    registry, problem = getattr(config, PLACES[what].registry), ""
+        error = ConfigError("NAME", "no name for a module", found=repr(name), expected=expected)
+        error.nearest = spelled(name)
+        raise error
+    of, registry, problem = class_name(name), getattr(config, PLACES[what].registry), ""
+    nodes = ast.walk(ast.parse(code))
     if of in registry.module_dict:
         problem = f"{registry.module_dict[of].__module__} has a {registry.name} {of} already"
-    elif of in {
-        getattr(node, "name", getattr(node, "id", "")) for node in ast.walk(ast.parse(code))
-    }:
+    elif of in {getattr(node, "name", getattr(node, "id", "")) for node in nodes}:
         problem = f"its file would mistake its class {of} for another of that name"
-    elif plug_in and importlib.util.find_spec(name) and not Path(f"{name}.py").exists():
+    elif plug_in and importlib.util.find_spec(name):
         problem = "the name of a module that Python has"
     if problem:
         raise ConfigError("NAME", problem, found=name, expected=f"another, like my_{name}")
 
 
 def _is_name(name: str) -> bool:
-    words = {name, class_name(name)}
-    return bool(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name)) and not words & {
-        *keyword.kwlist
-    }
+    taken = {name, class_name(name)} & set(keyword.kwlist)
+    return not taken and bool(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name))
 
 
 def class_name(name: str) -> str:
