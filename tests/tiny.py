@@ -1,1 +1,2 @@
-from ssl_zoo.testing.small import TinyNet, batch, share  # noqa: F401
+from ssl_zoo.testing.tiny import TinyNet, share  # noqa: F401
+from ssl_zoo.testing.tiny import noise_batch as batch  # noqa: F401

@@ -17,7 +17,7 @@ from ssl_zoo.data.source import Split
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.testing.check import Check, each, part_of
 from ssl_zoo.testing.methods import CPU
-from ssl_zoo.testing.small import TinyNet
+from ssl_zoo.testing.tiny import TinyNet
 
 LOOKED_AT = 16  # images of a split, evenly spaced
 SPLITS: tuple[str, ...] = get_args(Split)

@@ -19,7 +19,7 @@ from ssl_zoo.runs import RunFolder
 from ssl_zoo.testing.check import Check, each, part_of
 from ssl_zoo.testing.methods import CPU, differing, state
 from ssl_zoo.testing.ranks import on_ranks
-from ssl_zoo.testing.small import TinyNet
+from ssl_zoo.testing.tiny import TinyNet
 
 NAME = "judged"
 NORMALIZE = {"ops": {"normalize": {"type": "Normalize", "mean": [0.4], "std": [0.3]}}}

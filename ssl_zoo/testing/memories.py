@@ -18,7 +18,7 @@ from ssl_zoo.system import distributed
 from ssl_zoo.testing.check import Check, each, part_of
 from ssl_zoo.testing.methods import longer
 from ssl_zoo.testing.ranks import on_ranks
-from ssl_zoo.testing.small import TinyNet, batch, share
+from ssl_zoo.testing.tiny import TinyNet, noise_batch, share
 
 N, SAMPLES, WIDTH = 8, 64, 6
 
@@ -42,13 +42,13 @@ def method_with(memory: Part, num_samples: int = SAMPLES, symmetric: bool = Fals
 
 def updated(method: Contrastive, number: int, n: int = N) -> None:
     """What a step's n images change, without the optimizer."""
-    whole = batch(n, number, num_samples=SAMPLES)
+    whole = noise_batch(n, number, num_samples=SAMPLES)
     method.after_step(whole, {name: value.detach() for name, value in method(whole).items()})
 
 
 def encoded(method: Contrastive, number: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [N, D], keys [N, D] and positions [N] of a step's batch."""
-    whole = batch(N, number, num_samples=SAMPLES)
+    whole = noise_batch(N, number, num_samples=SAMPLES)
     out = method(whole)
     return out["q"][:, 0], out["k"][:, 0], whole.index
 
@@ -104,7 +104,7 @@ def its_state_is_in_the_checkpoint(memory: Part, folder: Path) -> None:
     for number in range(3):
         updated(method, number)
     other.load_state_dict(method.state_dict())
-    whole = batch(N, 3, num_samples=SAMPLES)
+    whole = noise_batch(N, 3, num_samples=SAMPLES)
     assert torch.equal(method(whole)["loss"], other(whole)["loss"]), "another loss after loading"
 
 
@@ -144,7 +144,7 @@ def any_batch_will_do(memory: Part, folder: Path) -> None:
         method = method_with(memory)
         for number in range(2):
             updated(method, number, n)
-        loss = method(batch(n, 2, num_samples=SAMPLES))["loss"]
+        loss = method(noise_batch(n, 2, num_samples=SAMPLES))["loss"]
         assert loss.isfinite(), f"a batch of {n}: loss {loss}"
 
 
@@ -154,7 +154,7 @@ def two_steps(memory: Part, symmetric: bool) -> dict[str, Any]:
     optimizer = torch.optim.SGD(method.param_groups(0.0), lr=0.1)
     losses, gradients = [], []
     for number in range(2):
-        whole = batch(N, number, num_samples=SAMPLES)
+        whole = noise_batch(N, number, num_samples=SAMPLES)
         part = share(whole, distributed.rank(), distributed.world())
         out = method(part)
         optimizer.zero_grad()

@@ -42,7 +42,9 @@ class TinyNet(Backbone):
         return {"features", "map"}
 
 
-def batch(n: int, step: int = 0, size: int = 8, num_samples: int = 64, views: int = 2) -> Batch:
+def noise_batch(
+    n: int, step: int = 0, size: int = 8, num_samples: int = 64, views: int = 2
+) -> Batch:
     """A batch of noise, a function of its arguments."""
     generator = torch.Generator().manual_seed(step)
     images = [torch.randn(n, 1, size, size, generator=generator) for _ in range(views)]
