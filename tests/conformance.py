@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo import config, experiment
-from ssl_zoo.backbones import FITS, Timm
+from ssl_zoo.backbones import FITS, Timm, fits
 from ssl_zoo.config import METHODS, OPTIMIZERS, ConfigError, Part, bind
 from ssl_zoo.config.constraints import SCHEDULED, marked
 from ssl_zoo.core import Batch, Encoder, Family, MomentumEncoder
@@ -64,7 +64,7 @@ def small(backbone: dict, norm: bool, groups: int) -> dict:
     """The same kind of backbone, as small as it gets; without BatchNorm unless `norm`."""
     if "of" in backbone:
         return backbone | {"of": small(backbone["of"], norm, groups)}
-    if "tokens" in Timm.provides(name=backbone["name"], options=backbone.get("options", {})):
+    if fits(Part(Timm, name=backbone["name"]), "tokens"):
         options = backbone.get("options", {}) | {"embed_dim": 32, "depth": 2, "num_heads": 2}
         return backbone | {"options": options, "bn_groups": groups}
     channels = backbone.get("in_chans", 3)

@@ -84,11 +84,11 @@ def test_a_method_that_needs_a_map_refuses_what_has_none(backbone, root, tmp_pat
 
 
 def test_a_network_of_unknown_width_is_refused(root, tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)backbone: of unknown width.*Flatten.*num_features"):
+    with pytest.raises(ConfigError, match=r"(?s)backbone: without num_features.*Flatten"):
         built(nn.Flatten(), root, tmp_path)
 
 
 def test_a_ready_timm_model_is_tried_out_with_the_views(root, tmp_path):
     vit = {"name": "vit_tiny_patch16_224", "options": {"embed_dim": 24, "depth": 1, "num_heads": 2}}
-    with pytest.raises(ConfigError, match="Timm does not take views 0-1: "):
+    with pytest.raises(ConfigError, match="TimmViT does not take views 0-1: "):
         built(Timm(**vit, in_chans=1), root, tmp_path)

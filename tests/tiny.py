@@ -39,10 +39,6 @@ class TinyNet(Backbone):
     def pool(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
 
-    @staticmethod
-    def provides(**_) -> set[str]:
-        return {"features", "map"}
-
 
 def batch(n: int, step: int = 0, size: int = 8, num_samples: int = 64, views: int = 2) -> Batch:
     """A batch of noise, a function of its arguments."""
