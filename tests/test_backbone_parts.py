@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssl_zoo import config
-from ssl_zoo.backbones import OWED, Backbone, Timm, fits, on_meta
+from ssl_zoo.backbones import FITS, OWED, Backbone, Timm, fits, on_meta
 from ssl_zoo.config import BACKBONES, METHODS, ConfigError, Part, bind
 from ssl_zoo.core import Method
 from ssl_zoo.experiment import parse
@@ -217,7 +217,7 @@ def test_the_last_blocks_outputs_are_tokens_before_the_norm(kind):
     torch.testing.assert_close(backbone.model.norm(found[-1]), backbone.tokens(x))
 
 
-# What a model provides.
+# What a model can do.
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,8 @@ def test_the_last_blocks_outputs_are_tokens_before_the_norm(kind):
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
-def test_a_model_says_what_it_provides(kind, expected):
+def test_a_model_fits_what_it_has_the_methods_for(kind, expected):
+    assert FITS.keys() == OWED.keys()
     part = Part(Timm, **kind)
     assert {word for word in OWED if fits(part, word)} == expected
     assert {word for word in OWED if fits(on_meta(part), word)} == expected

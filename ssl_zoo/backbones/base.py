@@ -205,12 +205,13 @@ def on_meta(backbone: Part) -> nn.Module | None:
 
     It says how many channels they have, `in_chans`, and `made_for`, the (height, width) that is
     usual for it. None where nothing is to be tried out before data are read: a network promises
-    that it runs there by having `made_for`, a constructor by its `on_meta`, which is given the YAML
+    that it runs there by having both, a constructor by its `on_meta`, which is given the YAML
     arguments and raises the constructor's ConfigErrors.
     """
     if isinstance(backbone, Ready):
-        made = backbone.made
-        return copy.deepcopy(made).to("meta").eval() if hasattr(made, "made_for") else None
+        made, says = backbone.made, ("in_chans", "made_for")
+        known = all(hasattr(made, name) for name in says)
+        return copy.deepcopy(made).to("meta").eval() if known else None
     tried = getattr(backbone.target, "on_meta", None)
     return backbone.replaced(tried)() if tried else None
 

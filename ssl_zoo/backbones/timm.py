@@ -102,4 +102,5 @@ def _tried_without_weights(arguments: str) -> TimmModel:
     return backbone
 
 
+# What is known before there are weights, see `fits` and `on_meta`.
 Timm.class_for, Timm.on_meta = _class_for, _tried
