@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo import config, experiment
-from ssl_zoo.backbones import FITS, Timm
+from ssl_zoo.backbones import OWED, Timm, fits
 from ssl_zoo.config import BACKBONES, METHODS, OPTIMIZERS, ConfigError, Part, bind
 from ssl_zoo.config.constraints import SCHEDULED, marked
 from ssl_zoo.core import Batch, Encoder, Family, MomentumEncoder
@@ -154,7 +154,7 @@ def small(backbone: dict[str, Any], norm: bool, groups: int) -> dict[str, Any]:
 def masks(block: str) -> bool:
     """Whether timm's network of this block, in YAML, is a ViT that takes masked patches."""
     block = config.loads(block, "backbone").data
-    return "tokens" in Timm.provides(name=block["name"], options=block.get("options", {}))
+    return fits(Part(Timm, name=block["name"]), "tokens")
 
 
 def batch_of(trainer: Trainer, step: int = 0) -> Batch:
@@ -190,8 +190,8 @@ def it_names_its_family_and_what_it_needs(recipe: Recipe, folder: Path) -> None:
     kind = METHODS.get(recipe.block["type"])
     assert kind.family in get_args(Family), f"family {kind.family!r} is none of {get_args(Family)}"
     backbone = bind(BACKBONES, resolved(recipe.config)["backbone"], "backbone")
-    words = FITS.keys() | backbone.target.provides(**backbone.kwargs)
-    assert kind.needs in words, f"needs {kind.needs!r} is none of {', '.join(sorted(words))}"
+    known = kind.needs in OWED or fits(backbone, kind.needs)
+    assert known, f"needs {kind.needs!r} is none of {', '.join(OWED)}, nor a method of its backbone"
 
 
 def the_loss_is_finite_and_every_trainable_parameter_gets_a_gradient(

@@ -37,10 +37,6 @@ class TinyNet(Backbone):
     def pool(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
 
-    @staticmethod
-    def provides(**_) -> set[str]:
-        return {"features", "map"}
-
 
 def noise_batch(
     n: int, step: int = 0, size: int = 8, num_samples: int = 64, views: int = 2
