@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "experiment": PARTS
     | {"backbones", "data", "engine", "evaluation", "heads", "losses", "memory", "methods", "runs"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
+    "api": LOWEST | {"data", "engine", "experiment", "runs"},
     "cli": None,
 }
 

@@ -95,7 +95,12 @@ def test_presets_make_views_of_a_size(name, size):
 
 def test_images_of_that_size_are_looked_at_whole():
     _, clean = preset("moco_v2", 40, whole=True)
-    assert list(clean["ops"]) == ["normalize"]
+    image = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
+    seen = bind(Views, clean)()([image], 0, 0, torch.arange(1))[0]
+    assert list(clean["ops"]) == ["crop", "normalize"]
+    assert torch.allclose(
+        bind(Views, clean)().denormalize(0, seen)[0] * 255, image.float(), atol=1e-3
+    )
 
 
 def test_a_preset_that_is_not_there_names_those_that_are():

@@ -138,6 +138,7 @@ def test_a_run_records_what_python_gave_by_its_name():
     assert block["head"]["type"] == "MLP" and block["head"]["out_features"] == 4
     assert block["memory"] == {"type": f"python: {__name__}.Plain"}
     assert block["loss"] == {"type": "python: ssl_zoo.losses.info_nce.InfoNCE"}
-    again = config.loads(config.dump({"method": block}), "run").data["method"]
-    with pytest.raises(ConfigError, match=r"(?s)given in Python.*once more"):
-        bind(METHODS, again, "method")
+    again = bind(METHODS, config.loads(config.dump({"method": block}), "run").data["method"])
+    assert again.spelled_out() == block
+    with pytest.raises(ConfigError, match=r"(?s)memory.type: .*given in Python.*once more"):
+        again(backbone=TinyNet(in_chans=3), num_samples=20)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.backbones.base import Backbone
+from ssl_zoo.backbones.base import Backbone, on_meta
 from ssl_zoo.config import BACKBONES, Part
 from ssl_zoo.ops.color import rgb_to_lab
 
@@ -43,8 +43,4 @@ class LabPair(Backbone):
 
     @staticmethod
     def on_meta(of: Part[BACKBONES]) -> nn.Module | None:
-        return of.replaced(of.target.on_meta, in_chans=1)()
-
-    @staticmethod
-    def provides(**_) -> set[str]:
-        return {"features", "lab"}
+        return on_meta(of.replaced(of.target, in_chans=1))

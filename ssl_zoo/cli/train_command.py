@@ -1,8 +1,6 @@
 """ssl-zoo train: one config into a run folder."""
 
 import argparse
-import traceback
-from functools import partial
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import add_config
@@ -46,68 +44,25 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 def train(arguments: argparse.Namespace) -> int:
     from ssl_zoo import config
-    from ssl_zoo.experiment import open_folder, parse
+    from ssl_zoo.engine.stop import Interrupted
+    from ssl_zoo.experiment import parse, resolve, train_into
     from ssl_zoo.runs import RunFolder
     from ssl_zoo.system import distributed
 
     cfg = config.load(arguments.config, arguments.overrides)
-    resolved = parse(cfg, trained=True).spelled_out()
-    folder = RunFolder(arguments.out or run_path(config.find(arguments.config), resolved["seed"]))
-    trained = arguments.resume and not arguments.check and bool(folder.checkpoints())
-    whole = parse(cfg, trained)
     if arguments.check:
+        parse(cfg)
         show(f"{arguments.config}: ok")
         return 0
-    device = distributed.start(arguments.device)
-    # One rank looks and writes; all ranks act on what it saw.
-    distributed.attempt(folder.lock.acquire)
+    seed = resolve(cfg).arguments()["seed"]
+    folder = RunFolder(arguments.out or run_path(config.find(arguments.config), seed))
+    how = {"resume": arguments.resume, "changed_data": arguments.changed_data}
     try:
-        remark = distributed.attempt(partial(open_folder, folder, resolved, arguments.resume))
-        if remark is not None:
-            _fit(cfg, whole, device, folder, arguments, trained, remark)
-    finally:
-        if distributed.is_main():
-            folder.lock.release()
-    distributed.leave()  # not after an error: the other ranks may sit in a collective
-    return 0
-
-
-def _fit(
-    cfg, whole, device, folder, arguments: argparse.Namespace, trained: bool, remark: str
-) -> None:
-    from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.experiment import build_trainer, out_of_reach
-    from ssl_zoo.runs import describe_environment
-    from ssl_zoo.system import distributed, plugins
-
-    try:
-        trainer = build_trainer(cfg, device, folder, not arguments.no_baselines, trained)
-        trainer.hooks["data"].may_change = arguments.changed_data
-        resumed = trainer.resume()
-        changed = plugins.changed(folder.environment().get("plugins", {})) if resumed else []
-        # Not before: a resume that is refused leaves config.yaml and result.json as they were.
-        environment = describe_environment(device)
-        distributed.attempt(lambda: folder.begin(whole.spelled_out(), environment))
-        trainer.say(
-            f"{trainer.name}: {f'from step {trainer.step}' if resumed else 'starting'}, "
-            f"{trainer.total_steps} steps of {trainer.data.batch_size} images on {device} "
-            f"in {trainer.precision} ({trainer.precision_reason})"
-        )
-        remarks = [remark, *changed]
-        if not resumed:
-            late = out_of_reach(whole, trainer.total_steps)
-            remarks = [trainer.method.remark(trainer.data.batch_size), late]
-        for remark in filter(None, remarks):
-            trainer.say(f"{trainer.name}: {remark}")
-        trainer.fit()
-        trainer.say(f"{trainer.name}: finished; results in {folder.path}")
+        train_into(folder, cfg, arguments.device, **how, baselines=not arguments.no_baselines)
     except Interrupted as stop:
         raise Interrupted(f"{stop}\nThe same command with --resume goes on from there.") from None
-    except Exception as error:
-        if distributed.is_main():
-            text = str(error) or type(error).__name__
-            folder.write_error(f"{text}\n\n{traceback.format_exc()}")
-        raise
+    distributed.leave()  # not after an error: the other ranks may sit in a collective
+    return 0
 
 
 def run_path(path: Path, seed: int) -> Path:

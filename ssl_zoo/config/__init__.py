@@ -1,6 +1,6 @@
 """From YAML to checked constructor calls."""
 
-from ssl_zoo.config.binding import bind
+from ssl_zoo.config.binding import bind, convert
 from ssl_zoo.config.constraints import (
     AtLeastTwo,
     Bounds,
@@ -20,7 +20,7 @@ from ssl_zoo.config.constraints import (
 )
 from ssl_zoo.config.construct import constrained
 from ssl_zoo.config.errors import ConfigError, closest, join, not_among
-from ssl_zoo.config.part import Part, signature
+from ssl_zoo.config.part import PYTHON, Part, refuse_recorded, signature
 from ssl_zoo.config.registry import (
     BACKBONES,
     DATASETS,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from ssl_zoo.config.constraints import Range, Span, check_value, duration, of_yaml, type_hints
 from ssl_zoo.config.construct import as_parts, check_arguments
 from ssl_zoo.config.errors import ConfigError, describe, join, not_among
-from ssl_zoo.config.part import Part, below, signature
+from ssl_zoo.config.part import PYTHON, Part, Recorded, below, signature
 from ssl_zoo.config.registry import Registry
 
 PLAIN = (Mapping, str, int, float, list, tuple, type(None))  # what YAML can hold
@@ -42,18 +42,23 @@ def bind(kind: Registry | Callable, block: Any, key: str = "", beside: Callable 
     """
     if not isinstance(block, Mapping):
         raise ConfigError(key, "not a block", found=describe(block), expected="a mapping of keys")
-    block, target, name = dict(block), kind, ""
+    block, name = dict(block), ""
     if isinstance(kind, Registry):
         if "type" not in block:
             given = ", ".join(map(str, block)) or "an empty block"
             known = f"type: one of {', '.join(sorted(kind.module_dict))}"
             raise ConfigError(key, f"the block names no {kind.name}", found=given, expected=known)
         name = block.pop("type")
-        with below(key):
-            target = kind.get(name)
     others = of_yaml(beside) if beside is not None else {}
-    part = _call(target, {n: v for n, v in block.items() if n not in others}, key, others)
-    part.type = name
+    own = {n: v for n, v in block.items() if n not in others}
+    if isinstance(name, str) and name.startswith(PYTHON):
+        part = Recorded(kind.name, name, own)
+        part.key = key
+    else:
+        with below(key):
+            target = kind.get(name) if isinstance(kind, Registry) else kind
+        part = _call(target, own, key, others)
+        part.type = name
     if beside is not None:
         part.beside = _call(beside, {n: v for n, v in block.items() if n in others}, key, {})
     return part

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from ssl_zoo.config.constraints import check_value, of_yaml, type_hints
 from ssl_zoo.config.errors import ConfigError, join
-from ssl_zoo.config.part import Part
+from ssl_zoo.config.part import Part, Recorded
 
 
 def check_arguments(target: Callable, arguments: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ def _filled(part: Part, beside: Callable | None, key: str) -> Part:
         others = of_yaml(beside)
         part.beside = Part(beside, **{n: v for n, v in part.kwargs.items() if n in others})
         part.kwargs = {n: v for n, v in part.kwargs.items() if n not in others}
-    if part.kwargs:
+    if part.kwargs and not isinstance(part, Recorded):
         try:
             inspect.signature(part.target).bind_partial(**part.kwargs)
         except TypeError as error:

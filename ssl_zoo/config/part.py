@@ -13,12 +13,12 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 from torch import nn
 
 from ssl_zoo.config.constraints import MACHINE, marked, of_yaml
-from ssl_zoo.config.errors import ConfigError
+from ssl_zoo.config.errors import ConfigError, join
 
 # A key that begins so is whole already: a method objects to its backbone, or to its data.
 _SECTIONS = ("backbone.", "data.")
@@ -112,25 +112,43 @@ class Part:
         """All arguments that its owner does not hand over, defaults included."""
         return {n: p.default for n, p in of_yaml(self.target).items()} | self.kwargs
 
-    def spelled_out(self, machine: bool = True) -> dict[str, Any]:
-        """The block as plain YAML with every default; `machine`: with keys marked `OfMachine`."""
+    def inner(self) -> Iterator[Part]:
+        """The parts among its arguments, and theirs."""
+        waiting = list(self.arguments().values())
+        while waiting:
+            value = waiting.pop(0)
+            if isinstance(value, Part):
+                yield value
+                waiting += value.arguments().values()
+            elif isinstance(value, Mapping):
+                waiting += value.values()
+            elif isinstance(value, list | tuple):
+                waiting += value
+
+    def spelled_out(self, machine: bool = True, python: bool = False) -> dict[str, Any]:
+        """The block as plain YAML with every default.
+
+        Args:
+            machine: with keys marked `OfMachine`.
+            python: inner parts that no file can name stay parts; else they are given by name.
+        """
         left_out = () if machine else marked(self.target, MACHINE)
         block = {"type": self.type} if self.type else {}
         for name, value in self.arguments().items():
             if name not in left_out:
-                block[name] = _spelled(value, machine)
+                block[name] = _spelled(value, machine, python)
         if self.beside is not None:
-            block |= self.beside.spelled_out(machine)
+            block |= self.beside.spelled_out(machine, python)
         return block
 
 
-def _spelled(value: Any, machine: bool) -> Any:
+def _spelled(value: Any, *how: bool) -> Any:
     if isinstance(value, Part):
-        return value.spelled_out(machine)
+        return value if how[1] and value.type.startswith(PYTHON) else value.spelled_out(*how)
     if isinstance(value, Mapping):
-        return {name: _spelled(item, machine) for name, item in value.items()}
+        return {name: _spelled(item, *how) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_spelled(item, machine) for item in value]
+        return [_spelled(item, *how) for item in value]
     plain = value is None or isinstance(value, str | int | float)  # bool is an int
     return value if plain else named(value if hasattr(value, "__qualname__") else type(value))
 
@@ -148,8 +166,42 @@ class Ready(Part):
     def __call__(self, **offered) -> Any:
         return copy.deepcopy(self.made) if isinstance(self.made, nn.Module) else self.made
 
+    def replaced(self, target: Callable, /, **changed) -> Part:
+        return self
+
     def arguments(self) -> dict[str, Any]:
         return {}
+
+
+class Recorded(Part):
+    """A block that a run recorded of what Python gave: it can be read, and builds nothing."""
+
+    def __init__(self, kind: str, name: str, block: Mapping[str, Any]):
+        super().__init__(type(self), **block)
+        self.kind, self.type = kind, name
+
+    def __call__(self, **offered) -> Any:
+        self.refuse()
+
+    def replaced(self, target: Callable, /, **changed) -> Part:
+        return self
+
+    def refuse(self) -> NoReturn:
+        """Raises the ConfigError of whoever would need what it stands for."""
+        problem = f"a {self.kind} that was given in Python, which no file can name"
+        expected = "the call of ssl_zoo.train that made the run, once more"
+        key = join(self.key, "type")
+        raise ConfigError(key, problem, found=self.type, expected=expected)
+
+    def arguments(self) -> dict[str, Any]:
+        return self.kwargs
+
+
+def refuse_recorded(part: Part) -> None:
+    """Raises ConfigError where the call needs something that only Python has, see `Recorded`."""
+    for each in (part, *part.inner()):
+        if isinstance(each, Recorded):
+            each.refuse()
 
 
 def named(target: Any) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from mmengine.registry import Registry as _MMEngineRegistry
 
 from ssl_zoo.config.construct import constrained
-from ssl_zoo.config.errors import ConfigError, not_among
-from ssl_zoo.config.part import PYTHON
+from ssl_zoo.config.errors import not_among
 
 
 class Registry(_MMEngineRegistry):
@@ -27,10 +26,6 @@ class Registry(_MMEngineRegistry):
         return register
 
     def get(self, name: str) -> Callable:
-        if isinstance(name, str) and name.startswith(PYTHON):
-            problem = f"a {self.name} that was given in Python, which no file can name"
-            expected = "the call of ssl_zoo.train that made the run, once more"
-            raise ConfigError("type", problem, found=name, expected=expected)
         if not isinstance(name, str) or name not in self.module_dict:
             problem = f"no {self.name} of this name"
             raise not_among("type", problem, name, sorted(self.module_dict))

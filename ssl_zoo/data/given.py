@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_zoo.config import ConfigError, load, not_among
+from ssl_zoo.config import ConfigError, Part, load, not_among
 from ssl_zoo.config.yaml import RECIPES
-from ssl_zoo.data.source import ImageSet
+from ssl_zoo.data.source import ImageSet, Split
 
 PRESETS = {p.stem.removeprefix("views_"): p for p in (RECIPES / "_base_").glob("views_*.yaml")}
 PUBLISHED = 224  # pixels, of the presets' large views
@@ -36,7 +39,8 @@ class Wrapped(ImageSet):
     varies = True
 
     def __init__(self, items: Any, split: str, labeled: bool = False):
-        if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+        listed = hasattr(items, "__len__") and hasattr(items, "__getitem__")
+        if not listed or isinstance(items, str):
             found, expected = type(items).__name__, "a data set with a length and items by number"
             raise ConfigError("data", "not a map-style data set", found=found, expected=expected)
         self.items, self.split = items, split
@@ -124,5 +128,32 @@ def preset(name: str, size: int, whole: bool = False) -> tuple[dict, dict]:
         if "size" in op:
             op["size"] = max(1, round(op["size"] * size / PUBLISHED))
     resize = {} if whole else {"resize": {"type": "Resize", "size": round(size * 256 / PUBLISHED)}}
-    crop = {} if whole else {"crop": {"type": "CenterCrop", "size": size}}
-    return views, {"ops": {**resize, **crop, "normalize": views["ops"]["normalize"]}}
+    crop = {"type": "CenterCrop", "size": size}
+    return views, {"ops": {**resize, "crop": crop, "normalize": views["ops"]["normalize"]}}
+
+
+def dataset_block(data: Any) -> Any:
+    """What a config has as its `data.dataset`, of what Python gave there.
+
+    Args:
+        data: a folder of images; a data set, see `Wrapped`; {'train': data set, 'test': ...}; or
+            what is such a block already: a mapping with a `type`, a registered class, a `partial`.
+    """
+    if isinstance(data, str | Path):
+        return {"type": "ImageFolder", "root": str(data)}
+    is_part = isinstance(data, Part | partial) or inspect.isclass(data) or inspect.isroutine(data)
+    if is_part or (isinstance(data, Mapping) and "type" in data):
+        return data
+    splits = dict(data) if isinstance(data, Mapping) else {"train": data}
+    for name in splits:
+        if name not in get_args(Split):
+            raise not_among(f"data.{name}", "no split of a data set", name, get_args(Split))
+    return Part(given_images, splits=splits)
+
+
+def shows_whole(block: Any, size: int) -> bool:
+    """Whether images were given that have the size of the views already."""
+    if not isinstance(block, Part) or block.target is not given_images:
+        return False
+    first = given_images("pretrain", splits=block.kwargs["splits"]).fetch(torch.zeros(1).long())[0]
+    return first.shape[1:] == (size, size)

@@ -2,6 +2,7 @@
 
 import inspect
 from contextlib import nullcontext
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -81,5 +82,5 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        problems = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ValueError("weights of another config\n  " + "\n  ".join(problems[:3])) from error
+        lines = [shorten(line, 200, placeholder=" ...") for line in str(error).splitlines()[1:4]]
+        raise ValueError("\n  ".join(["weights of another config", *lines])) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 
 class Interrupted(Exception):
@@ -17,7 +18,7 @@ class StopSignal:
     """Listens, inside `with`, for SIGINT and SIGTERM (Ctrl-C, a scheduler's preemption).
 
     The first only sets `asked`; a second ends the process at once. Entered again, by what trains
-    inside a run, it changes nothing.
+    inside a run, it changes nothing; nor in a thread, where Python hands over no signals.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class StopSignal:
         self._handlers: dict = {}  # of before, while we listen
 
     def __enter__(self) -> StopSignal:
-        if self._depth == 0:
+        if self._depth == 0 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
         self._depth += 1

@@ -9,5 +9,6 @@ from ssl_zoo.experiment.baselines import (
 from ssl_zoo.experiment.check import views_needed
 from ssl_zoo.experiment.length import out_of_reach
 from ssl_zoo.experiment.resume import changes, longer, open_folder
-from ssl_zoo.experiment.sections import build_trainer, parse, seeded, whole_run
+from ssl_zoo.experiment.sections import build_trainer, parse, resolve, seeded, whole_run
+from ssl_zoo.experiment.sitting import train_into
 from ssl_zoo.experiment.subject import Subject, load_subject, run_splits

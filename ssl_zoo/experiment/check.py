@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ssl_zoo.backbones import FITS
+from ssl_zoo.backbones import FITS, provided
 from ssl_zoo.config import ConfigError, Part, not_among
 from ssl_zoo.config.constraints import SCHEDULED, check_value, marked, type_hints
 from ssl_zoo.evaluation.monitor import best_of, check_blocks
@@ -58,12 +58,13 @@ def _check_views(method: Part, data: Part) -> None:
 
 def _check_backbone(method: Part, backbone: Part) -> None:
     """A method that masks patches wants a ViT, and so on."""
-    needs = method.target.needs
-    if needs != "features" and needs not in backbone.target.provides(**backbone.kwargs):
+    needs, found = method.target.needs, provided(backbone)
+    if needs != "features" and found is not None and needs not in found:
+        named = "name" in backbone.kwargs
         raise ConfigError(
-            "backbone.name" if "name" in backbone.kwargs else "backbone.type",
+            "backbone.name" if named else "backbone.type",
             f"{method.target.__name__} needs {needs} of its backbone",
-            found=backbone.kwargs.get("name", backbone.type),
+            found=backbone.kwargs["name"] if named else backbone.type,
             expected=FITS[needs],
         )
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ssl_zoo.backbones import on_meta
 from ssl_zoo.config import ConfigError, Part, join
 from ssl_zoo.data.image import Views
 from ssl_zoo.experiment.check import views_needed
@@ -38,11 +39,11 @@ def check_fit(sections: Mapping[str, Any], given: Size | None = None) -> None:
     `given` is the size of the data set's images, where it is known and they have but one.
     """
     backbone: Part = sections["backbone"]
-    network = backbone.replaced(backbone.target.on_meta)()
+    network = on_meta(backbone)
     every = [*_of_method(sections, given), *_clean(sections, given)]
     for seen in every if network is not None else ():
         if problem := _problem(network, seen):
-            name = backbone.kwargs.get("name", backbone.type)
+            name = backbone.kwargs.get("name", backbone.target.__name__)
             ways = [_nearest(network, seen), _option(backbone, seen.size, every)]
             raise ConfigError(
                 seen.key,
@@ -141,7 +142,8 @@ def _option(backbone: Part, size: Size, every: list[Seen]) -> str:
     own = height if height == width else [height, width]
     for name, value in ("img_size", own), ("dynamic_img_size", True), ("strict_img_size", False):
         try:
-            network = backbone.replaced(backbone.target.on_meta, options={**options, name: value})()
+            changed = {"options": {**options, name: value}}
+            network = on_meta(backbone.replaced(backbone.target, **changed))
         except ConfigError:  # not an option of this model
             continue
         cells = getattr(network, "patch_size", (1, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ssl_zoo.config import Config, differences
-from ssl_zoo.experiment.sections import parse
+from ssl_zoo.experiment.sections import resolve
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.text import show
 
@@ -23,7 +23,7 @@ def open_folder(folder: RunFolder, resolved: dict[str, Any], resume: bool) -> st
             lines = "\n  ".join([f"{folder.path} holds a run of another config:", *changed])
             raise FileExistsError(f"{lines}\nGive another --out.")
         if not resume:
-            hint = "--resume goes on, --out names another folder."
+            hint = "--resume (resume=True in Python) goes on, --out names another folder."
             raise FileExistsError(f"{folder.path} holds a run already: {hint}")
         if folder.finished and not changed:
             show(f"finished already: {folder.path}")
@@ -35,9 +35,7 @@ def open_folder(folder: RunFolder, resolved: dict[str, Any], resume: bool) -> st
 
 def changes(old: dict, new: dict) -> list[str]:
     """Dotted keys of the run, not of the machine, in which two resolved configs differ."""
-    before, after = (
-        parse(Config(data), trained=True).spelled_out(machine=False) for data in (old, new)
-    )
+    before, after = (resolve(Config(data)).spelled_out(machine=False) for data in (old, new))
     return differences(before, after)
 
 
@@ -47,7 +45,7 @@ def longer(old: dict, new: dict) -> str:
     if after <= before or changes({**old, "train": {**old["train"], "epochs": after}}, new):
         return ""
     moved = []
-    for name, part in parse(Config(new), trained=True).arguments()["schedules"].items():
+    for name, part in resolve(Config(new)).arguments()["schedules"].items():
         value, times = part(), [before * i / 8 for i in range(9)]
         if any(value(1.0, at, before) != value(1.0, at, after) for at in times):
             moved.append(f"{name} ({part.type})")

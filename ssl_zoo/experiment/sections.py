@@ -8,7 +8,7 @@ from torch import nn
 
 from ssl_zoo import backbones, evaluation, heads, losses, memory, methods  # noqa: F401  (register)
 from ssl_zoo import config as configs
-from ssl_zoo.backbones import without_initial_weights
+from ssl_zoo.backbones import check_built, without_initial_weights
 from ssl_zoo.backbones.cpu import speed_up
 from ssl_zoo.config import (
     BACKBONES,
@@ -21,6 +21,7 @@ from ssl_zoo.config import (
     NonNegativeInt,
     Part,
     bind,
+    refuse_recorded,
 )
 from ssl_zoo.core import network_paths
 from ssl_zoo.data import Data
@@ -84,6 +85,7 @@ def whole_run(
     boxes, views = method.target.needs_boxes, views_needed(method)
     images = data(run_seed=seed, boxes=boxes, views_needed=views)
     network = seeded(seed, backbone, device, nudge_weights)
+    check_built(network, method.target.needs, method.target.__name__)
     pretext = method(
         backbone=network,
         num_samples=images.num_samples,
@@ -143,14 +145,21 @@ def nudge(network: nn.Module) -> None:
     first.copy_(first.nextafter(first.new_tensor(math.inf)))
 
 
+def resolve(config: Config) -> Part:
+    """A whole config as the call that it makes, each block checked against its constructor."""
+    with config.located():
+        return bind(whole_run, config.data)
+
+
 def parse(config: Config, trained: bool = False) -> Part:
-    """Checks a whole config against the constructors it calls; reads no data, builds nothing.
+    """`resolve`, and whether its sections go together; reads no data, builds nothing.
 
     `trained`: it is of a run that was trained, of which not all is asked that a new one owes: it
     needs no initial weights, and its ramps are what they were.
     """
     with config.located():
-        whole = bind(whole_run, config.data)
+        whole = resolve(config)
+        refuse_recorded(whole)
         check_whole(_from_checkpoint(whole) if trained else whole)
         if not trained:
             check_ramps(whole)

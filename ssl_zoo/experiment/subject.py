@@ -13,7 +13,18 @@ from torch import nn
 
 from ssl_zoo import config as configs
 from ssl_zoo.backbones import without_initial_weights
-from ssl_zoo.config import EVALUATIONS, Config, ConfigError, Part, bind, not_among
+from ssl_zoo.config import (
+    DATASETS,
+    EVALUATIONS,
+    PYTHON,
+    Config,
+    ConfigError,
+    Part,
+    bind,
+    convert,
+    not_among,
+    refuse_recorded,
+)
 from ssl_zoo.data import Data, Splits
 from ssl_zoo.data.files import some
 from ssl_zoo.engine import checkpoint
@@ -22,7 +33,7 @@ from ssl_zoo.engine.precision import choose
 from ssl_zoo.evaluation.base import NETWORK, UNTRAINED, Context, Outcome, measure
 from ssl_zoo.evaluation.monitor import Monitored, check_blocks, chosen, splits_of
 from ssl_zoo.experiment.known_data import class_names
-from ssl_zoo.experiment.sections import parse, seeded
+from ssl_zoo.experiment.sections import parse, resolve, seeded
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 
@@ -58,7 +69,10 @@ class Subject:
         'key=value', of all 'NAME.key=value'.
         """
         types = {kind.lower(): {"type": kind} for kind in EVALUATIONS.module_dict}
-        known = {n: part.spelled_out() for n, part in self.sections["evaluations"].items()}
+        known = {
+            n: part if part.type.startswith(PYTHON) else part.spelled_out(python=True)
+            for n, part in self.sections["evaluations"].items()
+        }
         if name == "all":
             blocks, prefix = known or {n: types[n] for n in ("knn", "linear")}, "evaluations"
         elif block := known.get(name) or types.get(name.lower()):
@@ -70,7 +84,10 @@ class Subject:
         configs.override(written, overrides, prefix)
         with written.located():
             blocks = written.data["evaluations"].items()
-            parts = {n: bind(EVALUATIONS, b, f"evaluations.{n}", Monitored) for n, b in blocks}
+            hint = Part[EVALUATIONS, Monitored]
+            parts = {n: convert(hint, b, f"evaluations.{n}") for n, b in blocks}
+            for part in parts.values():
+                refuse_recorded(part)
             check_blocks(parts)
             return parts
 
@@ -87,14 +104,18 @@ class Subject:
         for key in sorted(changed - set(USED)):
             raise not_among(f"data.{key}", "an evaluation makes no use of it", key, USED)
         for key in changed | ({"dataset"} if config else set()):
-            if all(key in part.beside().blocks for part in parts.values()):
-                problem = f"{' and '.join(parts)}: has a {key} of its own and not the run's"
-                raise ConfigError(f"data.{key}", problem, expected=f"data='{{{key}: {{...}}}}'")
+            _check_of_run(key, parts)
         run = Config({"data": self.sections["data"].spelled_out()})
         written = configs.load(config) if config else run
         configs.override(written, overrides)
         with written.located():
             self.sections["data"] = bind(Data, written.data.get("data"), "data")
+
+    def judge_on(self, dataset: Part[DATASETS], parts: Mapping[str, Part]) -> None:
+        """Puts other images in place of the run's, as `judge_by` does."""
+        _check_of_run("dataset", parts)
+        data = self.sections["data"]
+        self.sections["data"] = data.replaced(data.target, dataset=dataset)
 
     def lacking(self, parts: Mapping[str, Part]) -> list[str]:
         """Names of those that learn beside a run, where this run had none of the name."""
@@ -157,6 +178,13 @@ class Subject:
             yield RunFolder(distributed.broadcast(path))
 
 
+def _check_of_run(key: str, parts: Mapping[str, Part]) -> None:
+    """Raises ConfigError where none of these uses what the run's data say."""
+    if all(key in part.beside().blocks for part in parts.values()):
+        problem = f"{' and '.join(parts)}: has a {key} of its own and not the run's"
+        raise ConfigError(f"data.{key}", problem, expected=f"data='{{{key}: {{...}}}}'")
+
+
 def run_splits(sections: Mapping[str, Any]) -> Splits:
     """The data of a config, as evaluations use them."""
     data = sections["data"].arguments()
@@ -164,8 +192,12 @@ def run_splits(sections: Mapping[str, Any]) -> Splits:
     return Splits(sections["seed"], **named)
 
 
-def load_subject(path: Path, device: torch.device) -> Subject:
+def load_subject(
+    path: Path, device: torch.device, given: Mapping[str, Any] | None = None
+) -> Subject:
     """A run folder (its newest checkpoint), a checkpoint, or a config (untrained weights).
+
+    `given` are sections in place of those that a checkpoint records, as of what Python gave.
 
     Raises FileNotFoundError, or ValueError for a checkpoint that is broken or of another version.
     """
@@ -182,7 +214,9 @@ def load_subject(path: Path, device: torch.device) -> Subject:
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     state = checkpoint.read(path)
-    sections = parse(configs.loads(state["config"], str(path)), trained=True).arguments()
+    written = configs.loads(state["config"], str(path))
+    written.data |= given or {}
+    sections = resolve(written).arguments()
     backbone = seeded(sections["seed"], without_initial_weights(sections["backbone"]), device)
     networks = {}
     # A checkpoint that does not say where its networks are was judged by this one.
