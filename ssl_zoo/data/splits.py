@@ -225,8 +225,9 @@ class Data:
         splits: the same data set for evaluations.
         reader: what reads the batches' images.
         num_samples, steps_per_epoch: None of a stream, which has no epochs.
-        labels: [num_samples] int64, of the pre-training split, -1 where unknown; None: it has none.
-        position: where a stream is to be read on after the last batch that was given: (step, place),
+        labels: [num_samples] int64, of the pre-training split, -1 where unknown; None of a stream,
+            whose batches alone have them.
+        position: where a stream is read on after the last batch that was given, (step, place) in
             plain values; a checkpoint keeps it. None: at its beginning, and of a set.
     """
 
@@ -260,7 +261,8 @@ class Data:
         cut, ranks = (batch_size, self.seed), (distributed.rank(), distributed.world())
         self.num_samples = self.labels = successors = None
         if self.dataset.sized:
-            self.num_samples, self.labels = len(self.dataset), self.dataset.labels
+            self.num_samples = len(self.dataset)
+            self.labels = self.dataset.labels_of(torch.arange(self.num_samples))
             self.sampler = Sampler(self.num_samples, *cut, drop_last, *ranks)
             successors = self.sampler.successors
         else:
