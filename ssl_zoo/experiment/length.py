@@ -18,7 +18,7 @@ class Counted(NamedTuple):
     unit: str
 
 
-def length(train: Mapping[str, Any]) -> tuple[str, float]:
+def run_length(train: Mapping[str, Any]) -> tuple[str, float]:
     """(unit, number) of a section `train`: ('epochs', 5.0) or ('steps', 1000)."""
     unit = "epochs" if train.get("steps") is None else "steps"
     return unit, train[unit]
@@ -31,7 +31,7 @@ def check_ramps(whole: Part, steps: int | None = None, steps_per_epoch: int | No
     have to be read.
     """
     run = _length(whole, steps, steps_per_epoch)
-    asked = length(whole.arguments()["train"].arguments())[0]
+    asked = run_length(whole.arguments()["train"].arguments())[0]
     for key, span, number, unit in durations(whole):
         if span.ramp and number > run.get(unit, number):
             long = " and ".join(f"{value:g} {unit}" for unit, value in run.items())
@@ -62,7 +62,7 @@ def out_of_reach(whole: Part, steps: int, steps_per_epoch: int | None = None) ->
 
 def _length(whole: Part, steps: int | None, steps_per_epoch: int | None) -> dict[str, float]:
     """The run's, by unit, as far as it is known."""
-    unit, number = length(whole.arguments()["train"].arguments())
+    unit, number = run_length(whole.arguments()["train"].arguments())
     run = {unit: number}
     if unit == "steps" and steps_per_epoch:
         run = {"epochs": number / steps_per_epoch, **run}

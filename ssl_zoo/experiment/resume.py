@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ssl_zoo.config import Config, differences
-from ssl_zoo.experiment.length import in_own_units, length
+from ssl_zoo.experiment.length import in_own_units, run_length
 from ssl_zoo.experiment.sections import resolve
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.text import show
@@ -42,7 +42,7 @@ def changes(old: dict, new: dict) -> list[str]:
 
 def longer(old: dict, new: dict) -> str:
     """What a person should know of a run that goes on for longer; '' if more has changed."""
-    (unit, before), (other, after) = (length(config["train"]) for config in (old, new))
+    (unit, before), (other, after) = (run_length(config["train"]) for config in (old, new))
     if unit != other or after <= before:
         return ""
     if changes({**old, "train": {**old["train"], unit: after}}, new):

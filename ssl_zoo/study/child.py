@@ -50,7 +50,7 @@ class Child:
         files.lock.acquire()
         try:
             trained = (files.config() if self.run.trained else None) or self.run.config
-            unit, number = experiment.length(trained["train"])
+            unit, number = experiment.run_length(trained["train"])
             # A run that goes on for longer sees that in what the folder holds.
             files.write_config({**self.run.config, "train": {**train, unit: number}})
             files.clear_error()

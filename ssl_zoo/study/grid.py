@@ -226,7 +226,7 @@ class Run:
         """Whether there is a result, of a run as long as this one is asked to be or longer."""
         trained = (self.files.config() if self.files.finished else None) or self.config
         (unit, number), (asked, wanted) = (
-            experiment.length(config["train"]) for config in (trained, self.config)
+            experiment.run_length(config["train"]) for config in (trained, self.config)
         )
         return self.files.finished and unit == asked and number >= wanted
 

@@ -34,7 +34,7 @@ class Progress:
         if last is None:
             return
         self.step = last["step"]
-        unit, total = experiment.length(self.run.config["train"])
+        unit, total = experiment.run_length(self.run.config["train"])
         if unit == "epochs":
             total = round(self.step / last["epoch"] * total)
         left = timedelta(seconds=round(last["seconds"] / self.step * max(0, total - self.step)))
