@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/ssl-zoo ablate configs/ablation/demo.yaml --jobs 2
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 # A short form of what docs/performance.md has in full; six minutes, best on an idle machine.
 bench: $(VENV)/installed-test

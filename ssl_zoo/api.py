@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo import config as configs
-from ssl_zoo.config import Config, Part
+from ssl_zoo.config import Config, ConfigError, Part
 from ssl_zoo.data import Data
-from ssl_zoo.data.given import as_bytes, dataset_block, given_images, preset, shows_whole
+from ssl_zoo.data.given import (
+    PRESETS,
+    PUBLISHED,
+    as_bytes,
+    dataset_block,
+    given_images,
+    preset,
+    shows_whole,
+)
 from ssl_zoo.data.image import Views, decode
 from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.experiment import load_subject, run_splits, train_into, whole_run
@@ -39,7 +47,7 @@ def train(
     data: Any = None,
     backbone: Any = None,
     views: Any = None,
-    size: int = 224,
+    size: int | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
     resume: bool = False,
@@ -56,13 +64,13 @@ def train(
         config: a file, a recipe's name, or a mapping, over which the other arguments are laid;
             without one, over `USUAL`.
         data: a section; or a folder of images; or a torch data set of images or (image, label); or
-            {'train': data set, 'test': data set}, by which kNN (k 20) judges each epoch, where there
-            is no config.
+            {'train': data set, 'test': data set}; then kNN (k 20) judges each epoch, if no config
+            says otherwise.
         backbone: a section; a timm model's name; or any module [N, C, H, W] -> [N, F] with an
             attribute `num_features`, F.
         views: a section; or the name of a preset, see `data.given.PRESETS`, which makes the clean
             view as well. Without a config: moco_v2.
-        size: pixels of the views that a name stands for.
+        size: pixels of the views that a name stands for; None: 224.
         epochs, batch_size: `train.epochs` and `data.batch_size`.
         resume: go on from the newest checkpoint in `out`, if there is one.
 
@@ -96,7 +104,7 @@ def _laid_over(
     sections: Mapping[str, Any],
     data: Any,
     views: Any,
-    size: int,
+    size: int | None,
 ) -> Config:
     """A config of plain values and Python's parts; the arguments are those of `train`."""
     if config is not None and not isinstance(config, Mapping):
@@ -112,10 +120,14 @@ def _laid_over(
     if config is None:
         views = "moco_v2" if views is None else views
         if isinstance(dataset, Part) and {"train", "test"} <= set(dataset.kwargs.get("splits", ())):
-            sections = {"evaluations": {"knn": {"type": "KNN", "k": 20, "every_epochs": 1}}, **sections}
+            whole.data["evaluations"] = {"knn": {"type": "KNN", "k": 20, "every_epochs": 1}}
     if isinstance(views, str):
+        size = PUBLISHED if size is None else size
         random, clean = preset(views, size, shows_whole(dataset, size))
         block = {"views": random, "clean": clean} | block
+    elif size is not None:
+        expected = f"views={' or '.join(map(repr, sorted(PRESETS)))}"
+        raise ConfigError("size", "of views that go by a name", found=str(size), expected=expected)
     elif views is not None:
         block["views"] = views
     given = {**sections, "data": block or None}
@@ -176,12 +188,14 @@ class Embedder(nn.Module):
 
     Attributes:
         backbone: images [N, C, H, W] after `transform` -> features [N, F].
+        channels: C, that the backbone takes; 3 where it does not say.
     """
 
     def __init__(self, backbone: nn.Module, clean: Views):
         super().__init__()
         self.backbone, self.clean = backbone, clean
         self.num_features: int = backbone.num_features
+        self.channels: int = getattr(backbone, "in_chans", 3)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -189,8 +203,10 @@ class Embedder(nn.Module):
 
     def transform(self, image: Any) -> Tensor:
         """A file, PIL image, array or tensor (see `as_bytes`) -> float32 [C, H, W]."""
-        is_file = isinstance(image, str | Path)
-        pixels = decode.pixels(str(image)) if is_file else as_bytes(image)
+        if isinstance(image, str | Path):
+            pixels = decode.pixels(str(image), how=decode.Decoding(channels=self.channels))
+        else:
+            pixels = as_bytes(image, self.channels)
         brings_to_one_size = any(op.one_size for _, op in self.clean.ops_of(0))
         images = [pixels] if brings_to_one_size else pixels[None]
         return self.clean(images, 0, 0, torch.zeros(1, dtype=torch.int64))[0][0]

@@ -74,16 +74,22 @@ class Wrapped(ImageSet):
             raise ValueError(f"image {index} of {type(self.items).__name__}: {error}") from error
 
 
-def as_bytes(image: Any) -> Tensor:
-    """A PIL image, array or tensor, see `Wrapped`, as uint8 [3, H, W]; ValueError for others."""
+def as_bytes(image: Any, channels: int = 3) -> Tensor:
+    """A PIL image, array or tensor, see `Wrapped`, as uint8 [channels, H, W].
+
+    Gray has `channels` equal ones; a PIL image becomes gray where 1 is asked for. ValueError for
+    what is no image.
+    """
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image)
         image = image[None] if image.ndim == 2 else image.movedim(-1, 0)
-    if not isinstance(image, Tensor) or image.ndim != 3 or len(image) not in (1, 3):
+    if not isinstance(image, Tensor) or image.ndim != 3 or len(image) not in (1, channels):
         shape = f" of shape {tuple(image.shape)}" if isinstance(image, Tensor) else ""
-        expected = "a PIL image, an array [H, W] or [H, W, 3], or a tensor [1 or 3, H, W]"
+        kinds = "an array [H, W] or [H, W, {0}], or a tensor [{0}, H, W] or [1, H, W]"
+        expected = f"a PIL image, {kinds.format(channels)}"
         raise ValueError(f"found a {type(image).__name__}{shape}, expected {expected}")
     if image.is_floating_point():
         low, high = image.aminmax()
@@ -94,7 +100,7 @@ def as_bytes(image: Any) -> Tensor:
         image = (image * 255).round()
     elif image.dtype != torch.uint8:
         raise ValueError(f"numbers of type {image.dtype}, expected bytes or floats from 0 to 1")
-    return image.to(torch.uint8).expand(3, -1, -1)
+    return image.to(torch.uint8).expand(channels, -1, -1)
 
 
 def given_images(split: str, *, splits: Mapping[str, Any]) -> ImageSet:

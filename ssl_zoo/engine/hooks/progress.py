@@ -1,6 +1,7 @@
 """What a person sees while a run is under way."""
 
 import time
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -10,7 +11,10 @@ from ssl_zoo.system.text import visible
 
 
 class ProgressBar(Hook):
-    """A bar on a terminal if `live` (two do not go together), else a line every ten seconds."""
+    """A bar on a terminal if `live` (two do not go together), else a line every ten seconds.
+
+    In a notebook one line, written over.
+    """
 
     LINE_EVERY_S = 10.0
     DRAWN_EVERY_S = 0.5  # drawing takes milliseconds from the training thread
@@ -18,6 +22,7 @@ class ProgressBar(Hook):
     def __init__(self, live: bool = True) -> None:
         self.live, self.printed = live, 0.0
         self.bar: Progress | None = None
+        self.line: Any = None  # IPython's handle of what is displayed
 
     def before_train(self, trainer) -> None:
         if not distributed.is_main():
@@ -39,9 +44,14 @@ class ProgressBar(Hook):
             done, total = trainer.step, trainer.total_steps
             self.task = self.bar.add_task(name, total=total, completed=done, text="")
             self.bar.start()
+        elif self.live and trainer.console.is_jupyter:
+            from IPython.display import display
+
+            self.line = display({"text/plain": ""}, raw=True, display_id=True)
 
     def after_step(self, trainer, batch, out) -> None:
-        every = self.LINE_EVERY_S if self.bar is None else self.DRAWN_EVERY_S
+        is_drawn = self.bar is not None or self.line is not None
+        every = self.DRAWN_EVERY_S if is_drawn else self.LINE_EVERY_S
         if time.monotonic() - self.printed >= every:
             self.printed = time.monotonic()
             self._show(trainer)
@@ -58,9 +68,13 @@ class ProgressBar(Hook):
             return
         left = trainer.seconds / max(trainer.step, 1) * (trainer.total_steps - trainer.step)
         step = f"{trainer.name}  step {trainer.step}/{trainer.total_steps}"
-        trainer.console.print(f"{step}  {text}  left {left:.0f} s", soft_wrap=True)
+        line = f"{step}  {text}  left {left:.0f} s"
+        if self.line is not None:
+            self.line.update({"text/plain": visible(line)}, raw=True)
+        else:
+            trainer.console.print(line, soft_wrap=True)
 
     def close(self, trainer) -> None:
         if self.bar is not None:
             self.bar.stop()
-            self.bar = None
+        self.bar = self.line = None
