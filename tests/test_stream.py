@@ -189,6 +189,8 @@ def test_a_stream_is_read_forward_from_where_it_stands(shards, tmp_path):
         next(data.batches(7, 8, "cpu"))
     assert torch.equal(next(data.batches(0, 1, "cpu")).views[0], first[0].views[0])
     assert (data.num_samples, data.steps_per_epoch, data.labels) == (None, None, None)
+    with pytest.raises(ValueError, match="Shards is a stream, and an evaluation needs a set"):
+        data.splits.split("test")
 
 
 def test_a_stream_that_ends_is_an_error_after_a_checkpoint(shards, tmp_path, monkeypatch):

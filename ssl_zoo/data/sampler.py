@@ -64,8 +64,8 @@ class Sampler:
             first += self.rank * share
             yield epoch, order[first : first + share]
 
-    def samples(self, start: int, stop: int, _=None) -> Iterator[tuple[Samples, None]]:
-        """As of a stream; a set needs no position."""
+    def samples(self, start: int, stop: int, position: None) -> Iterator[tuple[Samples, None]]:
+        """As of a stream; a step of a set needs no position."""
         for epoch, index in self.steps(start, stop):
             yield Samples(self.seed, epoch, index), None
 

@@ -80,9 +80,9 @@ class Splits:
                 raise ConfigError(key, problem, found=found, expected=expected)
 
     def split(self, name: str) -> ImageSet:
-        """'pretrain', 'train' or 'test'; ValueError where `clean` leaves images of varying size.
+        """'pretrain', which may be a stream, 'train' or 'test'.
 
-        What pre-trains may be a stream.
+        ValueError where `clean` leaves images of varying size, or those that judge are a stream.
         """
         if name not in self._loaded:
             dataset = self.blocks["dataset"](split=name)
@@ -93,6 +93,9 @@ class Splits:
                 reader = Batches(dataset, self.clean, Next(len(dataset)))
                 self._readers[dataset.split] = reader
                 self.pool.add(reader)
+        if not self._loaded[name].sized and name != "pretrain":
+            stream = f"{type(self._loaded[name]).__name__} is a stream"
+            raise ValueError(f"{stream}, and an evaluation needs a set: name one, data.dataset")
         return self._loaded[name]
 
     def found(self) -> list[str]:

@@ -34,14 +34,14 @@ def check_ramps(whole: Part, steps: int | None = None, steps_per_epoch: int | No
     asked = run_length(whole.arguments()["train"].arguments())[0]
     for key, span, number, unit in durations(whole):
         if span.ramp and number > run.get(unit, number):
-            long = " and ".join(f"{value:g} {unit}" for unit, value in run.items())
+            long = " and ".join(f"{value:.10g} {unit}" for unit, value in run.items())
             enough = number if unit == asked else ceil(run[asked] * number / run[unit])
-            most = f"{run[unit]:g}" if unit == span.unit else f"'{run[unit]:g} {unit}'"
+            most = f"{run[unit]:.10g}" if unit == span.unit else f"'{run[unit]:.10g} {unit}'"
             raise ConfigError(
                 key,
                 "longer than the run, so what it leads to would never begin",
-                found=f"{number:g} {unit} in a run of {long}",
-                expected=f"{key}={most} or less, or train.{asked}={enough:g} or more",
+                found=f"{number:.10g} {unit} in a run of {long}",
+                expected=f"{key}={most} or less, or train.{asked}={enough:.10g} or more",
             )
 
 
@@ -51,12 +51,12 @@ def out_of_reach(whole: Part, steps: int, steps_per_epoch: int | None = None) ->
     late: dict[str, list[str]] = {}
     for key, span, number, unit in durations(whole):
         if not span.ramp and number > run.get(unit, number):
-            own = f"{number:g}" if unit == span.unit else f"{number:g} {unit}"
+            own = f"{number:.10g}" if unit == span.unit else f"{number:.10g} {unit}"
             late.setdefault(key, []).append(own)
     if not late:
         return ""
     said = "; ".join(f"{key} {', '.join(numbers)}" for key, numbers in late.items())
-    long = ", ".join(f"{value:g} {unit}" for unit, value in run.items())
+    long = ", ".join(f"{value:.10g} {unit}" for unit, value in run.items())
     return f"the run ends after {long}, before {said}"
 
 
