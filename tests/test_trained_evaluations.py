@@ -13,11 +13,13 @@ from unittest import mock
 import pytest
 import torch
 from ranks import on_ranks
+from timm.optim import param_groups_layer_decay
 from tiny import same
 from torch import nn
 from torch.nn import functional as F
 
 from ssl_zoo import config
+from ssl_zoo.backbones.timm import Timm
 from ssl_zoo.config import EVALUATIONS, ConfigError, Part, bind
 from ssl_zoo.data import Splits, Views
 from ssl_zoo.data.datasets.bundled import Digits
@@ -242,6 +244,30 @@ def test_all_weights_of_a_copy_are_what_a_plain_loop_trains(tmp_path, monkeypatc
         best = model((test - 0.3) / 0.4).softmax(1).max(1)
     torch.testing.assert_close(outcome.rows.score, best.values, rtol=1e-4, atol=1e-5)
     assert torch.equal(outcome.rows.prediction, best.indices)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "options"),
+    [
+        ("vit_tiny_patch16_224", "head", {"depth": 2, "embed_dim": 12, "num_heads": 2}),
+        ("resnet18", "fc", {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
+    ],
+)
+def test_rates_of_layers_are_timms(name, head, options):
+    whole = Tuned(Timm(name=name, options=options), 5, CPU)
+    model = copy.deepcopy(whole.backbone.model)
+    setattr(model, head, whole.head)
+    expected = [
+        (*p.shape, group["lr_scale"], group["weight_decay"])
+        for group in param_groups_layer_decay(model, 0.05, layer_decay=0.5)
+        for p in group["params"]
+    ]
+    found = [
+        (*p.shape, group["lr"] / 2, group["weight_decay"])
+        for group in FineTune(layer_decay=0.5).optimizer(whole, 2.0).param_groups
+        for p in group["params"]
+    ]
+    assert sorted(found) == sorted(expected) and len({rate for *_, rate, _ in found}) > 3
 
 
 def test_a_backbone_that_does_not_tell_its_layers_has_one_rate_or_is_refused_first():
