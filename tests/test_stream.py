@@ -17,7 +17,7 @@ import tiny  # noqa: F401  (in processes of ranks too)
 import torch
 from ranks import on_ranks
 
-from ssl_zoo import cli, config, experiment
+from ssl_zoo import cli, config, experiment, train
 from ssl_zoo.config import DATASETS, LOSSES, MEMORY, METHODS, ConfigError, OfMachine
 from ssl_zoo.data import ImageSet, InMemory, Stream
 from ssl_zoo.data.sampler import InOrder
@@ -382,3 +382,14 @@ def test_a_set_need_know_no_classes(tmp_path):
     trainer.fit()
     assert trainer.data.labels.tolist() == [-1] * 40 and isinstance(trainer.data.dataset, ImageSet)
     assert trainer.resume()
+
+
+def test_a_ready_stream_is_trained_on_from_python(shards, tmp_path):
+    run = train(
+        config.load(DIGITS, settings(shards)).data,
+        out=tmp_path / "run",
+        data=Shards("pretrain", root=str(shards)),
+        evaluations={"knn": None},
+    )
+    assert run.result["steps"] == 9
+    assert run.folder.config()["data"]["dataset"]["type"].endswith("test_stream.Shards")
