@@ -53,6 +53,7 @@ MEMORIES = [
 JUDGES = {
     "KNN": partial(evaluation.KNN, k=5),
     "Linear": partial(evaluation.Linear, epochs=2),
+    "FewShot": partial(evaluation.FewShot, k=2, draws=2),
     "LinearLayers": partial(evaluation.LinearLayers, epochs=2),
     "LinearAugmented": partial(evaluation.LinearAugmented, epochs=2, milestones=[1]),
     "FineTune": partial(evaluation.FineTune, lrs=[1e-3], layer_decay=1, epochs=1, warmup_epochs=0),
