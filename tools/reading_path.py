@@ -29,7 +29,12 @@ ALGORITHM = [
 AROUND = [
     ("cli/command_line.py", [], "the command line"),
     ("cli/train_command.py", [], "`ssl-zoo train`"),
-    ("experiment/sections.py", [], "the sections of a config, and the run that they make"),
+    ("experiment/sitting.py", ["train_into", "_fit"], "a config, trained into a folder"),
+    (
+        "experiment/sections.py",
+        ["whole_run", "seeded", "resolve", "parse", "build_trainer"],
+        "the sections of a config, and the run that they make",
+    ),
     (
         "config/yaml.py",
         ["load", "override", "_load", "_merge", "_override"],
@@ -41,7 +46,7 @@ AROUND = [
     ("config/construct.py", ["check_arguments", "constrained"], "checks"),
     ("config/registry.py", ["Registry"], "names"),
     ("data/splits.py", ["Splits", "Data"], "a data set, its views and its batches"),
-    ("data/sampler.py", [], "which samples make which step"),
+    ("data/sampler.py", ["Sampler"], "which samples make which step"),
     (
         "data/loader.py",
         ["Batches.__call__", "Batches._load", "read_batches", "on_device", "_made"],
