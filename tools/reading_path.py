@@ -28,7 +28,7 @@ ALGORITHM = [
 ]
 AROUND = [
     ("cli/command_line.py", [], "the command line"),
-    ("cli/train_command.py", [], "`ssl-zoo train`"),
+    ("cli/train_command.py", ["add", "train", "run_path"], "`ssl-zoo train`"),
     ("experiment/sitting.py", ["train_into", "_fit"], "a config, trained into a folder"),
     (
         "experiment/sections.py",
@@ -64,7 +64,7 @@ AROUND = [
     ("backbones/timm.py", ["Timm"], "the backbone"),
     ("backbones/timm_model.py", ["TimmModel.__init__", "TimmModel.forward"], "what it computes"),
     ("ops/batchnorm.py", ["_Split", "split_batchnorm"], "virtual devices"),
-    ("core/batch.py", [], "what data and methods share"),
+    ("core/batch.py", ["Batch"], "what data and methods share"),
     ("core/method.py", ["Method"], "what the trainer knows of a method"),
     ("engine/trainer.py", [], "the loop"),
     ("engine/parallel.py", [], "one process or several, and the state"),
