@@ -177,11 +177,13 @@ class Embedder(nn.Module):
     Attributes:
         backbone: images [N, C, H, W] after `transform` -> features [N, F].
         channels: C, that the backbone takes; 3 where it does not say.
+        about: where it is from: the file's `path`, the `network` in it, the view as `clean`; plain
+            values.
     """
 
-    def __init__(self, backbone: nn.Module, clean: Views):
+    def __init__(self, backbone: nn.Module, clean: Views, about: Mapping[str, Any]):
         super().__init__()
-        self.backbone, self.clean = backbone, clean
+        self.backbone, self.clean, self.about = backbone, clean, dict(about)
         self.num_features: int = backbone.num_features
         self.channels: int = getattr(backbone, "in_chans", 3)
         self.eval().requires_grad_(False)
@@ -234,4 +236,7 @@ def load(
     name = next(iter(subject.networks)) if network is None else network
     if name not in subject.networks:
         raise configs.not_among("network", "no such network of it", name, subject.networks)
-    return Embedder(subject.networks[name], run_splits(subject.sections).clean)
+    splits = run_splits(subject.sections)
+    clean = splits.blocks["clean"].spelled_out(machine=False)
+    about = {"path": str(subject.path.resolve()), "network": name, "clean": clean}
+    return Embedder(subject.networks[name], splits.clean, about)

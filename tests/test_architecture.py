@@ -28,6 +28,7 @@ MAY_IMPORT = {
     | {"backbones", "data", "engine", "evaluation", "heads", "losses", "memory", "methods", "runs"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
     "api": LOWEST | {"data", "engine", "experiment", "runs"},
+    "search": LOWEST | {"data", "evaluation", "runs"},
     "cli": None,
 }
 
