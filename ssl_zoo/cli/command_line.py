@@ -14,6 +14,7 @@ COMMANDS = {
     "ablate": "run a grid of arms and report",
     "evaluate": "evaluate a trained backbone",
     "compare": "whether one arm is better than another",
+    "leaderboard": "networks under one protocol, in one table",
     "embed": "features of a folder's images, in a file",
     "index": "an index over such a file",
     "search": "which images of an index are most like one",
