@@ -19,12 +19,12 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "threshold tells copies from what is merely similar depends on the network: look at the "
         "sheets.",
         epilog="example:\n"
-        "  ssl-zoo duplicates photographs.index --threshold 0.97 --out duplicates\n",
+        "  ssl-zoo duplicates photographs.index --threshold 0.99 --out duplicates\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("index", type=user_path, metavar="INDEX")
-    least = "least similarity of two images of a group [0.95]"
-    parser.add_argument("--threshold", type=_similarity, default=0.95, metavar="T", help=least)
+    least = "least similarity of two images of a group [0.98]"
+    parser.add_argument("--threshold", type=_similarity, default=0.98, metavar="T", help=least)
     parser.add_argument(
         "--out",
         type=user_path,

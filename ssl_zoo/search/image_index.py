@@ -122,7 +122,8 @@ class ImageIndex:
     def groups(self, threshold: float) -> list[list[Match]]:
         """Images that are `threshold` or more alike, each in the group of all those it is like.
 
-        A match's similarity is that with the nearest in its group. The most alike come first.
+        A match's similarity is that with the nearest in its group. The most alike come first, of
+        groups and in a group.
 
         Raises:
             ValueError: there are too many such pairs.
@@ -153,4 +154,8 @@ class ImageIndex:
         for row in np.flatnonzero(np.isfinite(best)).tolist():
             members.setdefault(int(group[row]), []).append(row)
         groups = [[Match(self.path(i), float(best[i])) for i in of] for of in members.values()]
-        return sorted(groups, key=lambda of: (-max(match.similarity for match in of), of[0].path))
+        return sorted((sorted(group, key=_rank) for group in groups), key=lambda of: _rank(of[0]))
+
+
+def _rank(match: Match) -> tuple[float, Path]:
+    return -round(match.similarity, 4), match.path
