@@ -36,10 +36,10 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument("--out", type=user_path, metavar="FILE", help=".md or .csv")
-    parser.set_defaults(command=leaderboard, overrides=[])
+    parser.set_defaults(command=print_leaderboard, overrides=[])
 
 
-def leaderboard(arguments: argparse.Namespace) -> int:
+def print_leaderboard(arguments: argparse.Namespace) -> int:
     from rich import box
     from rich.table import Table
 
