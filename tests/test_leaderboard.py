@@ -102,6 +102,14 @@ def test_rows_of_another_number_give_no_interval(tmp_path):
     assert [*board(a).scores.values()] == [(51.0, None, None)]
 
 
+def test_a_damaged_result_is_named(tmp_path):
+    folder = made(tmp_path / "a") / "evaluations" / "by_hand"
+    folder.mkdir(parents=True)
+    (folder / "knn.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"knn\.json: damaged, delete it"):
+        read(tmp_path / "a")
+
+
 def test_only_the_newest_step_counts(tmp_path):
     new = result("aaa", 60.0, step=20)
     a = made(tmp_path / "a", knn=(new, ""), old=(result("bbb", 99.0), ""))

@@ -144,6 +144,8 @@ def test_a_killed_one_goes_on_and_ends_in_the_same_bytes(
         quiet(embedder, photos, parts, batch_size=2, told=kill)
     with open(tmp_path / f"parts{suffix}.part" / "features.f32", "ab") as file:
         file.write(b"half a row")  # of a batch that no state tells of
+    with open(tmp_path / f"parts{suffix}.part" / "unreadable.jsonl", "a") as file:
+        file.write('{"name": "copy.png", "why": ""}\n{"na')
     embed_images(
         embedder, photos, parts, batch_size=2, workers=workers, log=seen.append,
         told=lambda done, total: seen.append(done),
@@ -153,6 +155,23 @@ def test_a_killed_one_goes_on_and_ends_in_the_same_bytes(
     assert parts.read_bytes() == whole.read_bytes()
     for name in ("header", "paths"):
         assert getattr(table.load(parts), name) == getattr(table.load(whole), name)
+
+
+def test_a_damaged_half_is_not_gone_on_with(embedder, photos, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    out, part = tmp_path / "x.npy", tmp_path / "x.npy.part"
+    with pytest.raises(KeyboardInterrupt):
+        quiet(embedder, photos, out, batch_size=9, told=stop)
+    rows, left_out = (part / name for name in ("features.f32", "unreadable.jsonl"))
+    for file in rows, left_out:
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-5])
+        with pytest.raises(ValueError, match=r"x\.npy\.part: damaged: .* starts afresh"):
+            quiet(embedder, photos, out)
+        file.write_bytes(whole)
+    quiet(embedder, photos, out)
 
 
 def test_what_is_there_of_another_set_or_network_is_not_gone_on_with(

@@ -70,7 +70,7 @@ def keep(subject: Subject, name: str, result: Mapping[str, Any], outcome: Outcom
 
 def kept(path: Path) -> Iterator[Kept]:
     """Of a run's folder, what was measured in training and later, at whatever step; of a file what
-    was measured of that.
+    was measured of that. ValueError for a damaged file.
     """
     if path.is_dir():
         run = RunFolder(path)
@@ -81,8 +81,11 @@ def kept(path: Path) -> Iterator[Kept]:
     else:
         folder = _place(path)
     for file in sorted(folder.glob("*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        name, of = result.pop("name"), result.pop("file")
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            name, of = result.pop("name"), result.pop("file")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file}: damaged, delete it; expected a kept result") from error
         if path.is_dir() or of == path.name:
             yield Kept(name, result, file.with_suffix(".csv"))
 

@@ -25,7 +25,7 @@ from ssl_zoo.evaluation.features import BATCH_SIZE
 from ssl_zoo.runs.lock import Lock
 from ssl_zoo.search import table
 from ssl_zoo.search.table import Embeddings
-from ssl_zoo.system.files import write_text
+from ssl_zoo.system.files import read_lines, write_text
 from ssl_zoo.system.text import show
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Unfinished:
     def __init__(self, out: Path, header: Mapping[str, Any], width: int):
         self.folder = out.with_name(f"{out.name}.part")
         self.state, self.features = self.folder / "state.json", self.folder / "features.f32"
+        self.left_out = self.folder / "unreadable.jsonl"
         self.header, self.width = dict(header), width
         self.done, self.rows, self.unreadable = 0, 0, {}
 
@@ -119,12 +120,11 @@ class Unfinished:
         self.lock.acquire()
         try:
             if self.state.exists():
-                kept = table.read_json(self.state, f"delete {self.folder}, which starts afresh")
-                check_same(self.folder, kept["header"], self.header)
-                self.done, self.rows = kept["done"], kept["rows"]
-                self.unreadable = kept["unreadable"]
+                self._go_on()
+            # Without what came after the state.
+            write_text(self.left_out, _lines(self.unreadable))
             self.file = open(self.features, "ab")
-            self.file.truncate(self.rows * self.width * 4)  # what came after the state
+            self.file.truncate(self.rows * self.width * 4)
         except BaseException:
             self.lock.release()
             raise
@@ -141,8 +141,21 @@ class Unfinished:
         os.fsync(self.file.fileno())  # before the state says that it is there
         self.done, self.rows = done, self.rows + len(features)
         self.unreadable |= unreadable
-        known = {"done": self.done, "rows": self.rows, "unreadable": self.unreadable}
+        with open(self.left_out, "a", encoding="utf-8") as file:
+            file.write(_lines(unreadable))
+        known = {"done": self.done, "rows": self.rows, "unreadable": len(self.unreadable)}
         write_text(self.state, json.dumps({"header": self.header, **known}))
+
+    def _go_on(self) -> None:
+        afresh = f"delete {self.folder}, which starts afresh"
+        kept = table.read_json(self.state, afresh)
+        check_same(self.folder, kept["header"], self.header)
+        self.done, self.rows = kept["done"], kept["rows"]
+        lines = read_lines(self.left_out)[: kept["unreadable"]]
+        self.unreadable = {line["name"]: line["why"] for line in lines}
+        there = self.features.stat().st_size // (4 * self.width), len(self.unreadable)
+        if there[0] < self.rows or self.rows + there[1] != self.done:
+            raise ValueError(f"{self.folder}: damaged: fewer rows than it tells of; {afresh}")
 
     def finish(self, out: Path, names: list[str]) -> Embeddings:
         header = {**self.header, "unreadable": self.unreadable}
@@ -152,6 +165,11 @@ class Unfinished:
         table.save(out, made)
         shutil.rmtree(self.folder, ignore_errors=True)  # the file is whole, whatever stays of this
         return made
+
+
+def _lines(unreadable: Mapping[str, str]) -> str:
+    pairs = ({"name": name, "why": why} for name, why in unreadable.items())
+    return "".join(json.dumps(pair) + "\n" for pair in pairs)
 
 
 def embed_images(

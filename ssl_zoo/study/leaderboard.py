@@ -24,7 +24,7 @@ from ssl_zoo.system.text import csv_text
 class Score(NamedTuple):
     """A number, and between what 95% of the same would lie had the test set other classes.
 
-    None, None where that is not known: no rows are kept, or the number is no share of them.
+    None, None where that is not known: no rows of it are kept, or it is no share of them.
     """
 
     value: float
@@ -167,7 +167,7 @@ def _written(path: Path) -> Iterator[Kept]:
 
 def _score(of: Kept, metric: str) -> Score:
     value = of.result["metrics"][metric]
-    found = hits_of(of.rows, value) if of.result["unit"] == "%" else None
+    found = hits_of(of.rows, value) if metric == of.result["main"] else None  # whose rows they are
     between = interval_over_classes(found.right, found.images) if found else None
     return Score(value, *(between or ()))
 
