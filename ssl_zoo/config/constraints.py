@@ -139,6 +139,7 @@ def check_value(hint: Any, value: Any, key: str) -> None:
             check_value(args[1], item, f"{key}.{name}")
 
 
+@functools.cache
 def of_yaml(target: Callable) -> dict[str, inspect.Parameter]:
     """The parameters after a constructor's `*`."""
     parameters = inspect.signature(target).parameters.values()

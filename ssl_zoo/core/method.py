@@ -24,9 +24,9 @@ class Method(nn.Module):
 
     Attributes:
         family: where it stands in docs/methods.md.
-        needs: what it asks of a backbone: `features` (any), `map` (a grid of features before
-            pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
-            backbone of the method's own has in its `provides`.
+        needs: what it asks of a backbone, a word of `backbones.OWED`: `features` (any), `map` (a
+            grid of features before pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), ...
+            or a method that a backbone of one's own has.
         needs_own_size: views are of the size that a ViT is made for, whose grid masks are for.
         least_images: of all ranks together, in a pass: 2 where images are compared with each
             other. Any module may say so, a memory or a loss; BatchNorm is known to need 2.

@@ -1,4 +1,4 @@
-"""NewMethod: one sentence on the idea."""
+"""NewPart: one sentence on the idea."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssl_zoo.ops import health
 
 
 @METHODS.register_module()
-class NewMethod(Method):
+class NewPart(Method):
     """Which of many keys is another view of the same image? (InfoNCE, arXiv:1807.03748).
 
     L = -log exp(q.k+/t) / (exp(q.k+/t) + sum_i exp(q.k_i/t)).
