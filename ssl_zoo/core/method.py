@@ -18,9 +18,11 @@ Family = Literal[
 class Method(nn.Module):
     """A pretext task. `forward` computes, `after_step` mutates; `encoder.backbone` is trained.
 
-    A constructor takes `backbone` (images -> features), what it names of `num_samples` (size of the
+    A constructor takes `backbone` (views -> features), what it names of `num_samples` (size of the
     training set), `labels` ([num_samples] int64, -1 where unknown) and `num_classes`, and after a
-    `*` the keys of its YAML block.
+    `*` the keys of its YAML block. A stream has neither of the first two: a method, memory or loss
+    that names one goes with a stream only where its annotation allows None, and if nothing of it is
+    `per_sample` and it has no `before_epoch`.
 
     Attributes:
         family: where it stands in docs/methods.md.
@@ -35,7 +37,8 @@ class Method(nn.Module):
         evaluated: which of its `networks` its paper evaluates.
         per_sample: what of its state has a row for each training image, and along which dimension;
             a part of it, a memory say, has declarations of its own.
-        positions: what of its state holds positions in the training set, -1 for none.
+        positions: what of its state holds positions in the training set (a `Batch`'s `index`), -1
+            for none.
         steps: optimizer steps seen, int64; with `seed` it determines every `random_key`, so
             ranks agree without talking and a resume draws the same.
     """

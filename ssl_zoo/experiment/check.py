@@ -8,6 +8,7 @@ from ssl_zoo.config import ConfigError, Part, not_among
 from ssl_zoo.config.constraints import SCHEDULED, check_value, marked, type_hints
 from ssl_zoo.config.part import Ready
 from ssl_zoo.evaluation.monitor import best_of, check_blocks
+from ssl_zoo.experiment.stream import check_stream
 
 
 def check_whole(whole: Part) -> None:
@@ -20,6 +21,7 @@ def check_whole(whole: Part) -> None:
     _check_views(sections["method"], sections["data"])
     _check_backbone(sections["method"], sections["backbone"])
     _check_sync_bn(sections)
+    check_stream(whole)
 
 
 def views_needed(method: Part) -> int:

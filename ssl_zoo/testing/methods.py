@@ -99,6 +99,7 @@ class Recipe:
             ("evaluations", {}),
             ("best", None),
             ("train.precision", "fp32"),
+            ("train.steps", None),
             ("train.epochs", 400),  # more than what begins a run takes
             ("train.compile", compile),
             *self.settings,

@@ -19,7 +19,7 @@ class NewPart(Method):
 
     Args:
         backbone: images -> features.
-        num_samples: size of the training set.
+        num_samples: size of the training set; None of a stream.
         head: features -> embeddings, normalized here to unit length.
         memory: where the keys come from.
         loss: of a look-up.
@@ -31,7 +31,7 @@ class NewPart(Method):
     def __init__(
         self,
         backbone: nn.Module,
-        num_samples: int,
+        num_samples: int | None,
         *,
         head: Part[HEADS],
         memory: Part[MEMORY],
