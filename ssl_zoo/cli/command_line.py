@@ -12,6 +12,8 @@ COMMANDS = {
     "train": "train one config",
     "ablate": "run a grid of arms and report",
     "evaluate": "evaluate a trained backbone",
+    "import": "published weights, for runs to start from",
+    "export": "a backbone for timm, torchvision, transformers, detectron2 or ONNX",
     "compare": "whether one arm is better than another",
     "list": "what is registered: name, one line, paper; and the recipes",
     "show": "a config as it is run, each line with where it comes from",

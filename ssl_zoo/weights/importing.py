@@ -92,6 +92,8 @@ def import_file(
     """
     path, config = _with_config(path)
     contents = read(path)
+    if {"format", "method", "networks"} <= contents.keys():
+        raise ValueError(f"{path} is of a run: ssl-zoo export {path} --to safetensors --out DIR")
     header = weights_file.read_header(path)
     given = dict(block or {})
     if header is not None:  # our own: its architecture is known
@@ -101,9 +103,9 @@ def import_file(
     about = LAYOUTS[found.layout]
     state = renamed(found)
     if "name" in given:
-        block = _of_file({"type": "Timm", **given}, state)
+        block = _block(given, found, state)
     else:
-        block = _by_shapes(path, found, given)
+        block = _by_shapes(path, found, state, given)
     lines = [f"{path}: laid out as {found.layout} does ({about.source}): {found.place}"]
     lines.append(f"{block['name']}, {'as told' if 'name' in given else 'by its shapes'}")
     with torch.random.fork_rng(devices=[]):
@@ -117,7 +119,7 @@ def import_file(
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU: tensors and plain values; ValueError for anything else."""
+    """Tensors and plain values of a checkpoint, on the CPU; ValueError where there is more."""
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
@@ -147,7 +149,7 @@ def _refused(path: Path) -> str:
     known = {f"{kind.__module__}.{kind.__qualname__}" for kind in _PLAIN}
     unknown = sorted(name for name in names if name not in known)
     return (
-        f"{path}: reading it would run code of {', '.join(unknown[:4])}, so it is not read; expected "
+        f"{path}: it is not read, since that would run code of {', '.join(unknown[:4])}; expected "
         "tensors and plain values alone, as torch.save(model.state_dict(), FILE) writes them"
     )
 
@@ -285,18 +287,22 @@ def _shape(x: Tensor) -> str:
     return str(list(x.shape))
 
 
-def _by_shapes(path: Path, found: Found, given: Mapping[str, Any]) -> dict[str, Any]:
+def _by_shapes(path: Path, found: Found, state: State, given: Mapping[str, Any]) -> dict[str, Any]:
     """The model of the naming's that all tensors fit, no two of which have the same shapes."""
-    row, state = LAYOUTS[found.layout], renamed(found)
     names = NAMINGS[found.naming].names
     for name in names:
-        of_row = {"name": name, "options": row.options.get(name, {})}
-        block = _of_file({"type": "Timm", **_over(of_row, given)}, state)
+        block = _block({**given, "name": name}, found, state)
         if _fits(state, block):
             return block
     problem = f"{path}: its shapes do not tell which model it is"
-    found_, expected = f"none of {', '.join(names)}", "timm's name: name=resnet50"
-    raise ConfigError("name", problem, found=found_, expected=expected)
+    tried, expected = f"none of {', '.join(names)}", "timm's name: name=resnet50"
+    raise ConfigError("name", problem, found=tried, expected=expected)
+
+
+def _block(given: Mapping[str, Any], found: Found, state: State) -> dict[str, Any]:
+    """A backbone's block: what the user gave, then what the layout and the tensors say."""
+    options = LAYOUTS[found.layout].options.get(given["name"], {})
+    return _of_tensors({"type": "Timm", **_over({"options": options}, given)}, state)
 
 
 def _fits(state: State, block: Mapping[str, Any]) -> bool:
@@ -323,7 +329,7 @@ def _patch(state: Mapping[str, Tensor]) -> tuple[int, ...] | None:
     return None if weight is None else tuple(weight.shape[2:])
 
 
-def _of_file(block: dict[str, Any], state: State) -> dict[str, Any]:
+def _of_tensors(block: dict[str, Any], state: State) -> dict[str, Any]:
     """The block with what the tensors say and the user has not: channels, stem, positions."""
     block, options = dict(block), dict(block.get("options") or {})
     first = next(
