@@ -28,7 +28,7 @@ MAY_IMPORT = {
     | {"backbones", "data", "engine", "evaluation", "heads", "losses", "memory", "methods", "runs"},
     "weights": LOWEST | {"backbones", "data", "experiment"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
-    "api": LOWEST | {"data", "engine", "experiment", "runs"},
+    "api": LOWEST | {"data", "engine", "experiment", "runs", "weights"},
     "cli": None,
 }
 

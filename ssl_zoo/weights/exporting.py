@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from timm.models import ConvNeXt, ResNet, VisionTransformer, save_for_hf
 from timm.models.resnet import Bottleneck
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_zoo.backbones import Timm
 from ssl_zoo.config import Part, not_among
@@ -131,7 +131,7 @@ def to_torchvision(backbone: Timm, header: Header, folder: Path) -> Written:
 
 
 def to_detectron2(backbone: Timm, header: Header, folder: Path) -> Written:
-    """A pickle of arrays, as FAIR's moco writes it (detection/convert-pretrain-to-detectron2.py)."""
+    """As detection/convert-pretrain-to-detectron2.py of FAIR's moco: a pickle of arrays."""
     if not isinstance(backbone.model, ResNet):
         raise _no("detectron2", header, "ResNets")
     _check_resnet("detectron2", backbone.model, header)
@@ -293,18 +293,19 @@ def _refuse_small_stem(library: str, header: Header) -> None:
 def _check_resnet(library: str, model: ResNet, header: Header) -> None:
     """ValueError for a ResNet that is not the one of arXiv:1512.03385, which libraries have."""
     _refuse_small_stem(library, header)
-    block = model.layer1[0]
-    plain = isinstance(model.conv1, torch.nn.Conv2d) and block.se is None and block.aa is None
-    expansion = 4 if isinstance(block, Bottleneck) else 1
-    widths = [getattr(model, f"layer{n}")[-1].bn1.num_features for n in range(1, 5)]
-    names = set(model.state_dict())
-    averaged = any(name.endswith("downsample.2.weight") for name in names)
-    usual = model.num_features == 512 * expansion
-    if library == "torchvision":
-        usual = usual and model.conv1.out_channels == 64
-    if not (plain and not averaged and (usual or library != "torchvision")):
+    first, names = model.layer1[0], model.state_dict()
+    inner = [first.se, getattr(first, "aa", None)]
+    odd = ["a deep stem"] * (not isinstance(model.conv1, nn.Conv2d))
+    odd += ["layers within blocks"] * any(
+        x is not None and type(x) is not nn.Identity for x in inner
+    )
+    odd += ["pooled shortcuts"] * any(".downsample.2." in name for name in names)
+    expansion = 4 if isinstance(first, Bottleneck) else 1
+    if library == "torchvision" and model.num_features != 512 * expansion:
+        odd.append(f"{model.num_features} channels")
+    if odd:
         problem = f"{header.backbone['name']} with these options cannot go to {library}"
-        raise ValueError(f"{problem}: it takes plain ResNets; found widths {widths}")
+        raise ValueError(f"{problem}: its ResNets are plain; found {', '.join(odd)}")
 
 
 def _check_vit(library: str, model: VisionTransformer) -> None:
@@ -381,7 +382,7 @@ def _vit_config(model: VisionTransformer) -> dict[str, Any]:
 
 def _convnext_config(model: ConvNeXt, header: Header) -> dict[str, Any]:
     names = " ".join(model.state_dict())
-    if "grn" in names or ".gamma" not in names or isinstance(model.stem[0], torch.nn.Sequential):
+    if "grn" in names or ".gamma" not in names or isinstance(model.stem[0], nn.Sequential):
         raise _no("transformers", header, "ConvNeXts as published first, with layer scale")
     return {
         "model_type": "convnext",

@@ -27,7 +27,7 @@ from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.system.files import sha256
 from ssl_zoo.weights import file as weights_file
 from ssl_zoo.weights.file import Header, build
-from ssl_zoo.weights.layouts import LAYOUTS, NAMINGS, NOT_OF_BACKBONE, WRAPPERS, Layout
+from ssl_zoo.weights.layouts import ANY, LAYOUTS, NAMINGS, NOT_OF_BACKBONE, WRAPPERS, Layout
 
 State = dict[str, Tensor]
 # What checkpoints hold besides tensors and plain values, and what runs no code when it is made.
@@ -167,6 +167,8 @@ def recognize(contents: Mapping[str, Any], path: Path, layout: str | None = None
                 keys = [key for key in state if key.startswith(prefix)]
                 own = {key.removeprefix(prefix): state[key] for key in keys}
                 for naming, how in NAMINGS.items():
+                    if naming == ANY and name != ANY:
+                        continue
                     if own and any(re.match(how.has, key) for key in own):
                         place = " and ".join(filter(None, (inside, prefix and f"{prefix}*")))
                         return Found(name, naming, place or "at its top", own)

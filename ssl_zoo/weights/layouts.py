@@ -25,6 +25,9 @@ NOT_OF_BACKBONE = re.compile(
 )
 
 
+ANY = "timm"  # the last of both tables: whatever it holds is called as timm does
+
+
 class Layout(NamedTuple):
     """Where a project's files keep a backbone.
 
@@ -144,7 +147,7 @@ LAYOUTS: dict[str, Layout] = {
         r"(?:encoder\.layers\.encoder_layer_0|features\.1\.0\.block|layer1\.0\.conv1)\.",
         "github.com/pytorch/vision torchvision/models",
     ),
-    "timm": Layout(_USUAL, ("",), "", "github.com/huggingface/pytorch-image-models"),
+    ANY: Layout(_USUAL, ("",), "", "github.com/huggingface/pytorch-image-models"),
 }
 
 
@@ -340,5 +343,5 @@ NAMINGS: dict[str, Naming] = {
         _CONVNEXTS,
     ),
     "FAIR's ConvNeXt": Naming(r"stages\.0\.0\.dwconv\.", (), _CONVNEXTS),
-    "timm's": Naming("", (), _CONVNEXTS),
+    ANY: Naming("", (), ()),
 }
