@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo import config as configs
-from ssl_zoo.config import Config, Part
+from ssl_zoo.config import Config, ConfigError, Part
 from ssl_zoo.data import Data
-from ssl_zoo.data.given import as_bytes, dataset_block, given_images, preset, shows_whole
+from ssl_zoo.data.given import (
+    PRESETS,
+    PUBLISHED,
+    as_bytes,
+    dataset_block,
+    given_images,
+    preset,
+    shows_whole,
+)
 from ssl_zoo.data.image import Views, decode
 from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.experiment import load_subject, run_splits, train_into, whole_run
@@ -40,7 +48,7 @@ def train(
     data: Any = None,
     backbone: Any = None,
     views: Any = None,
-    size: int = 224,
+    size: int | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
     resume: bool = False,
@@ -63,7 +71,7 @@ def train(
             attribute `num_features`, F.
         views: a section; or the name of a preset, see `data.given.PRESETS`, which makes the clean
             view as well. Without a config: moco_v2.
-        size: pixels of the views that a name stands for.
+        size: pixels of the views that a name stands for; None: 224.
         epochs, batch_size: `train.epochs` and `data.batch_size`.
         resume: go on from the newest checkpoint in `out`, if there is one.
 
@@ -97,7 +105,7 @@ def _laid_over(
     sections: Mapping[str, Any],
     data: Any,
     views: Any,
-    size: int,
+    size: int | None,
 ) -> Config:
     """A config of plain values and Python's parts; the arguments are those of `train`."""
     if config is not None and not isinstance(config, Mapping):
@@ -115,8 +123,12 @@ def _laid_over(
         if isinstance(dataset, Part) and {"train", "test"} <= set(dataset.kwargs.get("splits", ())):
             whole.data["evaluations"] = {"knn": {"type": "KNN", "k": 20, "every_epochs": 1}}
     if isinstance(views, str):
+        size = PUBLISHED if size is None else size
         random, clean = preset(views, size, shows_whole(dataset, size))
         block = {"views": random, "clean": clean} | block
+    elif size is not None:
+        expected = f"views={' or '.join(map(repr, sorted(PRESETS)))}"
+        raise ConfigError("size", "of views that go by a name", found=str(size), expected=expected)
     elif views is not None:
         block["views"] = views
     given = {**sections, "data": block or None}

@@ -209,6 +209,7 @@ def test_a_run_can_be_started_in_a_thread(tmp_path):
     [
         ({"methods": 1}, "methods: no section of a config"),
         ({"views": "moco_v4"}, "no views of this name"),
+        ({"views": {"ops": {}}}, "size: of views that go by a name"),
         ({"data": 5}, "not a map-style data set"),
         ({"data": {"train": IMAGES.unbind(), "val": LABELED}}, "data.val: no split of a data set"),
         ({"backbone": "resnet8"}, "timm knows no such model"),

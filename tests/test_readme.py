@@ -81,3 +81,9 @@ def test_every_config_folder_and_grid_is_named():
     text = "\n".join(path.read_text() for path in DOCS)
     for grid in (ROOT / "configs" / "ablation").glob("*.yaml"):
         assert f"`{grid.stem}`" in text
+
+
+def test_no_page_holds_the_marks_of_an_unfinished_merge():
+    pages = [*DOCS, ROOT / "CHANGELOG.md", *sorted((ROOT / "configs").rglob("*.yaml"))]
+    marks = re.compile("^(<<<<<<<|=======|>>>>>>>)( |$)", flags=re.MULTILINE)
+    assert not [path.name for path in pages if marks.search(path.read_text())]
