@@ -559,6 +559,7 @@ def test_a_run_goes_on_from_an_import_and_is_exported_with_a_card(tmp_path, caps
     start["small_images"] = False  # which the recipe has
     quick = {"train.epochs": 1, "data.batch_size": 32, "data.workers": 0, "optimizer.lr": 0.0}
     quick |= {"backbone": {"type": "Timm", **start}, "data.dataset.limit": 64}
+    quick["evaluations.knn.k"] = 20
     words = [f"{key}={json.dumps(value)}" for key, value in quick.items()]
     run = tmp_path / "run"
     assert main(["train", "digits/moco_v2", *words, "--no-baselines", "--out", str(run)]) == 0, (

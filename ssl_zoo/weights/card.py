@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ssl_zoo.experiment.subject import Subject
 
 
-def card(header: Header, subject: Subject | None, to: str, lines: list[str]) -> str:
+def markdown(header: Header, subject: Subject | None, to: str, lines: list[str]) -> str:
     """A card of an export: where the weights come from, what they are worth, how they are loaded.
 
     Args:

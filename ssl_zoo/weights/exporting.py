@@ -21,12 +21,13 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones.timm_model import TimmModel
 from ssl_zoo.config import Part, not_among
 from ssl_zoo.experiment import load_subject
 from ssl_zoo.experiment.subject import Subject
 from ssl_zoo.system.files import replacing, write_text
 from ssl_zoo.weights import file as weights_file
-from ssl_zoo.weights.card import card
+from ssl_zoo.weights.card import markdown
 from ssl_zoo.weights.file import Header, build
 
 State = dict[str, Tensor]
@@ -40,7 +41,7 @@ class Taken:
         subject: the run; None of a file that was imported.
     """
 
-    backbone: Timm
+    backbone: TimmModel
     header: Header
     subject: Subject | None = field(default=None, repr=False)
 
@@ -88,20 +89,20 @@ def export(path: Path, to: str, folder: Path, network: str | None = None) -> lis
     taken.backbone.eval()
     folder.mkdir(parents=True, exist_ok=True)
     files, lines = FORMATS[to](taken.backbone, taken.header, folder)
-    write_text(folder / "README.md", card(taken.header, taken.subject, to, lines))
+    write_text(folder / "README.md", markdown(taken.header, taken.subject, to, lines))
     return [*(folder / name for name in files), folder / "README.md"]
 
 
 Written = tuple[list[str], list[str]]  # names of files; lines of Python that load them
 
 
-def to_safetensors(backbone: Timm, header: Header, folder: Path) -> Written:
+def to_safetensors(backbone: TimmModel, header: Header, folder: Path) -> Written:
     weights_file.write(folder / "model.safetensors", backbone.model.state_dict(), header)
     at = folder / "model.safetensors"
     return ["model.safetensors"], ["import ssl_zoo as sz", f"model = sz.load({str(at)!r})"]
 
 
-def to_timm(backbone: Timm, header: Header, folder: Path) -> Written:
+def to_timm(backbone: TimmModel, header: Header, folder: Path) -> Written:
     _refuse_small_stem("timm", header)
     options = {**header.backbone.get("options", {}), "in_chans": backbone.in_chans}
     config = _normalization(header) | {"input_size": (backbone.in_chans, *backbone.made_for)}
@@ -112,7 +113,7 @@ def to_timm(backbone: Timm, header: Header, folder: Path) -> Written:
     return ["model.safetensors", "config.json"], lines
 
 
-def to_torchvision(backbone: Timm, header: Header, folder: Path) -> Written:
+def to_torchvision(backbone: TimmModel, header: Header, folder: Path) -> Written:
     model, state = backbone.model, backbone.model.state_dict()
     if isinstance(model, ResNet):
         _check_resnet("torchvision", model, header)
@@ -130,7 +131,7 @@ def to_torchvision(backbone: Timm, header: Header, folder: Path) -> Written:
     return ["model.pth"], [*lines, f"model.{head} = torch.nn.Identity()", load]
 
 
-def to_detectron2(backbone: Timm, header: Header, folder: Path) -> Written:
+def to_detectron2(backbone: TimmModel, header: Header, folder: Path) -> Written:
     """As detection/convert-pretrain-to-detectron2.py of FAIR's moco: a pickle of arrays."""
     if not isinstance(backbone.model, ResNet):
         raise _no("detectron2", header, "ResNets")
@@ -147,7 +148,7 @@ def to_detectron2(backbone: Timm, header: Header, folder: Path) -> Written:
     return ["model.pkl"], lines
 
 
-def to_onnx(backbone: Timm, header: Header, folder: Path) -> Written:
+def to_onnx(backbone: TimmModel, header: Header, folder: Path) -> Written:
     """Takes [N, C, H, W] of the size that the backbone is made for, of any N."""
     images = torch.zeros(2, backbone.in_chans, *_size(backbone, header))
     torch.onnx.export(
@@ -167,7 +168,7 @@ def to_onnx(backbone: Timm, header: Header, folder: Path) -> Written:
     return ["model.onnx"], [*lines, "[features] = model.run(None, {'images': images})"]
 
 
-def to_transformers(backbone: Timm, header: Header, folder: Path) -> Written:
+def to_transformers(backbone: TimmModel, header: Header, folder: Path) -> Written:
     """The hub's names, which every version of transformers reads."""
     model = backbone.model
     if isinstance(model, ResNet):
@@ -194,7 +195,7 @@ def to_transformers(backbone: Timm, header: Header, folder: Path) -> Written:
     return ["model.safetensors", "config.json"], lines
 
 
-FORMATS: dict[str, Callable[[Timm, Header, Path], Written]] = {
+FORMATS: dict[str, Callable[[TimmModel, Header, Path], Written]] = {
     "safetensors": to_safetensors,
     "timm": to_timm,
     "torchvision": to_torchvision,
@@ -403,7 +404,7 @@ def _normalization(header: Header) -> dict[str, Any]:
     return {"mean": tuple(last["mean"]), "std": tuple(last["std"])}
 
 
-def _size(backbone: Timm, header: Header) -> tuple[int, int]:
+def _size(backbone: TimmModel, header: Header) -> tuple[int, int]:
     """Of the clean view where that says it, else the one that the backbone is made for."""
     sizes = [op["size"] for op in header.clean.get("ops", {}).values() if "size" in op]
     return (sizes[-1], sizes[-1]) if sizes else tuple(backbone.made_for)

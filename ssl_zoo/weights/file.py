@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones.timm_model import TimmModel
 from ssl_zoo.config import BACKBONES, bind
 from ssl_zoo.data.image import Views
 from ssl_zoo.system.files import replacing
@@ -64,7 +64,7 @@ def read_header(path: Path) -> Header | None:
     return Header(**{name: json.loads(about[name]) for name in ("backbone", "clean", "source")})
 
 
-def build(block: dict[str, Any], state: dict[str, Tensor] | None = None) -> Timm:
+def build(block: dict[str, Any], state: dict[str, Tensor] | None = None) -> TimmModel:
     """The network of a block; with a state_dict of its `model`, which is strict, on its weights."""
     with torch.device("cpu"):
         backbone: nn.Module = bind(BACKBONES, block, "backbone")()
@@ -73,7 +73,7 @@ def build(block: dict[str, Any], state: dict[str, Tensor] | None = None) -> Timm
     return backbone
 
 
-def opened(path: Path) -> tuple[Timm, Views] | None:
+def opened(path: Path) -> tuple[TimmModel, Views] | None:
     """The backbone of such a file and its clean view; None of another file."""
     header = read_header(path)
     if header is None:

@@ -22,7 +22,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones.timm_model import TimmModel
 from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.system.files import sha256
 from ssl_zoo.weights import file as weights_file
@@ -62,7 +62,7 @@ class Imported:
         lines: what was found and done, for a person.
     """
 
-    backbone: Timm
+    backbone: TimmModel
     header: Header
     lines: list[str]
 
@@ -111,7 +111,7 @@ def import_file(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for what `partial` leaves as it was made
         backbone = build(block)
-    fitted, remarks = fit(state, backbone.model, block)
+    fitted, remarks = adapted(state, backbone.model, block)
     lines += [*remarks, *_of_layout(found, state, config)]
     lines += _load(path, found, fitted, backbone.model, partial)
     source = {"file": path.name, "sha256": sha256(path), "layout": found.layout}
@@ -220,7 +220,7 @@ def _joined(state: State) -> State:
     return joined
 
 
-def fit(state: State, model: nn.Module, block: Mapping[str, Any]) -> tuple[State, list[str]]:
+def adapted(state: State, model: nn.Module, block: Mapping[str, Any]) -> tuple[State, list[str]]:
     """The tensors as this model takes them, by timm's own converter where it has one; remarks.
 
     Positions are interpolated to the model's grid, and the first layer is adapted to its channels.
@@ -312,7 +312,7 @@ def _fits(state: State, block: Mapping[str, Any]) -> bool:
         model = _on_meta(json.dumps(block)).model
         if _patch(state) != _patch(model.state_dict()):
             return False
-        fitted, _ = fit(state, model, block)
+        fitted, _ = adapted(state, model, block)
     except (ConfigError, ValueError, RuntimeError, KeyError):  # timm's converter on another depth
         return False
     _, missing, extra = _compare(fitted, model)
@@ -320,7 +320,7 @@ def _fits(state: State, block: Mapping[str, Any]) -> bool:
 
 
 @cache
-def _on_meta(block: str) -> Timm:
+def _on_meta(block: str) -> TimmModel:
     """The network of a block (JSON) without numbers, to be looked at only."""
     with torch.device("meta"):
         return build(json.loads(block))
@@ -406,7 +406,7 @@ def _patch_of_stem(state: State) -> tuple[int, ...] | None:
     return tuple(state["conv1.weight"].shape[2:]) if "conv1.weight" in state else None
 
 
-def _clean(backbone: Timm, row: Layout) -> dict[str, Any]:
+def _clean(backbone: TimmModel, row: Layout) -> dict[str, Any]:
     """The view of ImageNet that such weights are judged on: 256 to 224 pixels, a center crop."""
     size = min(backbone.made_for)
     cfg = backbone.model.pretrained_cfg
