@@ -29,6 +29,7 @@ from ssl_zoo.experiment import load_subject, run_splits, train_into, whole_run
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state
+from ssl_zoo.weights.file import opened as opened_weights
 
 SECTIONS = tuple(configs.signature(whole_run)[1])
 # What a call without a config starts from: MoCo's optimizer and batch (arXiv:1911.05722), a cosine.
@@ -230,10 +231,11 @@ def load(
     backbone: Any = None,
     device: str = "auto",
 ) -> Embedder:
-    """What a run has learned.
+    """What a run has learned, or what was imported.
 
     Args:
-        path: a run's folder (its newest checkpoint), or a checkpoint.
+        path: a run's folder (its newest checkpoint), a checkpoint, or a file of weights that
+            `ssl-zoo import` or `ssl-zoo export --to safetensors` wrote.
         network: one of the method's `networks`; None: the one that its paper evaluates.
         backbone: where the run was given one that no file can name, the same once more.
 
@@ -242,6 +244,8 @@ def load(
         FileNotFoundError: there is no checkpoint.
     """
     on = distributed.start(device)
+    if opened := opened_weights(Path(path)):
+        return Embedder(*opened).to(on)
     given = {} if backbone is None else {"backbone": backbone}
     with kept_random_state(on):
         subject = load_subject(Path(path), on, given)

@@ -13,6 +13,8 @@ COMMANDS = {
     "train": "train one config",
     "ablate": "run a grid of arms and report",
     "evaluate": "evaluate a trained backbone",
+    "import": "published weights, for runs to start from",
+    "export": "a backbone for timm, torchvision, transformers, detectron2 or ONNX",
     "compare": "whether one arm is better than another",
     "leaderboard": "networks under one protocol, in one table",
     "embed": "features of a folder's images, in a file",
