@@ -29,7 +29,7 @@ from ssl_zoo.experiment import load_subject, run_splits, train_into, whole_run
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state
-from ssl_zoo.weights.file import opened as opened_weights
+from ssl_zoo.weights.judged import subject_of
 
 SECTIONS = tuple(configs.signature(whole_run)[1])
 # What a call without a config starts from: MoCo's optimizer and batch (arXiv:1911.05722), a cosine.
@@ -244,11 +244,9 @@ def load(
         FileNotFoundError: there is no checkpoint.
     """
     on = distributed.start(device)
-    if opened := opened_weights(Path(path)):
-        return Embedder(*opened).to(on)
     given = {} if backbone is None else {"backbone": backbone}
     with kept_random_state(on):
-        subject = load_subject(Path(path), on, given)
+        subject = subject_of(Path(path), on, given)
     name = next(iter(subject.networks)) if network is None else network
     if name not in subject.networks:
         raise configs.not_among("network", "no such network of it", name, subject.networks)

@@ -17,6 +17,7 @@ from ssl_zoo import config
 from ssl_zoo.cli.command_line import main
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study.leaderboard import Board, read
+from ssl_zoo.weights import file as weights
 
 KNN = {"type": "KNN", "k": 3}
 DIGITS = {"type": "Digits", "limit": 60}
@@ -182,6 +183,22 @@ def test_what_evaluate_wrote_counts(run, tmp_path, capsys):
     own, other = ([*read(path).kept] for path in (copy, out))
     assert other == [by_hand["hash"]] and set(other) < set(own)
     assert found.scores[str(out), other[0]].low == found.scores[str(copy), other[0]].low
+
+
+def test_weights_from_elsewhere_are_judged_by_the_images_of_a_config(run, tmp_path, capsys):
+    block = {"type": "Timm", "name": "resnet18", "in_chans": 1, "small_images": True}
+    block["options"] = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4]}
+    clean, file = RunFolder(run).config()["data"]["clean"], tmp_path / "weights.safetensors"
+    weights.write(file, weights.build(block).model.state_dict(), weights.Header(block, clean))
+    words = ("leaderboard", run, file, "--evaluate", "knn", "knn.k=4")
+    status, text = said(capsys, *words)
+    assert status == 2 and "no images to be judged by" in text and "--data CONFIG" in text
+    data = RunFolder(run).config_path
+    status, text = said(capsys, *words, "--data", data, "--out", tmp_path / "table.csv")
+    lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    hashes = [{x["hash"] for x in lines if x["network"] == str(path)} for path in (run, file)]
+    assert status == 0 and len(hashes[1]) == 1 and hashes[1] < hashes[0]
+    assert sz.load(file).about["network"] == "backbone"
 
 
 def test_what_is_no_network_or_key_is_said(run, tmp_path, capsys):

@@ -44,17 +44,17 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from ssl_zoo.experiment import load_subject
     from ssl_zoo.experiment.by_hand import asked, keep
     from ssl_zoo.system import distributed
     from ssl_zoo.system.files import write_text
     from ssl_zoo.system.hardware import keep_freed_memory
+    from ssl_zoo.weights.judged import subject_of
 
     if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ValueError(f"--out {out}: expected a file in a folder that exists")
     keep_freed_memory()
     device = distributed.start(arguments.device)
-    subject = load_subject(arguments.path, device)
+    subject = subject_of(arguments.path, device)
     parts, left_out = asked(subject, arguments.name, arguments.overrides, arguments.data)
     if left_out and distributed.is_main():
         show(f"left out, as they learn beside a run: {', '.join(left_out)}")

@@ -87,9 +87,9 @@ def judge_lacking(
 ) -> None:
     """Measures by these evaluations what has no result of them, and keeps that beside it."""
     from ssl_zoo.config import not_among
-    from ssl_zoo.experiment import load_subject
     from ssl_zoo.experiment.by_hand import asked, keep, kept
     from ssl_zoo.system import distributed
+    from ssl_zoo.weights.judged import subject_of
 
     of_data = [word for word in words if word.startswith("data.")]
     by_name = {name: [word for word in words if word.startswith(f"{name}.")] for name in names}
@@ -99,7 +99,7 @@ def judge_lacking(
     for path in paths:
         if path.suffix == ".json":
             continue
-        subject = load_subject(path, on)
+        subject = subject_of(path, on)
         results = (of.result for of in kept(path))
         known = {r["hash"].partition("-")[0] for r in results if r["step"] == subject.step}
         for name in names:
