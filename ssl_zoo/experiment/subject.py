@@ -160,7 +160,7 @@ class Subject:
         with self._folder() as folder:
             for name, evaluation in evaluations.items():
                 evaluated = None if self.untrained else first
-                of = identity(parts[name], splits[name], judged[name], evaluated)
+                of = identity(parts[name], evaluation, splits[name], judged[name], evaluated)
                 if hashed(of) in known:
                     continue
                 context = Context(

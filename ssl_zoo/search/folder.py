@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ssl_zoo.api import Embedder
 
 FORMAT = 1
-PLACES = ("run", "folder")  # of a header: where things lay; another place changes no feature
+# Of a header: where things lay, which changes no feature, and how well an index happens to do.
+NOT_COMPARED = ("run", "folder", "index")
 
 
 class Read(NamedTuple):
@@ -272,7 +273,9 @@ def digest_of_weights(network: nn.Module) -> str:
 
 def check_same(path: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises FileExistsError where a header says that the features are of something else."""
-    pair = [{key: of.get(key) for key in wanted if key not in PLACES} for of in (kept, wanted)]
+    pair = [
+        {key: of.get(key) for key in wanted if key not in NOT_COMPARED} for of in (kept, wanted)
+    ]
     if lines := list(differences(*pair)):
         problem = "holds features of other images or of another network"
         hint = "delete it, or give another --out"

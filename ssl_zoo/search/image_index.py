@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ssl_zoo.config import ConfigError
 from ssl_zoo.data.files import counted
-from ssl_zoo.evaluation.knn import Index, build_index
+from ssl_zoo.evaluation.knn import Index, build_index, index_recall
 from ssl_zoo.ops.kmeans import faiss_threads
 from ssl_zoo.search import table
 from ssl_zoo.search.folder import check_same, identity
@@ -61,7 +61,12 @@ class ImageIndex:
         if len(bad):
             count = f"the features of {counted(len(bad), 'image')} are not all finite"
             raise ValueError(f"{file}: {count}, the first is {paths[bad[0]]}")
-        rows, described = build_index(F.normalize(bank, dim=1), kind, USUAL_K)
+        bank = F.normalize(bank, dim=1)
+        rows, described = build_index(bank, kind, USUAL_K)
+        if kind != "flat":
+            k = min(USUAL_K, len(bank))
+            found = index_recall(rows, bank, bank, k)
+            described += f", finds {found:.1f}% of the {k} nearest"
         about = {key: header[key] for key in MADE_OF} | {"kind": kind, "index": described}
         return cls(about, paths, rows)
 
