@@ -29,7 +29,7 @@ from ssl_zoo.experiment import load_subject, run_splits, train_into, whole_run
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state
-from ssl_zoo.weights.judged import subject_of
+from ssl_zoo.weights.as_subject import subject_of
 
 SECTIONS = tuple(configs.signature(whole_run)[1])
 # What a call without a config starts from: MoCo's optimizer and batch (arXiv:1911.05722), a cosine.

@@ -48,7 +48,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from ssl_zoo.system import distributed
     from ssl_zoo.system.files import write_text
     from ssl_zoo.system.hardware import keep_freed_memory
-    from ssl_zoo.weights.judged import subject_of
+    from ssl_zoo.weights.as_subject import subject_of
 
     if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ValueError(f"--out {out}: expected a file in a folder that exists")

@@ -87,9 +87,9 @@ def judge_lacking(
 ) -> None:
     """Measures by these evaluations what has no result of them, and keeps that beside it."""
     from ssl_zoo.config import not_among
-    from ssl_zoo.experiment.by_hand import asked, keep, kept
+    from ssl_zoo.experiment.by_hand import asked, keep, results_of
     from ssl_zoo.system import distributed
-    from ssl_zoo.weights.judged import subject_of
+    from ssl_zoo.weights.as_subject import subject_of
 
     of_data = [word for word in words if word.startswith("data.")]
     by_name = {name: [word for word in words if word.startswith(f"{name}.")] for name in names}
@@ -100,7 +100,7 @@ def judge_lacking(
         if path.suffix == ".json":
             continue
         subject = subject_of(path, on)
-        results = (of.result for of in kept(path))
+        results = (of.result for of in results_of(path))
         known = {r["hash"].partition("-")[0] for r in results if r["step"] == subject.step}
         for name in names:
             own = [word.removeprefix(f"{name}.") for word in by_name[name]]

@@ -68,7 +68,7 @@ def keep(subject: Subject, name: str, result: Mapping[str, Any], outcome: Outcom
     write_text(file, json.dumps(known, indent=2) + "\n")
 
 
-def kept(path: Path) -> Iterator[Kept]:
+def results_of(path: Path) -> Iterator[Kept]:
     """Of a run's folder, what was measured in training and later, at whatever step; of a file what
     was measured of that. ValueError for a damaged file.
     """

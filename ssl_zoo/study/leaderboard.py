@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_zoo.config import ConfigError, differences
-from ssl_zoo.experiment.by_hand import Kept, kept
+from ssl_zoo.experiment.by_hand import Kept, results_of
 from ssl_zoo.study.classes import hits_of
 from ssl_zoo.study.report.results import describe
 from ssl_zoo.study.report.tables import escaped
@@ -144,7 +144,7 @@ def read(path: Path) -> Entry:
     if path.suffix == ".json":
         results = list(_written(path))
     elif path.exists():
-        results = list(kept(path))
+        results = list(results_of(path))
     else:
         expected = "a run's folder, a checkpoint or other weights, or a result's .json"
         raise ConfigError("PATH", "no such thing", found=str(path), expected=expected)
