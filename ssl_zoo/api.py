@@ -86,9 +86,7 @@ def train(
     if isinstance(backbone, str):
         backbone = {"type": "Timm", "name": backbone}
     whole = _laid_over(config, {**sections, "backbone": backbone}, data, views, size)
-    for key, value in ("train.epochs", epochs), ("data.batch_size", batch_size):
-        if value is not None:
-            configs.override(whole, [(key, value)])
+    _lay(whole, {"train.epochs": epochs, "data.batch_size": batch_size})
     threads = torch.get_num_threads()
     try:
         with kept_random_state(distributed.start(device)):
@@ -132,10 +130,17 @@ def _laid_over(
     elif views is not None:
         block["views"] = views
     given = {**sections, "data": block or None}
-    configs.override(whole, [(n, value) for n, value in given.items() if value is not None])
+    _lay(whole, given)
     if dataset is not None:
         whole.data["data"]["dataset"] = dataset
     return whole
+
+
+def _lay(whole: Config, given: Mapping[str, Any]) -> None:
+    """Sets keys of a config in place, but those that are None; errors say whose they are."""
+    set_here = {key: value for key, value in given.items() if value is not None}
+    configs.override(whole, set_here.items())
+    whole.origins |= dict.fromkeys(set_here, "ssl_zoo.train")
 
 
 class Run:
