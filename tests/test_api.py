@@ -245,6 +245,11 @@ def test_a_folder_of_pictures_is_enough(tmp_path):
     assert run.result["steps"] == 2
 
 
+def test_a_folder_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
+        trained(tmp_path / "runs", data=tmp_path / "nowhere")
+
+
 def test_importing_the_package_imports_no_torch():
     code = "import sys, ssl_zoo as sz; assert 'train' in dir(sz); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
