@@ -27,7 +27,7 @@ ALGORITHM = [
     ("heads/projection.py", [], "the head"),
 ]
 AROUND = [
-    ("cli/command_line.py", [], "the command line"),
+    ("cli/command_line.py", ["add_config", "main", "parsed"], "the command line"),
     ("cli/train_command.py", ["add", "train", "run_path"], "`ssl-zoo train`"),
     ("experiment/sitting.py", ["train_into", "_fit"], "a config, trained into a folder"),
     (
