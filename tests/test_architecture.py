@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "evaluation": PARTS | {"data", "engine", "runs"},
     "experiment": PARTS
     | {"backbones", "data", "engine", "evaluation", "heads", "losses", "memory", "methods", "runs"},
-    "weights": LOWEST | {"backbones", "data", "experiment"},
+    "weights": LOWEST | {"backbones", "data", "evaluation", "experiment"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
     "api": LOWEST | {"data", "engine", "experiment", "runs", "weights"},
     "testing": None,

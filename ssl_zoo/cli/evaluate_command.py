@@ -22,6 +22,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "  ssl-zoo evaluate knn RUN network=teacher              # one of the method's networks\n"
         "  ssl-zoo evaluate knn RUN data='{dataset: {type: CIFAR10}}'\n"
         "  ssl-zoo evaluate linear RUN --data CONFIG             # images of another config\n"
+        "  ssl-zoo evaluate knn FILE.safetensors --data CONFIG   # weights that were imported\n"
         "  ssl-zoo evaluate all CONFIG          # of the random weights that its runs start from\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,12 +49,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from ssl_zoo.system import distributed
     from ssl_zoo.system.files import write_text
     from ssl_zoo.system.hardware import keep_freed_memory
+    from ssl_zoo.weights.taking import judged_by
 
     if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ValueError(f"--out {out}: expected a file in a folder that exists")
     keep_freed_memory()
     device = distributed.start(arguments.device)
-    subject = load_subject(arguments.path, device)
+    subject = judged_by(arguments.path, arguments.data, device)
+    subject = subject or load_subject(arguments.path, device)
     of_run = [text for text in arguments.overrides if text.startswith("data.")]
     others = [text for text in arguments.overrides if text not in of_run]
     parts = subject.parts(arguments.name, others)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from ssl_zoo.system.files import sha256
 from ssl_zoo.weights import file as weights_file
 from ssl_zoo.weights.file import Header, build
 from ssl_zoo.weights.layouts import ANY, LAYOUTS, NAMINGS, NOT_OF_BACKBONE, WRAPPERS, Layout
+from ssl_zoo.weights.taking import take
 
 State = dict[str, Tensor]
 # What checkpoints hold besides tensors and plain values, and what runs no code when it is made.
@@ -79,7 +81,7 @@ def import_file(
     """Reads a checkpoint of any project in `LAYOUTS`; no code in it runs.
 
     Args:
-        path: a file; or a folder that transformers or timm has saved a model in.
+        path: a file; a folder that transformers or timm has saved a model in; or a run of ours.
         layout: a name in `LAYOUTS`; None: told by the keys.
         block: keys of the block `Timm`: `name` where shapes do not tell it, `in_chans` and
             `options` where another network is wanted than the file's.
@@ -90,14 +92,15 @@ def import_file(
         ValueError: a file that is broken or would run code, or one that does not hold the whole
             backbone.
     """
-    path, config = _with_config(path)
-    contents = read(path)
-    if {"format", "method", "networks"} <= contents.keys():
-        raise ValueError(f"{path} is of a run: ssl-zoo export {path} --to safetensors --out DIR")
-    header = weights_file.read_header(path)
-    given = dict(block or {})
-    if header is not None:  # our own: its architecture is known
-        given = _over(header.backbone, given)
+    own, config = weights_file.read_header(path), {}
+    contents: Mapping[str, Any] = {}
+    if not (path / "checkpoints").is_dir():
+        path, config = _with_config(path)
+        contents = read(path)
+    if not contents or {"format", "method", "optimizer"} <= contents.keys():  # a run of ours
+        taken = take(path)
+        contents, own, path = taken.backbone.model.state_dict(), taken.header, taken.subject.path
+    given = _over(own.backbone if own else {}, block or {})
     found = recognize(contents, path, layout)
     given = _over(_of_config(config), given)
     about = LAYOUTS[found.layout]
@@ -107,6 +110,8 @@ def import_file(
     else:
         block = _by_shapes(path, found, state, given)
     lines = [f"{path}: laid out as {found.layout} does ({about.source}): {found.place}"]
+    if own:
+        lines = [f"{path}: of ssl_zoo"]
     lines.append(f"{block['name']}, {'as told' if 'name' in given else 'by its shapes'}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for what `partial` leaves as it was made
@@ -115,7 +120,9 @@ def import_file(
     lines += [*remarks, *_of_layout(found, state, config)]
     lines += _load(path, found, fitted, backbone.model, partial)
     source = {"file": path.name, "sha256": sha256(path), "layout": found.layout}
-    return Imported(backbone, Header(block, _clean(backbone, about), source), lines)
+    if own:
+        return Imported(backbone, Header(block, own.clean, own.source), lines)
+    return Imported(backbone, Header(block, _clean(backbone, about, config), source), lines)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -231,6 +238,10 @@ def adapted(state: State, model: nn.Module, block: Mapping[str, Any]) -> tuple[S
     if convert is not None:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing
             fitted = dict(convert(fitted, model))
+    for key, x in state.items():  # timm drops DINOv3's where a model has none, zero or not
+        if key.endswith("attn.qkv.bias") and x.any():
+            if not {key, key.replace("qkv.bias", "q_bias")} & fitted.keys():
+                fitted[key] = x
     before, after = (x.get("pos_embed") for x in (state, fitted))
     if before is not None and after is not None and before.shape[1] - after.shape[1] not in (0, 1):
         remarks.append(
@@ -368,7 +379,11 @@ def _with_config(path: Path) -> tuple[Path, dict[str, Any]]:
     config = path.with_name("config.json")
     if path.name not in _WEIGHTS or not config.is_file():
         return path, {}
-    return path, json.loads(config.read_text(encoding="utf-8"))
+    beside = path.with_name("preprocessor_config.json")  # transformers' mean and deviation
+    files = [file for file in (config, beside) if file.is_file()]
+    return path, dict(
+        item for file in files for item in json.loads(file.read_text(encoding="utf-8")).items()
+    )
 
 
 def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,15 +421,19 @@ def _patch_of_stem(state: State) -> tuple[int, ...] | None:
     return tuple(state["conv1.weight"].shape[2:]) if "conv1.weight" in state else None
 
 
-def _clean(backbone: TimmModel, row: Layout) -> dict[str, Any]:
-    """The view of ImageNet that such weights are judged on: 256 to 224 pixels, a center crop."""
+def _clean(backbone: TimmModel, row: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The view that such weights are judged on: as ImageNet's, 256 to 224 pixels, a center crop.
+
+    timm's and transformers' config.json know of another mean and deviation. Gray images have none.
+    """
     size = min(backbone.made_for)
-    cfg = backbone.model.pretrained_cfg
     ops: dict[str, Any] = {
         "resize": {"type": "Resize", "size": round(size * 256 / 224)},
         "crop": {"type": "CenterCrop", "size": size},
     }
     if row.normalized and backbone.in_chans == 3:
-        mean, std = cfg.get("mean", (0.485, 0.456, 0.406)), cfg.get("std", (0.229, 0.224, 0.225))
+        told = config.get("pretrained_cfg", {})
+        mean = told.get("mean") or config.get("image_mean") or IMAGENET_DEFAULT_MEAN
+        std = told.get("std") or config.get("image_std") or IMAGENET_DEFAULT_STD
         ops["normalize"] = {"type": "Normalize", "mean": list(mean), "std": list(std)}
     return {"ops": ops}
