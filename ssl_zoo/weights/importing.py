@@ -239,9 +239,9 @@ def adapted(state: State, model: nn.Module, block: Mapping[str, Any]) -> tuple[S
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing
             fitted = dict(convert(fitted, model))
     for key, x in state.items():  # timm drops DINOv3's where a model has none, zero or not
-        if key.endswith("attn.qkv.bias") and x.any():
-            if not {key, key.replace("qkv.bias", "q_bias")} & fitted.keys():
-                fitted[key] = x
+        placed = {key, key.replace("qkv.bias", "q_bias")} & fitted.keys()
+        if key.endswith("attn.qkv.bias") and not placed and x.any():
+            fitted[key] = x
     before, after = (x.get("pos_embed") for x in (state, fitted))
     if before is not None and after is not None and before.shape[1] - after.shape[1] not in (0, 1):
         remarks.append(
