@@ -7,6 +7,7 @@ import json
 import pickle
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -440,6 +441,20 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"run code of \w+\.open"):
         import_file(tmp_path / "worse.pth")
     assert not (tmp_path / "hostile-was-here").exists()
+
+
+def test_numbers_of_numpy_and_arguments_of_a_command_are_no_code(resnet, tmp_path):
+    beside = {"loss": np.float64(0.5), "args": argparse.Namespace(arch="resnet50")}
+    imported(tmp_path, {"state_dict": resnet.state_dict(), **beside}, RESNET)
+
+
+def test_keys_without_weights_are_missing_and_not_zero(tmp_path):
+    t = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+    net = t.ViTModel(t.ViTConfig(**sizes, patch_size=8, intermediate_size=32))
+    state = {k: x for k, x in net.state_dict().items() if "layers.1.attention.k_proj" not in k}
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.qkv\.weight"):
+        imported(tmp_path, state, VIT)
 
 
 def test_what_cannot_be_told_is_asked_for(resnet, tmp_path, monkeypatch):

@@ -33,7 +33,8 @@ from ssl_zoo.weights.taking import take
 
 State = dict[str, Tensor]
 # What checkpoints hold besides tensors and plain values, and what runs no code when it is made.
-_PLAIN = [argparse.Namespace, np.dtype, np._core.multiarray.scalar]
+_SCALAR = np._core.multiarray.scalar  # of numpy 2, and by its name in numpy 1
+_PLAIN = [argparse.Namespace, np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")]
 _PLAIN += [getattr(np.dtypes, name) for name in np.dtypes.__all__]
 _COUNTER = "num_batches_tracked"  # of BatchNorm, which no feature depends on
 _SIDE_BY_SIDE = 8  # names shown of what was found and of what was wanted
@@ -118,7 +119,7 @@ def import_file(
         backbone = build(block)
     fitted, remarks = adapted(state, backbone.model, block)
     lines += [*remarks, *_of_layout(found, state, config)]
-    lines += _load(path, found, fitted, backbone.model, partial)
+    lines += _load(path, fitted, backbone.model, partial)
     source = {"file": path.name, "sha256": sha256(path), "layout": found.layout}
     if own:
         return Imported(backbone, Header(block, own.clean, own.source), lines)
@@ -134,11 +135,10 @@ def read(path: Path) -> dict[str, Any]:
             raise
         except Exception as error:  # safetensors' own kinds
             raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
-    with path.open("rb"):  # that it is missing or forbidden is said as it is
-        pass
-    with torch.serialization.safe_globals(_PLAIN):
+    # That it is missing or forbidden is said as it is.
+    with path.open("rb") as file, torch.serialization.safe_globals(_PLAIN):
         try:
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+            contents = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # each of torch's readers has its own
             raise ValueError(_refused(path)) from error
     if not isinstance(contents, Mapping):
@@ -153,10 +153,8 @@ def _refused(path: Path) -> str:
         names = []
     if not names:
         return f"{path}: not a checkpoint of torch's, or not a whole one"
-    known = {f"{kind.__module__}.{kind.__qualname__}" for kind in _PLAIN}
-    unknown = sorted(name for name in names if name not in known)
     return (
-        f"{path}: it is not read, since that would run code of {', '.join(unknown[:4])}; expected "
+        f"{path}: it is not read, since that would run code of {', '.join(sorted(names)[:4])}; expected "
         "tensors and plain values alone, as torch.save(model.state_dict(), FILE) writes them"
     )
 
@@ -220,10 +218,13 @@ def _joined(state: State) -> State:
             joined[key] = x
             continue
         before, _, after = match.groups()
-        parts = [state.get(f"{before}{part}{after}") for part in "qkv"]
-        known = next(part for part in parts if part is not None)
-        whole = [torch.zeros_like(known) if part is None else part for part in parts]
-        joined[f"{before}qkv{after}"] = torch.cat(whole)
+        parts = {part: state.get(f"{before}{part}{after}") for part in "qkv"}
+        if after == ".bias" and parts["k"] is None:
+            parts["k"] = torch.zeros_like(x)
+        if all(part is not None for part in parts.values()):
+            joined[f"{before}qkv{after}"] = torch.cat([parts[part] for part in "qkv"])
+        else:
+            joined[key] = x
     return joined
 
 
@@ -242,6 +243,10 @@ def adapted(state: State, model: nn.Module, block: Mapping[str, Any]) -> tuple[S
         placed = {key, key.replace("qkv.bias", "q_bias")} & fitted.keys()
         if key.endswith("attn.qkv.bias") and not placed and x.any():
             fitted[key] = x
+    if (patch := _patch(state)) != (own := _patch(model.state_dict())) and None not in (patch, own):
+        remarks.append(
+            f"patches of {patch} pixels resampled to {own} (timm's resample_patch_embed)"
+        )
     before, after = (x.get("pos_embed") for x in (state, fitted))
     if before is not None and after is not None and before.shape[1] - after.shape[1] not in (0, 1):
         remarks.append(
@@ -269,9 +274,7 @@ def _compare(fitted: State, model: nn.Module) -> tuple[list[str], list[str], lis
     return loaded, missing, [key for key in fitted if key not in loaded]
 
 
-def _load(
-    path: Path, found: Found, fitted: State, model: nn.Module, partial: bool
-) -> Iterator[str]:
+def _load(path: Path, fitted: State, model: nn.Module, partial: bool) -> Iterator[str]:
     """Loads what fits; ValueError unless it is all of both, or `partial`. Yields lines."""
     loaded, missing, extra = _compare(fitted, model)
     unknown = [key for key in extra if not NOT_OF_BACKBONE.match(key)]
@@ -291,9 +294,8 @@ def _load(
         raise ValueError("\n".join([problem, *table]))
     model.load_state_dict(model.state_dict() | {key: fitted[key] for key in loaded})
     yield count + (f"; the other {len(missing)} are as they start" if missing else "")
-    beside = [*extra]
-    if beside:
-        yield f"left out: {len(beside)} ({', '.join(beside[:3])}{', ...' * (len(beside) > 3)})"
+    if extra:
+        yield f"left out: {len(extra)} ({', '.join(extra[:3])}{', ...' * (len(extra) > 3)})"
 
 
 def _shape(x: Tensor) -> str:
