@@ -153,9 +153,10 @@ def _refused(path: Path) -> str:
         names = []
     if not names:
         return f"{path}: not a checkpoint of torch's, or not a whole one"
+    unknown = ", ".join(sorted(names)[:4])
     return (
-        f"{path}: it is not read, since that would run code of {', '.join(sorted(names)[:4])}; expected "
-        "tensors and plain values alone, as torch.save(model.state_dict(), FILE) writes them"
+        f"{path}: it is not read, since that would run code of {unknown}; expected tensors and "
+        "plain values alone, as torch.save(model.state_dict(), FILE) writes them"
     )
 
 
