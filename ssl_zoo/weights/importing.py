@@ -307,9 +307,10 @@ def _by_shapes(path: Path, found: Found, state: State, given: Mapping[str, Any])
     """The model of the naming's that all tensors fit, no two of which have the same shapes."""
     names = NAMINGS[found.naming].names
     for name in names:
-        block = _block({**given, "name": name}, found, state)
-        if _fits(state, block):
-            return block
+        with contextlib.suppress(ConfigError):  # options that this one does not take
+            block = _block({**given, "name": name}, found, state)
+            if _fits(state, block):
+                return block
     problem = f"{path}: its shapes do not tell which model it is"
     tried, expected = f"none of {', '.join(names)}", "timm's name: name=resnet50"
     raise ConfigError("name", problem, found=tried, expected=expected)
@@ -327,7 +328,7 @@ def _fits(state: State, block: Mapping[str, Any]) -> bool:
         if _patch(state) != _patch(model.state_dict()):
             return False
         fitted, _ = adapted(state, model, block)
-    except (ConfigError, ValueError, RuntimeError, KeyError):  # timm's converter on another depth
+    except (ValueError, RuntimeError, KeyError):  # timm's converter on another depth
         return False
     _, missing, extra = _compare(fitted, model)
     return not missing and all(NOT_OF_BACKBONE.match(key) for key in extra)
@@ -348,12 +349,10 @@ def _patch(state: Mapping[str, Tensor]) -> tuple[int, ...] | None:
 def _of_tensors(block: dict[str, Any], state: State) -> dict[str, Any]:
     """The block with what the tensors say and the user has not: channels, stem, positions."""
     block, options = dict(block), dict(block.get("options") or {})
-    first = next(
-        (state[k] for k in ("conv1.weight", "patch_embed.proj.weight") if k in state), None
-    )
-    if "in_chans" not in block and first is not None and first.shape[1] != 3:
+    first = state.get("conv1.weight", state.get("patch_embed.proj.weight"))
+    if "in_chans" not in block and first is not None and first.ndim == 4 and first.shape[1] != 3:
         block["in_chans"] = first.shape[1]
-    if "conv1.weight" in state and state["conv1.weight"].shape[2:] == (3, 3):
+    if _stem(state) == (3, 3):
         block.setdefault("small_images", True)
     side = _grid(state)
     if side and "img_size" not in options and not block["name"].startswith("xcit"):
@@ -365,9 +364,10 @@ def _of_tensors(block: dict[str, Any], state: State) -> dict[str, Any]:
 
 def _grid(state: State) -> int | None:
     """Patches across the square image that positions are for; None without any."""
-    if "pos_embed" not in state or state["pos_embed"].ndim != 3 or _patch(state) is None:
+    positions = state.get("pos_embed")
+    if positions is None or positions.ndim != 3 or positions.shape[1] < 2 or not _patch(state):
         return None
-    tokens = state["pos_embed"].shape[1]
+    tokens = positions.shape[1]
     sides = [math.isqrt(tokens - prefix) for prefix in (0, 1, 2)]
     return next((s for prefix, s in enumerate(sides) if s * s == tokens - prefix), None)
 
@@ -413,14 +413,14 @@ def _over(block: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_layout(found: Found, state: State, config: Mapping[str, Any]) -> Iterator[str]:
     """What a person should know about features that may differ from the project's."""
-    if found.layout == "solo-learn" and _patch_of_stem(state) == (3, 3):
+    if found.layout == "solo-learn" and _stem(state) == (3, 3):
         yield "solo-learn's stem for CIFAR pads by 2 pixels and this one by 1: features differ"
     eps = config.get("layer_norm_eps", 1e-6)
     if "ViT" in found.naming and eps != 1e-6:
         yield f"layer norms divide by a deviation with {eps:g} added there, with 1e-06 here"
 
 
-def _patch_of_stem(state: State) -> tuple[int, ...] | None:
+def _stem(state: State) -> tuple[int, ...] | None:
     return tuple(state["conv1.weight"].shape[2:]) if "conv1.weight" in state else None
 
 
