@@ -29,7 +29,7 @@ from ssl_zoo.experiment import load_subject, run_splits, train_into, whole_run
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state
-from ssl_zoo.weights.file import opened as opened_weights
+from ssl_zoo.weights.as_subject import subject_of
 
 SECTIONS = tuple(configs.signature(whole_run)[1])
 # What a call without a config starts from: MoCo's optimizer and batch (arXiv:1911.05722), a cosine.
@@ -190,11 +190,13 @@ class Embedder(nn.Module):
     Attributes:
         backbone: images [N, C, H, W] after `transform` -> features [N, F].
         channels: C, that the backbone takes; 3 where it does not say.
+        about: where it is from: the file's `path`, the `network` in it, the view as `clean`; plain
+            values.
     """
 
-    def __init__(self, backbone: nn.Module, clean: Views):
+    def __init__(self, backbone: nn.Module, clean: Views, about: Mapping[str, Any]):
         super().__init__()
-        self.backbone, self.clean = backbone, clean
+        self.backbone, self.clean, self.about = backbone, clean, dict(about)
         self.num_features: int = backbone.num_features
         self.channels: int = getattr(backbone, "in_chans", 3)
         self.eval().requires_grad_(False)
@@ -242,12 +244,13 @@ def load(
         FileNotFoundError: there is no checkpoint.
     """
     on = distributed.start(device)
-    if opened := opened_weights(Path(path)):
-        return Embedder(*opened).to(on)
     given = {} if backbone is None else {"backbone": backbone}
     with kept_random_state(on):
-        subject = load_subject(Path(path), on, given)
+        subject = subject_of(Path(path), on, given)
     name = next(iter(subject.networks)) if network is None else network
     if name not in subject.networks:
         raise configs.not_among("network", "no such network of it", name, subject.networks)
-    return Embedder(subject.networks[name], run_splits(subject.sections).clean)
+    splits = run_splits(subject.sections)
+    clean = splits.blocks["clean"].spelled_out(machine=False)
+    about = {"path": str(subject.path.resolve()), "network": name, "clean": clean}
+    return Embedder(subject.networks[name], splits.clean, about)

@@ -27,9 +27,10 @@ MAY_IMPORT = {
     "evaluation": PARTS | {"data", "engine", "runs"},
     "experiment": PARTS
     | {"backbones", "data", "engine", "evaluation", "heads", "losses", "memory", "methods", "runs"},
-    "weights": LOWEST | {"backbones", "data", "evaluation", "experiment"},
+    "weights": LOWEST | {"backbones", "data", "engine", "evaluation", "experiment"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
     "api": LOWEST | {"data", "engine", "experiment", "runs", "weights"},
+    "search": LOWEST | {"data", "evaluation", "runs"},
     "testing": None,
     "cli": None,
 }

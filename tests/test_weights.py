@@ -624,4 +624,4 @@ def test_a_run_goes_on_from_an_import_and_is_exported_with_a_card(tmp_path, caps
     assert main(judge) == 0
     assert f"backbone of {file}" in capsys.readouterr().out
     assert main(judge[:-2]) == 2
-    assert "no images that judge it" in capsys.readouterr().err
+    assert "no images to be judged by" in capsys.readouterr().err

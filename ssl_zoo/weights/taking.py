@@ -1,4 +1,4 @@
-"""A backbone out of what trained it, or judged as if it had been."""
+"""A backbone out of what trained it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ssl_zoo import config as configs
 from ssl_zoo.backbones import Timm
 from ssl_zoo.backbones.timm_model import TimmModel
-from ssl_zoo.config import ConfigError, Part, not_among
-from ssl_zoo.evaluation.base import NETWORK
-from ssl_zoo.experiment import load_subject, resolve
-from ssl_zoo.experiment.sections import seeded
+from ssl_zoo.config import Part, not_among
+from ssl_zoo.experiment import load_subject
 from ssl_zoo.experiment.subject import Subject
 from ssl_zoo.weights.file import Header, build, read_header
 
@@ -60,23 +57,3 @@ def take(path: Path, network: str | None = None) -> Taken:
     clean = subject.sections["data"].arguments()["clean"].spelled_out()
     source = {"run": str(subject.path), "step": subject.step, "network": name}
     return Taken(backbone, Header(block, clean, source), subject)
-
-
-def judged_by(path: Path, config: Path | None, device: torch.device) -> Subject | None:
-    """A file of weights with the data and evaluations of a config; None of any other file.
-
-    Raises ConfigError where no config says by what it is to be judged.
-    """
-    header = read_header(path)
-    if header is None:
-        return None
-    if config is None:
-        problem = f"{path} has no images that judge it"
-        raise ConfigError("--data", problem, expected="a config, whose images and evaluations do")
-    written = configs.load(config)
-    # Another network than the config's: none of its backbone's keys is kept.
-    configs.override(written, [("backbone", None)])
-    configs.override(written, [("backbone", {**header.backbone, "weights": str(path)})])
-    sections = resolve(written).arguments()
-    network = seeded(sections["seed"], sections["backbone"], device).to(device)
-    return Subject(sections, {NETWORK: network}, path=path)
