@@ -7,6 +7,7 @@ import json
 import pickle
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -215,15 +216,26 @@ def test_dinov2_in_chunks_and_with_registers(registers, tmp_path):
 
 def test_dinov3s_storage_tokens_and_layer_scales(tmp_path):
     block = {"name": "vit_small_patch16_dinov3", "options": {**SIZES, "patch_size": 16}}
+    block["options"]["global_pool"] = "token"
     vit = moved(build({"type": "Timm", **block}).model)
     state = {k.replace("reg_token", "storage_tokens"): x for k, x in vit.state_dict().items()}
     state = {k.replace("gamma_1", "ls1.gamma"): x for k, x in state.items()}
     state = {k.replace("gamma_2", "ls2.gamma"): x for k, x in state.items()}
     state |= {"mask_token": torch.zeros(1, 16), "rope_embed.periods": torch.ones(4)}
     state |= {f"blocks.{n}.attn.qkv.bias": torch.zeros(48) for n in range(2)}
+    del block["options"]["global_pool"]
     found = imported(tmp_path, state, block)
     assert found.header.source["layout"] == "dinov3"
     check_features(found, features(vit))
+
+
+def test_biases_that_timms_dinov3_has_no_place_for_are_not_dropped(tmp_path):
+    block = {"name": "vit_small_patch16_dinov3", "options": {**SIZES, "patch_size": 16}}
+    state = build({"type": "Timm", **block}).model.state_dict()
+    state["storage_tokens"] = state.pop("reg_token")
+    state["blocks.1.attn.qkv.bias"] = torch.ones(48)
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.qkv\.bias"):
+        imported(tmp_path, state, block)
 
 
 def test_simclr_converted_by_either_project(resnet, tmp_path):
@@ -317,7 +329,7 @@ def test_torchvisions_own(form, tmp_path):
     check_features(imported(tmp_path, net.state_dict(), block), features(net))
 
 
-@pytest.mark.parametrize("form", ["vit", "mae", "dinov2", "resnet", "convnext"])
+@pytest.mark.parametrize("form", ["vit", "mae", "dinov2", "dinov3", "resnet", "convnext"])
 def test_transformers_own(form, tmp_path):
     """As save_pretrained writes them; and a state_dict, whose names differ from version 5 on."""
     t = pytest.importorskip("transformers")
@@ -331,6 +343,11 @@ def test_transformers_own(form, tmp_path):
     elif form == "dinov2":
         net = t.Dinov2Model(t.Dinov2Config(**sizes, mlp_ratio=2))
         block = {"name": "vit_small_patch14_dinov2", "options": VIT["options"]}
+    elif form == "dinov3":
+        sizes |= {"layer_norm_eps": 1e-5, "patch_size": 16, "num_register_tokens": 4}
+        net = t.DINOv3ViTModel(t.DINOv3ViTConfig(**sizes))
+        options = {**VIT["options"], "patch_size": 16}
+        block = {"name": "vit_small_patch16_dinov3_qkvb", "options": options}
     elif form == "resnet":
         config = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
         net, block = t.ResNetModel(t.ResNetConfig(**config, depths=[1] * 4)), RESNET
@@ -424,6 +441,20 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"run code of \w+\.open"):
         import_file(tmp_path / "worse.pth")
     assert not (tmp_path / "hostile-was-here").exists()
+
+
+def test_numbers_of_numpy_and_arguments_of_a_command_are_no_code(resnet, tmp_path):
+    beside = {"loss": np.float64(0.5), "args": argparse.Namespace(arch="resnet50")}
+    imported(tmp_path, {"state_dict": resnet.state_dict(), **beside}, RESNET)
+
+
+def test_keys_without_weights_are_missing_and_not_zero(tmp_path):
+    t = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+    net = t.ViTModel(t.ViTConfig(**sizes, patch_size=8, intermediate_size=32))
+    state = {k: x for k, x in net.state_dict().items() if "layers.1.attention.k_proj" not in k}
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.qkv\.weight"):
+        imported(tmp_path, state, VIT)
 
 
 def test_what_cannot_be_told_is_asked_for(resnet, tmp_path, monkeypatch):
@@ -584,5 +615,13 @@ def test_a_run_goes_on_from_an_import_and_is_exported_with_a_card(tmp_path, caps
     assert main([*key[:4], "network=teacher", *key[5:]]) == 2
     assert "no such network" in capsys.readouterr().err
     checkpoint = next((run / "checkpoints").glob("step_*.pt"))
-    assert main(["import", str(checkpoint), "--out", str(file)]) == 2
-    assert "ssl-zoo export" in capsys.readouterr().err
+    for path in (run, checkpoint):
+        assert main(["import", str(path), "--out", str(tmp_path / "own.safetensors")]) == 0
+        assert "65 of 65 tensors loaded" in capsys.readouterr().out
+        own = sz.load(tmp_path / "own.safetensors")
+        torch.testing.assert_close(features(own, gray), features(went_on, gray))
+    judge = ["evaluate", "knn", str(file), "k=5", "--data", str(run / "config.yaml")]
+    assert main(judge) == 0
+    assert f"backbone of {file}" in capsys.readouterr().out
+    assert main(judge[:-2]) == 2
+    assert "no images to be judged by" in capsys.readouterr().err

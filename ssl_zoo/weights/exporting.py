@@ -10,7 +10,6 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,60 +19,15 @@ from timm.models import ConvNeXt, ResNet, VisionTransformer, save_for_hf
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from ssl_zoo.backbones import Timm
 from ssl_zoo.backbones.timm_model import TimmModel
-from ssl_zoo.config import Part, not_among
-from ssl_zoo.experiment import load_subject
-from ssl_zoo.experiment.subject import Subject
+from ssl_zoo.config import not_among
 from ssl_zoo.system.files import replacing, write_text
 from ssl_zoo.weights import file as weights_file
 from ssl_zoo.weights.card import markdown
-from ssl_zoo.weights.file import Header, build
+from ssl_zoo.weights.file import Header
+from ssl_zoo.weights.taking import take
 
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A backbone taken out of what trained it.
-
-    Attributes:
-        subject: the run; None of a file that was imported.
-    """
-
-    backbone: TimmModel
-    header: Header
-    subject: Subject | None = field(default=None, repr=False)
-
-
-def take(path: Path, network: str | None = None) -> Taken:
-    """A network of a run (its newest checkpoint) or of a checkpoint, or a file of weights.
-
-    Raises:
-        ConfigError: no such network.
-        ValueError: its backbone is none of timm's, so no library knows it.
-    """
-    if header := weights_file.read_header(path):
-        if network is not None:
-            raise ValueError(f"{path} has one network; found network={network}")
-        return Taken(build(header.backbone, safetensors.torch.load_file(path)), header)
-    subject = load_subject(path, torch.device("cpu"))
-    name = next(iter(subject.networks)) if network is None else network
-    if name not in subject.networks:
-        raise not_among("network", "no such network of it", name, subject.networks)
-    trained: Part = subject.sections["backbone"]
-    if trained.target is not Timm:
-        raise ValueError(f"{path}: its backbone is {trained.type}, expected Timm")
-    given = trained.arguments()
-    kept = {key: given[key] for key in ("in_chans", "small_images", "options")}
-    usual = Part(Timm).arguments()
-    block = {"type": "Timm", "name": given["name"]}
-    block |= {key: value for key, value in kept.items() if value and value != usual[key]}
-    # Built anew: training put layers of its own into it, for a CPU and for groups of the batch.
-    backbone = build(block, subject.networks[name].model.state_dict())
-    clean = subject.sections["data"].arguments()["clean"].spelled_out()
-    source = {"run": str(subject.path), "step": subject.step, "network": name}
-    return Taken(backbone, Header(block, clean, source), subject)
 
 
 def export(path: Path, to: str, folder: Path, network: str | None = None) -> list[Path]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -28,10 +29,12 @@ from ssl_zoo.system.files import sha256
 from ssl_zoo.weights import file as weights_file
 from ssl_zoo.weights.file import Header, build
 from ssl_zoo.weights.layouts import ANY, LAYOUTS, NAMINGS, NOT_OF_BACKBONE, WRAPPERS, Layout
+from ssl_zoo.weights.taking import take
 
 State = dict[str, Tensor]
 # What checkpoints hold besides tensors and plain values, and what runs no code when it is made.
-_PLAIN = [argparse.Namespace, np.dtype, np._core.multiarray.scalar]
+_SCALAR = np._core.multiarray.scalar  # of numpy 2, and by its name in numpy 1
+_PLAIN = [argparse.Namespace, np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")]
 _PLAIN += [getattr(np.dtypes, name) for name in np.dtypes.__all__]
 _COUNTER = "num_batches_tracked"  # of BatchNorm, which no feature depends on
 _SIDE_BY_SIDE = 8  # names shown of what was found and of what was wanted
@@ -79,7 +82,7 @@ def import_file(
     """Reads a checkpoint of any project in `LAYOUTS`; no code in it runs.
 
     Args:
-        path: a file; or a folder that transformers or timm has saved a model in.
+        path: a file; a folder that transformers or timm has saved a model in; or a run of ours.
         layout: a name in `LAYOUTS`; None: told by the keys.
         block: keys of the block `Timm`: `name` where shapes do not tell it, `in_chans` and
             `options` where another network is wanted than the file's.
@@ -90,14 +93,15 @@ def import_file(
         ValueError: a file that is broken or would run code, or one that does not hold the whole
             backbone.
     """
-    path, config = _with_config(path)
-    contents = read(path)
-    if {"format", "method", "networks"} <= contents.keys():
-        raise ValueError(f"{path} is of a run: ssl-zoo export {path} --to safetensors --out DIR")
-    header = weights_file.read_header(path)
-    given = dict(block or {})
-    if header is not None:  # our own: its architecture is known
-        given = _over(header.backbone, given)
+    own, config = weights_file.read_header(path), {}
+    contents: Mapping[str, Any] = {}
+    if not (path / "checkpoints").is_dir():
+        path, config = _with_config(path)
+        contents = read(path)
+    if not contents or {"format", "method", "optimizer"} <= contents.keys():  # a run of ours
+        taken = take(path)
+        contents, own, path = taken.backbone.model.state_dict(), taken.header, taken.subject.path
+    given = _over(own.backbone if own else {}, block or {})
     found = recognize(contents, path, layout)
     given = _over(_of_config(config), given)
     about = LAYOUTS[found.layout]
@@ -107,15 +111,19 @@ def import_file(
     else:
         block = _by_shapes(path, found, state, given)
     lines = [f"{path}: laid out as {found.layout} does ({about.source}): {found.place}"]
+    if own:
+        lines = [f"{path}: of ssl_zoo"]
     lines.append(f"{block['name']}, {'as told' if 'name' in given else 'by its shapes'}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for what `partial` leaves as it was made
         backbone = build(block)
     fitted, remarks = adapted(state, backbone.model, block)
     lines += [*remarks, *_of_layout(found, state, config)]
-    lines += _load(path, found, fitted, backbone.model, partial)
+    lines += _load(path, fitted, backbone.model, partial)
     source = {"file": path.name, "sha256": sha256(path), "layout": found.layout}
-    return Imported(backbone, Header(block, _clean(backbone, about), source), lines)
+    if own:
+        return Imported(backbone, Header(block, own.clean, own.source), lines)
+    return Imported(backbone, Header(block, _clean(backbone, about, config), source), lines)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -127,11 +135,10 @@ def read(path: Path) -> dict[str, Any]:
             raise
         except Exception as error:  # safetensors' own kinds
             raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
-    with path.open("rb"):  # that it is missing or forbidden is said as it is
-        pass
-    with torch.serialization.safe_globals(_PLAIN):
+    # That it is missing or forbidden is said as it is.
+    with path.open("rb") as file, torch.serialization.safe_globals(_PLAIN):
         try:
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+            contents = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # each of torch's readers has its own
             raise ValueError(_refused(path)) from error
     if not isinstance(contents, Mapping):
@@ -146,11 +153,10 @@ def _refused(path: Path) -> str:
         names = []
     if not names:
         return f"{path}: not a checkpoint of torch's, or not a whole one"
-    known = {f"{kind.__module__}.{kind.__qualname__}" for kind in _PLAIN}
-    unknown = sorted(name for name in names if name not in known)
+    unknown = ", ".join(sorted(names)[:4])
     return (
-        f"{path}: it is not read, since that would run code of {', '.join(unknown[:4])}; expected "
-        "tensors and plain values alone, as torch.save(model.state_dict(), FILE) writes them"
+        f"{path}: it is not read, since that would run code of {unknown}; expected tensors and "
+        "plain values alone, as torch.save(model.state_dict(), FILE) writes them"
     )
 
 
@@ -213,10 +219,13 @@ def _joined(state: State) -> State:
             joined[key] = x
             continue
         before, _, after = match.groups()
-        parts = [state.get(f"{before}{part}{after}") for part in "qkv"]
-        known = next(part for part in parts if part is not None)
-        whole = [torch.zeros_like(known) if part is None else part for part in parts]
-        joined[f"{before}qkv{after}"] = torch.cat(whole)
+        parts = {part: state.get(f"{before}{part}{after}") for part in "qkv"}
+        if after == ".bias" and parts["k"] is None:
+            parts["k"] = torch.zeros_like(x)
+        if all(part is not None for part in parts.values()):
+            joined[f"{before}qkv{after}"] = torch.cat([parts[part] for part in "qkv"])
+        else:
+            joined[key] = x
     return joined
 
 
@@ -231,6 +240,14 @@ def adapted(state: State, model: nn.Module, block: Mapping[str, Any]) -> tuple[S
     if convert is not None:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing
             fitted = dict(convert(fitted, model))
+    for key, x in state.items():  # timm drops DINOv3's where a model has none, zero or not
+        placed = {key, key.replace("qkv.bias", "q_bias")} & fitted.keys()
+        if key.endswith("attn.qkv.bias") and not placed and x.any():
+            fitted[key] = x
+    if (patch := _patch(state)) != (own := _patch(model.state_dict())) and None not in (patch, own):
+        remarks.append(
+            f"patches of {patch} pixels resampled to {own} (timm's resample_patch_embed)"
+        )
     before, after = (x.get("pos_embed") for x in (state, fitted))
     if before is not None and after is not None and before.shape[1] - after.shape[1] not in (0, 1):
         remarks.append(
@@ -258,9 +275,7 @@ def _compare(fitted: State, model: nn.Module) -> tuple[list[str], list[str], lis
     return loaded, missing, [key for key in fitted if key not in loaded]
 
 
-def _load(
-    path: Path, found: Found, fitted: State, model: nn.Module, partial: bool
-) -> Iterator[str]:
+def _load(path: Path, fitted: State, model: nn.Module, partial: bool) -> Iterator[str]:
     """Loads what fits; ValueError unless it is all of both, or `partial`. Yields lines."""
     loaded, missing, extra = _compare(fitted, model)
     unknown = [key for key in extra if not NOT_OF_BACKBONE.match(key)]
@@ -280,9 +295,8 @@ def _load(
         raise ValueError("\n".join([problem, *table]))
     model.load_state_dict(model.state_dict() | {key: fitted[key] for key in loaded})
     yield count + (f"; the other {len(missing)} are as they start" if missing else "")
-    beside = [*extra]
-    if beside:
-        yield f"left out: {len(beside)} ({', '.join(beside[:3])}{', ...' * (len(beside) > 3)})"
+    if extra:
+        yield f"left out: {len(extra)} ({', '.join(extra[:3])}{', ...' * (len(extra) > 3)})"
 
 
 def _shape(x: Tensor) -> str:
@@ -293,9 +307,10 @@ def _by_shapes(path: Path, found: Found, state: State, given: Mapping[str, Any])
     """The model of the naming's that all tensors fit, no two of which have the same shapes."""
     names = NAMINGS[found.naming].names
     for name in names:
-        block = _block({**given, "name": name}, found, state)
-        if _fits(state, block):
-            return block
+        with contextlib.suppress(ConfigError):  # options that this one does not take
+            block = _block({**given, "name": name}, found, state)
+            if _fits(state, block):
+                return block
     problem = f"{path}: its shapes do not tell which model it is"
     tried, expected = f"none of {', '.join(names)}", "timm's name: name=resnet50"
     raise ConfigError("name", problem, found=tried, expected=expected)
@@ -313,7 +328,7 @@ def _fits(state: State, block: Mapping[str, Any]) -> bool:
         if _patch(state) != _patch(model.state_dict()):
             return False
         fitted, _ = adapted(state, model, block)
-    except (ConfigError, ValueError, RuntimeError, KeyError):  # timm's converter on another depth
+    except (ValueError, RuntimeError, KeyError):  # timm's converter on another depth
         return False
     _, missing, extra = _compare(fitted, model)
     return not missing and all(NOT_OF_BACKBONE.match(key) for key in extra)
@@ -334,12 +349,10 @@ def _patch(state: Mapping[str, Tensor]) -> tuple[int, ...] | None:
 def _of_tensors(block: dict[str, Any], state: State) -> dict[str, Any]:
     """The block with what the tensors say and the user has not: channels, stem, positions."""
     block, options = dict(block), dict(block.get("options") or {})
-    first = next(
-        (state[k] for k in ("conv1.weight", "patch_embed.proj.weight") if k in state), None
-    )
-    if "in_chans" not in block and first is not None and first.shape[1] != 3:
+    first = state.get("conv1.weight", state.get("patch_embed.proj.weight"))
+    if "in_chans" not in block and first is not None and first.ndim == 4 and first.shape[1] != 3:
         block["in_chans"] = first.shape[1]
-    if "conv1.weight" in state and state["conv1.weight"].shape[2:] == (3, 3):
+    if _stem(state) == (3, 3):
         block.setdefault("small_images", True)
     side = _grid(state)
     if side and "img_size" not in options and not block["name"].startswith("xcit"):
@@ -351,9 +364,10 @@ def _of_tensors(block: dict[str, Any], state: State) -> dict[str, Any]:
 
 def _grid(state: State) -> int | None:
     """Patches across the square image that positions are for; None without any."""
-    if "pos_embed" not in state or state["pos_embed"].ndim != 3 or _patch(state) is None:
+    positions = state.get("pos_embed")
+    if positions is None or positions.ndim != 3 or positions.shape[1] < 2 or not _patch(state):
         return None
-    tokens = state["pos_embed"].shape[1]
+    tokens = positions.shape[1]
     sides = [math.isqrt(tokens - prefix) for prefix in (0, 1, 2)]
     return next((s for prefix, s in enumerate(sides) if s * s == tokens - prefix), None)
 
@@ -368,7 +382,11 @@ def _with_config(path: Path) -> tuple[Path, dict[str, Any]]:
     config = path.with_name("config.json")
     if path.name not in _WEIGHTS or not config.is_file():
         return path, {}
-    return path, json.loads(config.read_text(encoding="utf-8"))
+    beside = path.with_name("preprocessor_config.json")  # transformers' mean and deviation
+    files = [file for file in (config, beside) if file.is_file()]
+    return path, dict(
+        item for file in files for item in json.loads(file.read_text(encoding="utf-8")).items()
+    )
 
 
 def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -395,26 +413,30 @@ def _over(block: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_layout(found: Found, state: State, config: Mapping[str, Any]) -> Iterator[str]:
     """What a person should know about features that may differ from the project's."""
-    if found.layout == "solo-learn" and _patch_of_stem(state) == (3, 3):
+    if found.layout == "solo-learn" and _stem(state) == (3, 3):
         yield "solo-learn's stem for CIFAR pads by 2 pixels and this one by 1: features differ"
     eps = config.get("layer_norm_eps", 1e-6)
     if "ViT" in found.naming and eps != 1e-6:
         yield f"layer norms divide by a deviation with {eps:g} added there, with 1e-06 here"
 
 
-def _patch_of_stem(state: State) -> tuple[int, ...] | None:
+def _stem(state: State) -> tuple[int, ...] | None:
     return tuple(state["conv1.weight"].shape[2:]) if "conv1.weight" in state else None
 
 
-def _clean(backbone: TimmModel, row: Layout) -> dict[str, Any]:
-    """The view of ImageNet that such weights are judged on: 256 to 224 pixels, a center crop."""
+def _clean(backbone: TimmModel, row: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The view that such weights are judged on: as ImageNet's, 256 to 224 pixels, a center crop.
+
+    timm's and transformers' config.json know of another mean and deviation. Gray images have none.
+    """
     size = min(backbone.made_for)
-    cfg = backbone.model.pretrained_cfg
     ops: dict[str, Any] = {
         "resize": {"type": "Resize", "size": round(size * 256 / 224)},
         "crop": {"type": "CenterCrop", "size": size},
     }
     if row.normalized and backbone.in_chans == 3:
-        mean, std = cfg.get("mean", (0.485, 0.456, 0.406)), cfg.get("std", (0.229, 0.224, 0.225))
+        told = config.get("pretrained_cfg", {})
+        mean = told.get("mean") or config.get("image_mean") or IMAGENET_DEFAULT_MEAN
+        std = told.get("std") or config.get("image_std") or IMAGENET_DEFAULT_STD
         ops["normalize"] = {"type": "Normalize", "mean": list(mean), "std": list(std)}
     return {"ops": ops}

@@ -14,17 +14,12 @@ from typing import NamedTuple
 WRAPPERS = re.compile(
     r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-# Tensors beside the backbone's that may stay behind: heads of classifiers and of pretext tasks,
-# decoders, queues, buffers that timm makes anew.
+# Tensors among the backbone's that may stay behind: heads of classifiers and of pretext tasks,
+# decoders, and buffers that timm makes anew.
 NOT_OF_BACKBONE = re.compile(
-    r"(?:fc|heads?|linear|classifier|pooler|projectors?|projection_head|prediction_head|predictor"
-    r"|prototypes|neck|decoder\w*|decoder_(?:embed|norm|pred)|queue\w*|bn|dino_head|ibot_head"
-    r"|dino_loss|local_cls_norm|norms|rope_embed|lm_head)(?:\.|$)"
-    r"|(?:vit\.)?(?:embeddings\.)?mask_token$|decoder_pos_embed$|.*relative_position_index$"
-    r"|.*attn\.bias_mask$"
+    r"(?:fc|heads?|linear|classifier|pooler|projection_head|prototypes|decoder\w*)(?:\.|$)"
+    r"|mask_token$|decoder_pos_embed$|.*relative_position_index$"
 )
-
-
 ANY = "timm"  # the last of both tables: whatever it holds is called as timm does
 
 
@@ -48,6 +43,13 @@ class Layout(NamedTuple):
     normalized: bool = True
 
 
+_DINOV3 = tuple(  # those without biases first, which many published ones have, all of them zero
+    f"vit_{size}_patch16_dinov3{biases}"
+    for size in ("small", "small_plus", "base", "large", "huge_plus")
+    for biases in ("", "_qkvb")
+)
+_DINOV3 += ("vit_7b_patch16_dinov3",)
+_BY_CLASS = {name: {"global_pool": "token"} for name in _DINOV3}  # timm averages patches
 # Projects save a state_dict as it is, or below one of these; Lightning and mmengine do the latter.
 _USUAL = ("state_dict", "model", "model_ema", "state_dict_ema", "")
 _FAIR = "github.com/facebookresearch"
@@ -74,6 +76,7 @@ LAYOUTS: dict[str, Layout] = {
         ("backbone.", ""),
         r"(?:backbone\.)?(?:storage_tokens$|rope_embed\.|norms\.3\.)",
         f"{_FAIR}/dinov3 dinov3/train/train.py, dinov3/models",
+        options=_BY_CLASS,
     ),
     "dinov2": Layout(
         ("teacher", ""),
@@ -140,6 +143,7 @@ LAYOUTS: dict[str, Layout] = {
         ("vit.", "dinov2.", "dinov2_with_registers.", "ijepa.", "resnet.", "convnext.", ""),
         r"(?:\w+\.)?embed(?:dings\.patch_embeddings|der\.embedder)\.",
         "github.com/huggingface/transformers PreTrainedModel.save_pretrained",
+        options=_BY_CLASS,
     ),
     "torchvision": Layout(
         _USUAL,
@@ -174,8 +178,6 @@ _VITS += ("vit_base_patch32_224", "vit_large_patch32_224", "vit_huge_patch14_224
 _NO_CLASS = ("vit_huge_patch14_gap_224", "vit_giant_patch16_gap_224")
 _DINOV2 = tuple(f"vit_{s}_patch14_dinov2" for s in ("small", "base", "large", "giant"))
 _DINOV2 += tuple(name.replace("_dinov2", "_reg4_dinov2") for name in _DINOV2)
-_DINOV3 = ("small", "small_plus", "base", "large", "huge_plus", "7b")
-_DINOV3 = tuple(f"vit_{size}_patch16_dinov3" for size in _DINOV3)
 _QKV = (  # of transformers, as it saves them and, from version 5 on, as it holds them
     (r"attention\.(?:attention\.)?(?:query|q_proj)\.", "attn.q."),
     (r"attention\.(?:attention\.)?(?:key|k_proj)\.", "attn.k."),
