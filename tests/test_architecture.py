@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "evaluation": PARTS | {"data", "engine", "runs"},
     "experiment": PARTS
     | {"backbones", "data", "engine", "evaluation", "heads", "losses", "memory", "methods", "runs"},
+    "transfer": PARTS | {"backbones", "data", "engine", "evaluation", "experiment", "runs"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
     "api": LOWEST | {"data", "engine", "experiment", "runs"},
     "cli": None,
