@@ -4,7 +4,8 @@ Every number is a hash of (seed, split, scene, what for), and arithmetic on pixe
 or on integers, so a scene is the same wherever Pillow is.
 """
 
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -85,9 +86,7 @@ def _background(parts: Parts, size: tuple[int, int], uniform) -> Image.Image:
     width, height = size
     if uniform("kind") < 0.5:
         path = parts.photographs[int(uniform("photograph") * len(parts.photographs))]
-        with Image.open(path) as image:
-            image.draft("RGB", (4 * width, 4 * height))
-            image = image.convert("RGB")
+        image = _photograph(path, 4 * width, 4 * height)
         share = _between(0.4, 1.0, uniform("share"))
         scale = share * min(image.width / width, image.height / height)
         part = round(width * scale), round(height * scale)
@@ -109,20 +108,36 @@ def _background(parts: Parts, size: tuple[int, int], uniform) -> Image.Image:
     return image.convert("RGBA")
 
 
-def _stamp(path, shorter: int, of) -> Image.Image:
-    """An object as it will be pasted, RGBA: cut out, scaled, mirrored, turned, in its own light."""
+@cache
+def _photograph(path: Path, width: int, height: int) -> Image.Image:
+    """RGB, at least that large if the file is; kept, since decoding is most of the work."""
+    with Image.open(path) as image:
+        image.draft("RGB", (width, height))
+        return image.convert("RGB")
+
+
+@cache
+def _cut_out(path: Path, most: int) -> Image.Image:
+    """A stamp without its empty border, its longer side at most that; kept as well.
+
+    Its colors are multiplied by alpha, lest those of pixels that are not seen come in at the edges.
+    """
     with Image.open(path) as image:
         image = image.convert("RGBA")
-    image = image.crop(image.getchannel("A").getbbox())
+    image = image.crop(image.getchannel("A").getbbox()).convert("RGBa")
+    image.thumbnail((most, most), Image.Resampling.LANCZOS)
+    return image
+
+
+def _stamp(path: Path, shorter: int, of) -> Image.Image:
+    """An object as it will be pasted, RGBA: cut out, scaled, mirrored, turned, in its own light."""
     low, high = SIDE
+    image = _cut_out(path, round(2 * high * shorter))
     # Small ones are more frequent: the share of each doubling is the same from its square on.
     side = shorter * _between(low, high, of("side") ** 2)
     scale = side / max(image.size)
-    # Colors of pixels that are not seen must not come in at the edges, so they count by alpha.
-    image = image.convert("RGBa").resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
-        Image.Resampling.LANCZOS,
-    )
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.LANCZOS)
     if of("mirror") < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     turn = round(_between(-TURN, TURN, of("turn")))
