@@ -25,6 +25,7 @@ from ssl_zoo.data.source import roots
 from ssl_zoo.system.text import one_line
 
 ANNOTATED = Registry("annotated data set")
+OWN_CLASSES = "classes.txt"
 IGNORED = 255  # in semantic maps: counts neither for nor against
 Target = dict[str, Any]
 
@@ -186,3 +187,23 @@ def all_there(what: str, missing: Sequence[str]) -> None:
     """Raises FileNotFoundError if files are missing."""
     if missing:
         raise FileNotFoundError(f"{what}: {len(missing):,} files are missing ({some(missing)})")
+
+
+def own_classes(place: Path) -> list[str]:
+    """Of a set in a published layout that has classes of its own; [] if it has not."""
+    path = place / OWN_CLASSES
+    if not path.is_file():
+        return []
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: found {len(names)} names, some twice; expected one a line")
+    return names
+
+
+def in_range(labels: Tensor, classes: Sequence[str], path: str) -> Tensor:
+    """A map, if all its labels are of classes, or ignored."""
+    known = (labels < len(classes)) | (labels == IGNORED)
+    if not known.all():
+        expected = f"0 to {len(classes) - 1}, or {IGNORED}"
+        raise ValueError(f"{path}: found a label {int(labels[~known][0])}, expected {expected}")
+    return labels

@@ -3,24 +3,23 @@
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
+from ssl_zoo.config import not_among
 from ssl_zoo.transfer.scenes import parts
 from ssl_zoo.transfer.scenes.layouts import LAYOUTS
 from ssl_zoo.transfer.scenes.painting import Scene, paint
 
-Layout = Literal["coco", "voc", "cityscapes"]
 SHEET = "scenes.png"
 COLUMNS, SHOWN = 6, 12  # scenes on the sheet
-MOST = 100_000  # scenes: numbers above it are the test split's
+MOST = 100_000  # scenes
 
 
 def compose_scenes(
     folder: str | os.PathLike,
-    layout: Layout,
+    layout: str,
     *,
     train: int = 300,
     test: int = 100,
@@ -34,6 +33,7 @@ def compose_scenes(
     No stamp, photograph or texture is in both splits.
 
     Args:
+        layout: one of LAYOUTS.
         train, test: how many scenes.
         size: pixels, width and height.
         root: of the parts, see `parts.find`.
@@ -43,8 +43,8 @@ def compose_scenes(
         ValueError: a number out of range, or the folder holds something.
         FileNotFoundError: the parts are not there.
     """
-    if layout not in get_args(Layout):
-        raise ValueError(f"layout: found {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    if layout not in LAYOUTS:
+        raise not_among("layout", "no layout of this name", layout, LAYOUTS)
     counts = {"train": train, "test": test}
     for name, count in counts.items():
         if not 1 <= count <= MOST:

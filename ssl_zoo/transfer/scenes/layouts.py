@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +14,7 @@ from ssl_zoo.system.files import write_text
 from ssl_zoo.transfer.masks import counted_runs
 from ssl_zoo.transfer.scenes.painting import Scene
 from ssl_zoo.transfer.sets.cityscapes import PICTURE
-from ssl_zoo.transfer.sets.voc import OWN_CLASSES
+from ssl_zoo.transfer.source import OWN_CLASSES
 
 BACKGROUND = "background"
 QUALITY = {"quality": 95, "subsampling": 0}  # of JPEGs
@@ -50,16 +50,16 @@ class Layout:
 class COCOLayout(Layout):
     """train2017/, val2017/ and annotations/instances_*.json, masks as run lengths."""
 
-    PARTS = {"train": "train2017", "test": "val2017"}  # noqa: RUF012
+    parts: ClassVar = {"train": "train2017", "test": "val2017"}
 
     def __init__(self, folder: Path, classes: Sequence[str]):
         super().__init__(folder, classes)
-        self.images: dict[str, list[dict]] = {split: [] for split in self.PARTS}
-        self.annotations: dict[str, list[dict]] = {split: [] for split in self.PARTS}
+        self.images: dict[str, list[dict]] = {split: [] for split in self.parts}
+        self.annotations: dict[str, list[dict]] = {split: [] for split in self.parts}
 
     def add(self, split: str, number: int, scene: Scene) -> None:
         name = f"{number:012d}.jpg"
-        Image.fromarray(scene.image).save(self._made(self.PARTS[split], name), **QUALITY)
+        Image.fromarray(scene.image).save(self._made(self.parts[split], name), **QUALITY)
         height, width = scene.image.shape[:2]
         image = {"id": number, "file_name": name, "height": height, "width": width}
         self.images[split].append(image)
@@ -78,7 +78,7 @@ class COCOLayout(Layout):
 
     def close(self) -> None:
         categories = [{"id": i, "name": name} for i, name in enumerate(self.classes, start=1)]
-        for split, part in self.PARTS.items():
+        for split, part in self.parts.items():
             content = {"images": self.images[split], "annotations": self.annotations[split]}
             path = self._made("annotations", f"instances_{part}.json")
             write_text(path, json.dumps({**content, "categories": categories}))
@@ -143,10 +143,10 @@ class VOCLayout(Layout):
 class CityscapesLayout(Layout):
     """leftImg8bit/ and gtFine/ with train/ and val/: semantic maps, 0 is background."""
 
-    PARTS = {"train": "train", "test": "val"}  # noqa: RUF012
+    parts: ClassVar = {"train": "train", "test": "val"}
 
     def add(self, split: str, number: int, scene: Scene) -> None:
-        place, name = os.path.join(self.PARTS[split], "scenes"), f"scenes_{number:06d}_000000"
+        place, name = os.path.join(self.parts[split], "scenes"), f"scenes_{number:06d}_000000"
         picture = self._made("leftImg8bit", place, name + PICTURE)
         Image.fromarray(scene.image).save(picture)
         labels = self._made("gtFine", place, f"{name}_gtFine_labelTrainIds.png")

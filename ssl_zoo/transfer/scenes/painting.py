@@ -4,6 +4,7 @@ Every number is a hash of (seed, split, scene, what for), and arithmetic on pixe
 or on integers, so a scene is the same wherever Pillow is.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +18,13 @@ from ssl_zoo.transfer.scenes.parts import Parts
 MOST = 8  # objects in a scene
 TRIES = 8  # places for one object
 SIDE = (0.15, 0.6)  # of an object, its longer one, of the scene's shorter one
+ENLARGED = 2  # times a stamp's own size, at most
 TURN = 25  # degrees, either way
 LEAST_SEEN = 0.4  # of an object, that neither others nor the border hide
 LEAST_PIXELS = 60  # of it
 SHADOW = 0.35  # of the light
+
+Draw = Callable[..., float]  # what a number is for -> the number, in [0, 1)
 
 
 class Scene(NamedTuple):
@@ -52,6 +56,7 @@ def paint(parts: Parts, size: tuple[int, int], seed: int, split: str, number: in
         label = int(of("category") * len(categories))
         stamps = parts.stamps[categories[label]]
         stamp = _stamp(stamps[int(of("stamp") * len(stamps))], min(size), of)
+        area = int(_covers(stamp).sum())
         for attempt in range(TRIES):
             left = round(of("x", attempt) * width - stamp.width / 2)
             top = round(of("y", attempt) * height - stamp.height / 2)
@@ -59,7 +64,6 @@ def paint(parts: Parts, size: tuple[int, int], seed: int, split: str, number: in
             layer.paste(stamp, (left, top))
             cover = _covers(layer)
             left_over = [mask & ~cover for mask in masks]
-            area = int(_covers(stamp).sum())
             seen = zip([*left_over, cover], [*areas, area], strict=True)
             if all(_is_seen(mask, whole) for mask, whole in seen):
                 canvas = Image.alpha_composite(_shaded(canvas, layer, of), layer)
@@ -81,7 +85,7 @@ def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
 
 
-def _background(parts: Parts, size: tuple[int, int], uniform) -> Image.Image:
+def _background(parts: Parts, size: tuple[int, int], uniform: Draw) -> Image.Image:
     """A part of a photograph, or a texture, repeated; RGBA."""
     width, height = size
     if uniform("kind") < 0.5:
@@ -118,30 +122,26 @@ def _photograph(path: Path, width: int, height: int) -> Image.Image:
 
 @cache
 def _cut_out(path: Path, most: int) -> Image.Image:
-    """A stamp without its empty border, its longer side at most that; kept as well.
-
-    Its colors are multiplied by alpha, lest those of pixels that are not seen come in at the edges.
-    """
+    """A stamp without its empty border, RGBA, its longer side at most that; kept as well."""
     with Image.open(path) as image:
         image = image.convert("RGBA")
-    image = image.crop(image.getchannel("A").getbbox()).convert("RGBa")
+    image = image.crop(image.getchannel("A").getbbox())
     image.thumbnail((most, most), Image.Resampling.LANCZOS)
     return image
 
 
-def _stamp(path: Path, shorter: int, of) -> Image.Image:
-    """An object as it will be pasted, RGBA: cut out, scaled, mirrored, turned, in its own light."""
+def _stamp(path: Path, shorter: int, of: Draw) -> Image.Image:
+    """An object as it will be pasted, RGBA: scaled, mirrored, turned, in a light of its own."""
     low, high = SIDE
     image = _cut_out(path, round(2 * high * shorter))
-    # Small ones are more frequent: the share of each doubling is the same from its square on.
-    side = shorter * _between(low, high, of("side") ** 2)
-    scale = side / max(image.size)
+    side = shorter * _between(low, high, of("side") ** 2)  # small ones are more frequent
+    scale = min(side / max(image.size), ENLARGED)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.LANCZOS)
     if of("mirror") < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     turn = round(_between(-TURN, TURN, of("turn")))
-    image = image.convert("RGBA").rotate(turn, Image.Resampling.BICUBIC, expand=True)
+    image = image.rotate(turn, Image.Resampling.BICUBIC, expand=True)
     gains = [
         round(256 * _between(0.75, 1.2, of("light")) * _between(0.94, 1.06, of(c))) for c in "rgb"
     ]
@@ -158,7 +158,7 @@ def _is_seen(mask: np.ndarray, whole: int) -> bool:
     return mask.sum() >= max(LEAST_PIXELS, LEAST_SEEN * whole)
 
 
-def _shaded(canvas: Image.Image, layer: Image.Image, of) -> Image.Image:
+def _shaded(canvas: Image.Image, layer: Image.Image, of: Draw) -> Image.Image:
     """The canvas with a soft shadow of the layer on it."""
     shift = max(2, min(canvas.size) // 40)
     alpha = layer.getchannel("A").filter(ImageFilter.GaussianBlur(shift))
@@ -169,7 +169,7 @@ def _shaded(canvas: Image.Image, layer: Image.Image, of) -> Image.Image:
     return Image.alpha_composite(canvas, shadow)
 
 
-def _lit(image: Image.Image, uniform) -> Image.Image:
+def _lit(image: Image.Image, uniform: Draw) -> Image.Image:
     """Under a light that changes from corner to corner."""
     corners = [round(_between(150, 255, uniform("corner", i))) for i in range(4)]
     light = Image.new("L", (2, 2))

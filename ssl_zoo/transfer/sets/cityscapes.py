@@ -10,8 +10,15 @@ from torch import Tensor
 from ssl_zoo.config import OfMachine
 from ssl_zoo.data.files import counted
 from ssl_zoo.data.source import Split, check_split
-from ssl_zoo.transfer.sets.voc import in_range, own_classes
-from ssl_zoo.transfer.source import ANNOTATED, IGNORED, AnnotatedSet, all_there, label_map
+from ssl_zoo.transfer.source import (
+    ANNOTATED,
+    IGNORED,
+    AnnotatedSet,
+    all_there,
+    in_range,
+    label_map,
+    own_classes,
+)
 
 # label id in the files -> class; the other of the ids 0 to 33 are ignored.
 TRAINED = {
@@ -78,8 +85,8 @@ class Cityscapes(AnnotatedSet):
         names = _below(pictures, PICTURE)
         if not names:
             raise FileNotFoundError(f"Cityscapes: no picture */*{PICTURE} in {pictures}")
-        there, wanted = set(_below(maps, end)), names
-        missing = [str(maps / (name + end)) for name in wanted if name not in there]
+        there = set(_below(maps, end))
+        missing = [str(maps / (name + end)) for name in names if name not in there]
         all_there("Cityscapes", missing)
         self.paths = [str(pictures / (name + PICTURE)) for name in names]
         self._maps = [str(maps / (name + end)) for name in names]

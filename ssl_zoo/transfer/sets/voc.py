@@ -14,14 +14,15 @@ from ssl_zoo.data.files import counted
 from ssl_zoo.data.source import Split, check_split
 from ssl_zoo.transfer.source import (
     ANNOTATED,
-    IGNORED,
     AnnotatedSet,
     Records,
     Target,
     all_there,
     boxes_target,
+    in_range,
     label_map,
     list_folder,
+    own_classes,
 )
 
 CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
@@ -33,7 +34,6 @@ PUBLISHED = {
     "semantic": {"train": ["VOC2012/train"], "test": ["VOC2012/val"]},
 }
 KIND = {"boxes": "Main", "semantic": "Segmentation"}  # of image sets
-OWN_CLASSES = "classes.txt"
 
 
 @ANNOTATED.register_module()
@@ -96,26 +96,6 @@ class VOC(AnnotatedSet):
         if self.task == "semantic":
             return in_range(label_map(self._annotations[i]), self.classes, self._annotations[i])
         return boxes_target(i, **self._records[i])
-
-
-def own_classes(place: Path) -> list[str]:
-    """Of a set in a published layout that has classes of its own; [] if it has not."""
-    path = place / OWN_CLASSES
-    if not path.is_file():
-        return []
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path}: found {len(names)} names, some twice; expected one a line")
-    return names
-
-
-def in_range(labels: Tensor, classes: Sequence[str], path: str) -> Tensor:
-    """A map, if all its labels are of classes, or ignored."""
-    known = (labels < len(classes)) | (labels == IGNORED)
-    if not known.all():
-        expected = f"0 to {len(classes) - 1}, or {IGNORED}"
-        raise ValueError(f"{path}: found a label {int(labels[~known][0])}, expected {expected}")
-    return labels
 
 
 def _listed(path: Path) -> list[str]:
