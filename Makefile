@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint format pages clean
+.PHONY: demo test bench speed fashion_mnist lint format pages clean
+.NOTPARALLEL:  # a benchmark wants the machine for itself
 
 demo: $(VENV)/installed
 	$(BIN)/ssl-zoo data get textures
@@ -13,11 +14,23 @@ test: $(VENV)/installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 # A short form of what docs/performance.md has in full; six minutes, best on an idle machine.
-bench: $(VENV)/installed-test
-	$(BIN)/ssl-zoo data get fashion_mnist
+bench: $(VENV)/installed-test fashion_mnist
 	$(BIN)/python benchmarks/peers.py --short
 	$(BIN)/python benchmarks/floor.py --short
 	$(BIN)/python benchmarks/scaling.py --short
+
+# What docs/performance.md has, of a CPU; 25 minutes on two cores, and only on an idle machine worth
+# anything. Goes on where it was stopped, one file after the other; FORCE=1 measures all anew.
+SPEED := $(patsubst %,results/speed_%.json,floor scaling data evaluation peers)
+speed: $(SPEED)
+$(SPEED): results/speed_%.json: | $(VENV)/installed-test fashion_mnist
+	$(BIN)/python benchmarks/$*.py --out $@
+ifdef FORCE
+.PHONY: $(SPEED)
+endif
+
+fashion_mnist: $(VENV)/installed-test
+	$(BIN)/ssl-zoo data get fashion_mnist
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

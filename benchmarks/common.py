@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -12,24 +11,27 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from ssl_zoo.system.files import write_json
+from ssl_zoo.system.hardware import bf16_unit, cores
 
 ROOT = Path(__file__).parents[1]
 
 
 def machine() -> str:
-    """Processor, cores, GPU and versions, in one line."""
+    """Processor, cores, what multiplies in bf16, GPU and versions, in one line."""
     lines = Path("/proc/cpuinfo")
     names = [
         line.partition(":")[2].strip()
         for line in (lines.read_text().splitlines() if lines.exists() else [])
         if line.startswith("model name")
     ]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{cores} cores of {names[0] if names else platform.processor()}"]
+    parts = [f"{cores()} cores of {names[0] if names else platform.processor()}"]
     parts.append(torch.backends.cpu.get_cpu_capability())
+    parts.append(bf16_unit(torch.device("cpu")) or "no bf16 units")
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     parts += [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
@@ -37,12 +39,20 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """Of this checkout, `-dirty` where files differ from it; 'unknown' on a machine without git."""
+    """Of this checkout, `-dirty` where code differs from it; 'unknown' on a machine without git.
+
+    Results and pages are what benchmarks and `make pages` write: they change no figure.
+    """
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip()
+
     found = ""
     with suppress(OSError):
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip()
+        found = git("describe", "--always")
+        if git("status", "--porcelain", "--untracked-files=no", ":!results", ":!docs", ":!*.md"):
+            found += "-dirty"
     return found or "unknown"
 
 
@@ -57,9 +67,76 @@ def told(made: dict[str, Any]) -> str:
     return f"`{made['command']}`, commit {made['commit']}, {made['date']}; {made['machine']}"
 
 
-def provenance(command: str) -> str:
-    """The same of what is measured now."""
-    return told(made_by(command))
+class Table(NamedTuple):
+    """What a benchmark has measured: for a person `str`, for a result file `kept`.
+
+    Attributes:
+        title: of what.
+        columns: their names, with the unit, and how numbers are written (a format specification;
+            "" for words and whole numbers).
+        rows: a cell for each column, None where there is nothing.
+        about: sizes, and what was observed while measuring, in sentences.
+        medians: of what figures are medians, as "3 rounds"; "" where they are not.
+    """
+
+    title: str
+    columns: dict[str, str]
+    rows: Sequence[Sequence[Any]]
+    about: str = ""
+    medians: str = ""
+
+    @property
+    def words(self) -> list[list[str]]:
+        forms = self.columns.values()
+        return [
+            ["" if x is None else format(x, form) for x, form in zip(row, forms, strict=True)]
+            for row in self.rows
+        ]
+
+    def __str__(self) -> str:
+        medians = f"Medians of {self.medians}." if self.medians else ""
+        note = " ".join(filter(None, [self.about, medians]))
+        return "\n\n".join(filter(None, [table(self.words, list(self.columns)), note]))
+
+    def kept(self) -> dict[str, Any]:
+        """Plain values; of fractions four digits, and a clock is no better than that."""
+        rows = [
+            [float(f"{x:.4g}") if isinstance(x, float) else x for x in row] for row in self.rows
+        ]
+        return self._replace(rows=rows)._asdict()
+
+
+class Measured:
+    """What a benchmark says on the screen as it goes, and then keeps in its result file.
+
+    Args:
+        script: its name in benchmarks/.
+        words: of its command line.
+    """
+
+    def __init__(self, script: str, words: Sequence[str]):
+        command = " ".join(["python benchmarks/" + script, *without_out(words)])
+        self.kept: dict[str, Any] = made_by(command) | {"threads": torch.get_num_threads()}
+        self.tables: dict[str, Table] = {}
+
+    def add(self, name: str, measured: Table) -> None:
+        self.tables[name] = measured
+        print(f"## {measured.title}\n\n{measured}\n", flush=True)
+
+    def finish(self, out: Path | None) -> None:
+        print(told(self.kept))
+        if out is not None:
+            tables = {name: measured.kept() for name, measured in self.tables.items()}
+            write_json(out, self.kept | {"tables": tables})
+
+
+def without_out(words: Sequence[str]) -> list[str]:
+    """Where a reader keeps the result is no part of how to get it."""
+    words = list(words)
+    if "--out" in words:
+        at = words.index("--out")
+        del words[at : at + 2]
+    return words
 
 
 def finished_runs(path: Path) -> list[dict[str, Any]]:
@@ -105,10 +182,9 @@ def interleaved(
     return figures
 
 
-def spread(values: Sequence[float]) -> str:
-    """'lowest to highest'."""
-    digits = 0 if min(values) >= 100 else 1 if min(values) >= 10 else 2
-    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+def spread(values: Sequence[float]) -> list[float]:
+    """Median, lowest and highest."""
+    return [statistics.median(values), min(values), max(values)]
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -1,10 +1,12 @@
 """What it costs to bring images to the network.
 
-python benchmarks/data.py [--only decode loader views] [--rounds 5] [--threads 1] [--out FILE]
+python benchmarks/data.py --out results/speed_data.json
+python benchmarks/data.py [--only decode loader views] [--rounds 3] [--threads 1]
 
 decode   microseconds an image for a JPEG and its two crops to 224 pixels, one thread
 loader   images/s (two crops each) from JPEG files and from a pack of them, by workers
 views    microseconds a view of MoCo v2's recipe, whole batches against torchvision v2 a sample
+scaled   how far views of `scaled: true` are from those of images that are decoded whole
 
 The JPEGs are crops of scikit-learn's two photographs, quality 90. Contenders take turns; medians.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -22,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import sklearn.datasets
 import torch
-from common import interleaved, provenance, seconds, spread, table
+from common import Measured, Table, interleaved, ratio, seconds, spread
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -35,6 +38,9 @@ from ssl_zoo.data.datasets import packed
 from ssl_zoo.data.image import decode
 
 SIZE, COUNT = 224, 32
+SIZES = ((500, 375), (1280, 960))  # of JPEGs, width and height; the first is ImageNet's usual one
+WORKERS = (0, 1, 2)
+IMAGES = ((28, 1, 256), (32, 3, 256), (224, 3, 16))  # side, channels, how many at once
 SOURCE = Path(sklearn.datasets.__file__).parent / "images"
 CROP = {"type": "RandomResizedCrop", "size": SIZE, "scale": [0.2, 1.0]}
 STRENGTHS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
@@ -127,10 +133,10 @@ DECODERS: dict[str, Callable] = {
 }
 
 
-def decoders(rounds: int) -> str:
+def decoders(rounds: int) -> Table:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for width, height in ((500, 375), (1280, 960)):
+        for width, height in SIZES:
             paths = photographs(Path(folder, str(width)), width, height)
             op = bind(Views, {"ops": {"crop": CROP}})().ops["crop"]
             boxes = [
@@ -144,34 +150,36 @@ def decoders(rounds: int) -> str:
 
             contenders = {name: partial(each, decoder) for name, decoder in DECODERS.items()}
             figures = interleaved(contenders, rounds)
-            first = statistics.median(next(iter(figures.values())))
+            before = next(iter(figures.values()))
             for name, values in figures.items():
-                median = statistics.median(values)
-                times = f"{first / median:.2f}"
-                rows.append([f"{width} x {height}", name, f"{median:.0f}", spread(values), times])
-    return table(rows, ["JPEG", "decode and crop twice", "us/image", "rounds", "speed"])
+                times = ratio(before, values)
+                rows.append([f"{width} x {height}", name, *spread(values), times])
+    columns = {"JPEG": "", "decoder": "", "us an image": ".0f", "lowest": ".0f", "highest": ".0f"}
+    columns |= {"times as fast": ".2f"}
+    about = f"Decoded, and two crops to {SIZE} pixels."
+    return Table("Decoding", columns, rows, about, f"{rounds} rounds")
 
 
 # ------------------------------------------------------------------------------------ loader
 
 
-def rate(dataset: dict, workers: int, batch: int = 32, steps: int = 6) -> float:
+def rate(dataset: dict, workers: int, steps: int = 6) -> float:
     """images/s of the batches after the first, crops alone."""
     block = {
         "dataset": dataset,
         "views": {"ops": {"crop": CROP}},
         "clean": {"ops": {"crop": {"type": "CenterCrop", "size": SIZE}}},
-        "batch_size": batch,
+        "batch_size": COUNT,
         "workers": workers,
     }
     batches = bind(Data, block, "data")(run_seed=0, views_needed=2).batches(0, steps + 1, "cpu")
     next(batches)
-    return batch * steps / seconds(lambda: [None for _ in batches])
+    return COUNT * steps / seconds(lambda: [None for _ in batches])
 
 
-def loaders(rounds: int) -> str:
+def loaders(rounds: int) -> Table:
     with tempfile.TemporaryDirectory() as folder:
-        photographs(Path(folder, "train", "a"), 500, 375)
+        photographs(Path(folder, "train", "a"), *SIZES[0])
         files = {"type": "ImageFolder", "root": folder}
         packed.pack(ImageFolder("train", root=folder), Path(folder, "train.pack"), 256, log=str)
         sources = {"JPEG files": files, "packed": {"type": "Packed", "path": folder}}
@@ -179,15 +187,14 @@ def loaders(rounds: int) -> str:
             {
                 (name, workers): partial(rate, dataset, workers)
                 for name, dataset in sources.items()
-                for workers in (0, 1, 2)
+                for workers in WORKERS
             },
             rounds,
         )
-    rows = [
-        [name, workers, f"{statistics.median(values):.0f}", spread(values)]
-        for (name, workers), values in figures.items()
-    ]
-    return table(rows, ["images", "workers", "images/s", "rounds"])
+    rows = [[name, workers, *spread(values)] for (name, workers), values in figures.items()]
+    columns = {"images": "", "workers": "", "images/s": ".0f", "lowest": ".0f", "highest": ".0f"}
+    about = f"JPEGs of {SIZES[0][0]} x {SIZES[0][1]}, two crops each to {SIZE} pixels."
+    return Table("Loading", columns, rows, about, f"{rounds} rounds")
 
 
 # ------------------------------------------------------------------------------------- views
@@ -218,9 +225,9 @@ def recipe(size: int, channels: int, per_sample: bool):
     return bind(Views, {"ops": ops, "count": 1})()
 
 
-def augmentation(rounds: int) -> str:
+def augmentation(rounds: int) -> Table:
     rows = []
-    for size, channels, n in ((28, 1, 256), (32, 3, 256), (224, 3, 16)):
+    for size, channels, n in IMAGES:
         images = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8)
         index, views = torch.arange(n), recipe(size, channels, False)
         one = recipe(size, channels, True)
@@ -232,31 +239,69 @@ def augmentation(rounds: int) -> str:
             return 1e6 / n * seconds(lambda: torch.stack([one(image) for image in images]))
 
         figures = interleaved({"ours": batched, "torchvision": singly}, rounds)
-        ours, theirs = (statistics.median(figures[name]) for name in ("ours", "torchvision"))
-        shape = f"{size} x {size} x {channels}"
-        rows.append([shape, f"{ours:.0f}", f"{theirs:.0f}", f"{theirs / ours:.1f}"])
-    header = ["images", "ours, us/view", "torchvision v2 a sample, us/view", "speed"]
-    return table(rows, header)
+        medians = [statistics.median(values) for values in figures.values()]
+        times = ratio(figures["torchvision"], figures["ours"])
+        rows.append([f"{size} x {size} x {channels}", *medians, times])
+    columns = {"images": "", "ours, us a view": ".0f"}
+    columns |= {"torchvision v2, one at a time, us a view": ".0f", "times as fast": ".1f"}
+    return Table("MoCo v2's views", columns, rows, "", f"{rounds} rounds")
 
 
-PARTS = {"decode": decoders, "loader": loaders, "views": augmentation}
+# ------------------------------------------------------------------------------------ scaled
 
 
-def main() -> None:
+def scaled_apart(rounds: int) -> Table:
+    """Of `rounds` epochs of views, and of the images of an evaluation."""
+
+    def made(root: str, scaled: bool) -> dict[str, Tensor]:
+        block = {
+            "dataset": {"type": "ImageFolder", "root": root, "scaled": scaled},
+            "views": {"ops": {"crop": CROP}},
+            "clean": {
+                "ops": {
+                    "resize": {"type": "Resize", "size": 256},
+                    "crop": {"type": "CenterCrop", "size": SIZE},
+                }
+            },
+            "batch_size": COUNT,
+            "workers": 0,
+        }
+        data = bind(Data, block, "data")(run_seed=0, views_needed=2)
+        views = [torch.cat(batch.views) for batch in data.batches(0, rounds, "cpu")]
+        clean = [images for images, *_ in data.splits.clean_batches("test", "cpu")]
+        return {"random views": torch.cat(views), "an evaluation's images": torch.cat(clean)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "val"):
+            photographs(Path(folder, split, "a"), *SIZES[-1])
+        whole, scaled = made(folder, False), made(folder, True)
+    rows = []
+    for name, images in whole.items():
+        apart = (images - scaled[name]).flatten(1)  # of 0 to 1
+        decibels = -10 * apart.square().mean(dim=1).log10()
+        mean = 255 * apart.abs().mean().item()
+        rows.append([name, mean, decibels.median().item(), decibels.min().item()])
+    columns = {"": "", "of 255, mean": ".1f", "dB, median": ".0f", "dB, lowest": ".0f"}
+    about = "Enlarged photographs of {} x {}, so without the finest detail.".format(*SIZES[-1])
+    return Table("`scaled: true` against the whole image", columns, rows, about)
+
+
+PARTS = {"decode": decoders, "loader": loaders, "views": augmentation, "scaled": scaled_apart}
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="after one that warms up [3]")
     parser.add_argument("--threads", type=int, default=1, help="of torch, in this process [1]")
-    parser.add_argument("--out", type=Path, help="markdown file to write")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="a result file, JSON")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*deprecated.*")
-    text = "\n\n".join(PARTS[name](arguments.rounds) for name in arguments.only)
-    command = f"python benchmarks/data.py --only {' '.join(arguments.only)}"
-    text += f"\n\n{provenance(command)}, {arguments.threads} threads\n"
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+    measured = Measured("data.py", sys.argv[1:] if argv is None else argv)
+    for name in arguments.only:
+        measured.add(name, PARTS[name](arguments.rounds))
+    measured.finish(arguments.out)
 
 
 if __name__ == "__main__":

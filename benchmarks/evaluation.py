@@ -1,6 +1,7 @@
 """What evaluation costs: the kNN search, the features, the linear probes.
 
-python benchmarks/evaluation.py [--out FILE] [--rounds N] [--only search extraction probes]
+python benchmarks/evaluation.py --out results/speed_evaluation.json
+python benchmarks/evaluation.py [--rounds N] [--only search extraction probes]
 
 Search: 10,000 queries against 60,000 x 512, k 200, with faiss as the vote uses it and with a
 blocked matrix product and topk in torch. Extraction: images of a network's own input size through
@@ -13,11 +14,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import interleaved, machine, seconds, table
+from common import Measured, Table, interleaved, seconds
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,15 +30,16 @@ from ssl_zoo.ops.kmeans import faiss_threads
 from ssl_zoo.system.hardware import keep_freed_memory
 
 BANK, QUERIES, WIDTH, K, CLASSES = 60_000, 10_000, 512, 200, 10
+BATCH = 256
 PROBES = list(itertools.product([10 ** (i / 3 - 2) for i in range(12)], [0.0, 1e-5, 1e-4]))
 DEMO = {"in_chans": 1, "options": {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}}
 NETWORKS = {  # arguments, shape of an image, images a round
-    "ResNet-18, 3x3 stem, 32 x 32": ({"small_images": True}, (3, 32, 32), 512),
-    "demo's ResNet-10, 28 x 28": (DEMO, (1, 28, 28), 8192),
+    "ResNet-18, 32 x 32": ({"small_images": True}, (3, 32, 32), 512),
+    "ResNet-10 of half the width, 28 x 28 gray": (DEMO, (1, 28, 28), 8192),
 }
 
 
-def search(rounds: int) -> str:
+def search(rounds: int) -> Table:
     bank, queries = (F.normalize(torch.randn(n, WIDTH), dim=1) for n in (BANK, QUERIES))
     index, _ = knn.build_index(bank, "flat", K)
     every = torch.get_num_threads()
@@ -62,15 +65,15 @@ def search(rounds: int) -> str:
     }
     contenders[f"torch, {every} threads, blocks of 500"] = lambda: in_torch(500)
     measured = interleaved(contenders, rounds)
-    return table(
-        [[name, f"{statistics.median(times):.2f}"] for name, times in measured.items()],
-        [f"{QUERIES:,} queries, {BANK:,} x {WIDTH}, k {K}", "s"],
-    )
+    rows = [[name, statistics.median(times)] for name, times in measured.items()]
+    about = f"{QUERIES:,} queries, a bank of {BANK:,} x {WIDTH}, k {K}."
+    return Table("kNN's search", {"by": "", "s": ".2f"}, rows, about, f"{rounds} rounds")
 
 
-def extraction(rounds: int) -> str:
-    def contender(network: Timm, images: Tensor, size: int, precision: str):
-        batches = [(x, torch.zeros(len(x), dtype=torch.int64)) for x in images.split(size)]
+def extraction(rounds: int) -> Table:
+    def contender(network: Timm, images: Tensor, precision: str):
+        nothing = torch.zeros(len(images), dtype=torch.int64)  # labels, and positions
+        batches = list(zip(*(x.split(BATCH) for x in (images, nothing, nothing)), strict=True))
 
         def measure() -> float:
             taken = seconds(lambda: features.extract(network, batches, "cpu", precision))
@@ -83,21 +86,18 @@ def extraction(rounds: int) -> str:
         contiguous, network = (speed_up(Timm(name="resnet18", **arguments)) for _ in range(2))
         network.to(memory_format=torch.channels_last)
         images = torch.randn(count, *shape)
-        settings = [(contiguous, "contiguous, fp32", 512, "fp32")] + [
-            (network, f"channels last, {precision}", size, precision)
-            for precision in ("fp32", "bf16")
-            for size in (64, 128, 256, 512)
-        ]
         contenders = {
-            (what, size): contender(net, images, size, precision)
-            for net, what, size, precision in settings
+            "contiguous, fp32": contender(contiguous, images, "fp32"),
+            "channels last, fp32": contender(network, images, "fp32"),
+            "channels last, bf16": contender(network, images, "bf16"),
         }
-        for (what, size), rates in interleaved(contenders, rounds).items():
-            rows.append([name, what, size, f"{statistics.median(rates):,.0f}"])
-    return table(rows, ["network", "how", "batch", "images/s"])
+        for how, rates in interleaved(contenders, rounds).items():
+            rows.append([name, how, statistics.median(rates)])
+    columns = {"network": "", "how": "", "images/s": ",.0f"}
+    return Table("Features", columns, rows, f"Batch {BATCH}.", f"{rounds} rounds")
 
 
-def probes(rounds: int) -> str:
+def probes(rounds: int) -> Table:
     x, y = torch.randn(BANK * 9 // 10, WIDTH), torch.randint(CLASSES, (BANK * 9 // 10,))
 
     def epoch(pairs: list[tuple[float, float]]) -> None:
@@ -113,27 +113,26 @@ def probes(rounds: int) -> str:
         },
         rounds,
     )
-    return table(
-        [[name, f"{statistics.median(times):.2f}"] for name, times in measured.items()],
-        [f"one epoch of {len(x):,} x {WIDTH}, batch 256, {CLASSES} classes", "s"],
-    )
+    rows = [[name, statistics.median(times)] for name, times in measured.items()]
+    about = f"An epoch of {len(x):,} x {WIDTH}, batch 256, {CLASSES} classes."
+    return Table("Linear probes", {"": "", "s": ".2f"}, rows, about, f"{rounds} rounds")
 
 
-def main() -> None:
-    parts = {"search": search, "extraction": extraction, "probes": probes}
+PARTS = {"search": search, "extraction": extraction, "probes": probes}
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the tables there as well")
-    parser.add_argument("--rounds", type=int, default=5, help="after one that warms up [5]")
-    parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts))
-    arguments = parser.parse_args()
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=3, help="after one that warms up [3]")
+    parser.add_argument("--out", type=Path, help="a result file, JSON")
+    arguments = parser.parse_args(argv)
+    measured = Measured("evaluation.py", sys.argv[1:] if argv is None else argv)
     torch.manual_seed(0)
     keep_freed_memory()  # as `ssl-zoo evaluate` and the trainer do
-    threads = torch.get_num_threads()
-    title = f"{machine()}, {threads} threads; medians of {arguments.rounds} rounds"
-    text = "\n\n".join([title, *(parts[name](arguments.rounds) for name in arguments.only)]) + "\n"
-    print(text, end="")
-    if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+    for name in arguments.only:
+        measured.add(name, PARTS[name](arguments.rounds))
+    measured.finish(arguments.out)
 
 
 if __name__ == "__main__":

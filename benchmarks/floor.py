@@ -1,6 +1,6 @@
 """How far the training step is from what this machine could do, and what our own loop adds.
 
-python benchmarks/floor.py
+python benchmarks/floor.py --out results/speed_floor.json
 python benchmarks/floor.py --net demo --precision bf16 --steps 200
 python benchmarks/floor.py --short
 
@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import ROOT, provenance, seconds, spread, table
+from common import ROOT, Measured, Table, seconds, spread
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -362,13 +362,13 @@ def images(size: int, channels: int) -> tuple[str, dict]:
 
 NETS = {
     "demo": Net(
-        "ResNet-10 of half the width at 28x28 (configs/fashion_mnist/demo.yaml)",
+        "ResNet-10 of half the width, 28 x 28 gray",
         "fashion_mnist/demo.yaml",
         [images(28, 1)],
         {"fp32": 80, "bf16": 80},
     ),
     "resnet18": Net(
-        "ResNet-18 with a 3x3 stem at 32x32",
+        "ResNet-18, 32 x 32",
         "cifar10/moco_v2.yaml",
         [
             images(32, 3),
@@ -416,46 +416,100 @@ class Report(NamedTuple):
     title: str
     network: Network
     batch: int
+    queue: int
     laps: list[dict[str, float]]
     floors: dict[str, Floor]
     rate: float
     rates: dict[str, float]
 
-    def __str__(self) -> str:
-        took = {
-            name: statistics.median(lap.get(name, 0.0) for lap in self.laps)
-            for name in [*PHASES, "step"]
-        }
-        whole = Floor(*(sum(column) for column in zip(*self.floors.values(), strict=True)))
-        rows = [
-            self._row(name, took[name], took["step"], whole if name == "step" else floor)
-            for name, floor in ((name, self.floors.get(name)) for name in took)
-        ]
-        header = ["phase", "ms", "share", "GFLOP", "floor, ms", "reached", "as layers run, ms"]
-        return "\n\n".join(
-            [
-                f"### {self.title}",
-                table(rows, [*header, "reached"]),
-                f"{self.batch / took['step']:.0f} images/s, "
-                f"{whole.layers / took['step']:.0%} of what the convolutions and linear layers "
-                f"alone would allow, {whole.flops / self.rate / took['step']:.0%} of what the "
-                f"matmul rate would allow. Medians of {len(self.laps)} steps, which took "
-                f"{spread([1e3 * lap['step'] for lap in self.laps])} ms.",
-            ]
-        )
+    @property
+    def took(self) -> dict[str, float]:
+        """Seconds of each phase and of 'step', medians over steps."""
+        names = [*PHASES, "step"]
+        return {name: statistics.median(lap.get(name, 0.0) for lap in self.laps) for name in names}
 
-    def _row(self, name: str, took: float, step: float, floor: Floor | None) -> list[str]:
-        row = [name, f"{1e3 * took:.2f}", f"{took / step:.1%}"]
+    @property
+    def whole(self) -> Floor:
+        return Floor(*(sum(column) for column in zip(*self.floors.values(), strict=True)))
+
+    def phases(self) -> Table:
+        """A row for each phase; the fractions say how much of a floor's speed is reached."""
+        columns = {
+            "phase": "",
+            "ms": ".2f",
+            "share": ".1%",
+            "GFLOP": ".2f",
+            "floor, ms": ".2f",
+            "of the floor": ".0%",
+            "as layers run, ms": ".2f",
+            "of the layers": ".0%",
+        }
+        took, rows = self.took, []
+        for name, spent in took.items():
+            row = [name, 1e3 * spent, spent / took["step"]]
+            floor = self.whole if name == "step" else self.floors.get(name)
+            rows.append([*row, *self._cells(floor, spent)])
+        about = f"Batch {self.batch}, K {self.queue}."
+        return Table(self.title, columns, rows, about, f"{len(self.laps)} steps")
+
+    def _cells(self, floor: Floor | None, spent: float) -> list[float | None]:
         if floor is None:
-            return [*row, "", "", "", "", ""]
+            return [None] * 5
         lowest = floor.flops / self.rate + floor.moved
-        reachable = floor.layers + floor.other + floor.moved
-        for seconds_ in (lowest, reachable):
-            row += [f"{1e3 * seconds_:.2f}", f"{seconds_ / took:.0%}"]
-        if not floor.layers:
-            row[-2:] = "", ""
-        row.insert(3, f"{floor.flops / 1e9:.2f}" if floor.flops else "")
-        return row
+        layers = floor.layers + floor.other + floor.moved
+        cells = [floor.flops / 1e9 or None, 1e3 * lowest, lowest / spent]
+        return cells + ([1e3 * layers, layers / spent] if floor.layers else [None, None])
+
+    def layers(self, precision: str, repeats: int) -> Table:
+        """Each distinct layer: how often, GFLOP and GFLOP/s of its three passes."""
+        columns = {
+            "input": "",
+            "weight": "",
+            "stride": "",
+            "times": "",
+            "GFLOP": ".2f",
+            "forward, GFLOP/s": ".0f",
+            "data gradient": ".0f",
+            "weight gradient": ".0f",
+        }
+        rows = []
+        for layer in dict.fromkeys(self.network.layers):
+            times = layer_seconds(layer, precision, repeats)
+            rows.append(
+                [
+                    " x ".join(map(str, layer.images[1:])),
+                    " x ".join(map(str, layer.weight)),
+                    layer.stride[0] if len(layer.weight) > 2 else None,
+                    self.network.layers.count(layer),
+                    layer.flops / 1e9,
+                    *(layer.flops / t / 1e9 for t in times),
+                ]
+            )
+        rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in self.rates.items())
+        about = (
+            f"{precision}, GFLOP/s of large matrices: {rates}; the floor has {self.rate / 1e9:.0f}."
+        )
+        return Table(f"Layers of {self.title}", columns, rows, about)
+
+    def row(self) -> list:
+        """The step in one row, as STEP_COLUMNS."""
+        step, whole = self.took["step"], self.whole
+        reached = [whole.layers / step, whole.flops / self.rate / step]
+        steps = [1e3 * x for x in spread([lap["step"] for lap in self.laps])]
+        return [self.title, self.batch / step, *steps, whole.flops / 1e9, self.rate / 1e9, *reached]
+
+
+STEP_COLUMNS = {
+    "step": "",
+    "images/s": ".0f",
+    "ms": ".1f",
+    "lowest": ".1f",
+    "highest": ".1f",
+    "GFLOP": ".1f",
+    "highest GFLOP/s": ".0f",
+    "of its layers' rate": ".0%",
+    "of the highest rate": ".0%",
+}
 
 
 def report(name: str, precision: str, steps: int, toy: bool, repeats: int) -> Report:
@@ -469,39 +523,14 @@ def report(name: str, precision: str, steps: int, toy: bool, repeats: int) -> Re
         rate = max(*rates.values(), fastest(network, precision, repeats))
         below = floors(trainer, network, rate, repeats)
         laps = watched(trainer, steps + 2)[1:-1]  # the first warms up, the last one saves
-        title = f"{net.title}, batch {trainer.data.batch_size}, {trainer.precision}"
-        title += f", K = {len(trainer.method.memory.queue)}"
-        return Report(title, network, trainer.data.batch_size, laps, below, rate, rates)
+        title, queue = f"{net.title}, {trainer.precision}", len(trainer.method.memory.queue)
+        return Report(title, network, trainer.data.batch_size, queue, laps, below, rate, rates)
 
 
 def fastest(network: Network, precision: str, repeats: int) -> float:
     """FLOP/s of the fastest pass of any layer."""
     layers = set(network.layers)
     return max(layer.flops / min(layer_seconds(layer, precision, repeats)) for layer in layers)
-
-
-def layers_table(report: Report, precision: str, repeats: int) -> str:
-    """Each distinct layer: how often, GFLOP and GFLOP/s of its three passes."""
-    network, rows = report.network, []
-    for layer in dict.fromkeys(network.layers):
-        times = layer_seconds(layer, precision, repeats)
-        rows.append(
-            [
-                " x ".join(map(str, layer.images[1:])),
-                " x ".join(map(str, layer.weight)),
-                layer.stride[0] if len(layer.weight) > 2 else "",
-                network.layers.count(layer),
-                f"{layer.flops / 1e9:.2f}",
-                *(f"{layer.flops / t / 1e9:.0f}" for t in times),
-            ]
-        )
-    header = ["input", "weight", "stride", "times", "GFLOP"]
-    header += ["forward, GFLOP/s", "data gradient", "weight gradient"]
-    rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in report.rates.items())
-    note = (
-        f"{precision}, GFLOP/s of large matrices: {rates}; the floor has {report.rate / 1e9:.0f}."
-    )
-    return f"{table(rows, header)}\n\n{note}"
 
 
 # ---------------------------------------------------------------------------------- overhead
@@ -570,7 +599,7 @@ def short_trainer(precision: str, folder: str, target: float) -> tuple[Trainer, 
     raise AssertionError("unreachable")
 
 
-def overhead(precision: str, rounds: int, block: int = 50, target: float = 5e-3) -> str:
+def overhead(precision: str, rounds: int, block: int = 50, target: float = 5e-3) -> Table:
     """`Trainer.fit` with all hooks against the bare loop, step by step in turn.
 
     Both go through the same batches, half a cycle apart, so neither finds in the cache what the
@@ -609,30 +638,34 @@ def overhead(precision: str, rounds: int, block: int = 50, target: float = 5e-3)
     ours, theirs = ours[1:], theirs[1:]  # the first round warms up
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     more = [1e6 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    lower, _, upper = statistics.quantiles(ratios)
     row = [
         precision,
         trainer.data.batch_size,
-        f"{1e3 * statistics.median(theirs):.2f}",
-        f"{1e3 * statistics.median(ours):.2f}",
-        f"{statistics.median(more):.0f}",
-        f"{statistics.median(ratios) - 1:+.1%}",
-        " to ".join(f"{quartile - 1:+.1%}" for quartile in statistics.quantiles(ratios)[::2]),
+        1e3 * statistics.median(theirs),
+        1e3 * statistics.median(ours),
+        statistics.median(more),
+        statistics.median(ratios) - 1,
+        lower - 1,
+        upper - 1,
     ]
-    header = ["precision", "batch", "bare step, ms", "Trainer.fit, ms", "more, us", "overhead"]
+    columns = {
+        "precision": "",
+        "batch": "",
+        "bare step, ms": ".2f",
+        "Trainer.fit, ms": ".2f",
+        "more, us": ".0f",
+        "overhead": "+.1%",
+        "lower quartile": "+.1%",
+        "upper quartile": "+.1%",
+    }
     clock = "seconds" if DEVICE.type == "cuda" else "the training thread's CPU time"
-    note = f"{rounds} rounds of {block} steps each and a line of the log; {clock}."
-    return f"{table([row], [*header, 'quartiles'])}\n\n{note}"
+    about = f"A round is {block} steps of each, in turn, and a line of the log; {clock}."
+    title = "Overhead of the loop and its hooks"
+    return Table(title, columns, [row], about, f"{rounds} rounds")
 
 
 # -------------------------------------------------------------------------------------- main
-
-
-def without_out(words: list[str]) -> list[str]:
-    """Where a reader keeps the result is not part of how to get it."""
-    if "--out" not in words:
-        return words
-    at = words.index("--out")
-    return words[:at] + words[at + 2 :]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -640,7 +673,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--net", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
     parser.add_argument("--steps", type=int, help="of each network [80 and 5 to 7]")
-    parser.add_argument("--out", type=Path, help="markdown file to write")
+    parser.add_argument("--out", type=Path, help="a result file, JSON")
     parser.add_argument(
         "--short", action="store_true", help="fewer of all, resnet18 in bf16 alone: within 45 s"
     )
@@ -648,26 +681,25 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     repeats = 1 if arguments.short or arguments.toy else 3
-    parts = []
+    measured = Measured("floor.py", sys.argv[1:] if argv is None else argv)
+    steps_in_short: list[list] = []
     for name in arguments.net:
         brief = arguments.short and name == "resnet18"
         for precision in arguments.precision or (("bf16",) if brief else ("fp32", "bf16")):
             steps = arguments.steps or NETS[name].steps[precision]
             if not arguments.steps and (arguments.short or arguments.toy):
                 steps = 3 if arguments.toy else SHORT[name]
-            measured = report(name, precision, steps, arguments.toy, repeats)
-            parts += [str(measured), layers_table(measured, precision, repeats)]
-            print(f"{parts[-2]}\n\n{parts[-1]}\n", flush=True)
-    parts.append("### Overhead of the loop and its hooks")
+            found = report(name, precision, steps, arguments.toy, repeats)
+            measured.add(f"{name} {precision}", found.phases())
+            measured.add(f"{name} {precision} layers", found.layers(precision, repeats))
+            steps_in_short.append(found.row())
+    about = "Of the layers' rate: what convolutions and linear layers alone would allow."
+    measured.add("steps", Table("Whole steps", STEP_COLUMNS, steps_in_short, about))
     if arguments.toy:
-        parts.append(overhead("fp32", 2, 5, target=0.0))
+        measured.add("overhead", overhead("fp32", 2, 5, target=0.0))
     else:
-        parts.append(overhead("fp32", 8 if arguments.short else 60))
-    command = " ".join(["python benchmarks/floor.py", *without_out(argv or sys.argv[1:])])
-    parts.append(f"{provenance(command)}, {torch.get_num_threads()} threads")
-    print("\n\n".join(parts[-3:]))
-    if arguments.out:
-        arguments.out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        measured.add("overhead", overhead("fp32", 8 if arguments.short else 60))
+    measured.finish(arguments.out)
 
 
 if __name__ == "__main__":

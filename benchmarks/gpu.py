@@ -1,6 +1,7 @@
 """MoCo v2 on a GPU: images a second, the fraction of the GPU's measured peak, and memory.
 
-python benchmarks/gpu.py [--only NAME ...] [--fair PATH] [--images PATH ...] [--out FILE]
+python benchmarks/gpu.py --out results/speed_gpu.json
+python benchmarks/gpu.py [--only NAME ...] [--fair PATH] [--images PATH ...]
 
 peak         what the GPU reaches in bf16: a large matrix product, and the network's own
              convolutions, channels last, one after the other, forward and backward
@@ -28,12 +29,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from common import ROOT, interleaved, provenance, seconds, spread, table
+from common import ROOT, Measured, Table, interleaved, seconds, spread
 from parts import TEMPERATURE, D, Held, moco_trainer, noise, queue_pass
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,6 +112,7 @@ Round = tuple[float, float]  # images/s, peak GB
 # The peak.
 
 
+@cache
 def layers(size: Size) -> list[tuple[nn.Module, tuple[int, ...], float]]:
     """Convolutions and linear layers of the encoder: module, input's shape, FLOPs an image."""
     net = timm.create_model(size.model, num_classes=D, **size.options)
@@ -394,37 +397,46 @@ def last_line(error: Exception) -> str:
 
 
 def speed_table(
-    size: Size, said: dict[str, list[Round]], peaks: dict[str, float], mechanism: dict[str, str]
-) -> str:
+    title: str,
+    size: Size,
+    contenders: dict[str, tuple],
+    rounds: int,
+    peaks: dict[str, float],
+    mechanism: dict[str, str] | None = None,
+    about: str = "",
+) -> Table:
     """A row a contender; `mechanism` says which FLOPs a row does where it is not MoCo."""
+    said, notes = take_turns(size, contenders, rounds)
     rows = []
-    for name, rounds in said.items():
-        speeds = [speed for speed, _ in rounds]
-        median = statistics.median(speeds)
-        work = median * flops(size, mechanism.get(name, "moco"))  # FLOP/s
-        fractions = [f"{work / peak:.1%}" for peak in peaks.values()]
-        speed = [f"{median:.1f}", spread(speeds), f"{work / 1e12:.2f}"]
-        rows.append([name, *speed, *fractions, f"{max(gb for _, gb in rounds):.2f}"])
-    header = ["contender", "images/s", "lowest to highest", "TFLOP/s"]
-    return table(rows, [*header, *(f"of the {name} peak" for name in peaks), "peak GB"])
+    for name, found in said.items():
+        speeds = [speed for speed, _ in found]
+        each = flops(size, (mechanism or {}).get(name, "moco"))
+        work = statistics.median(speeds) * each  # FLOP/s
+        fractions = [work / peak for peak in peaks.values()]
+        rows.append([name, *spread(speeds), work / 1e12, *fractions, max(gb for _, gb in found)])
+    columns = {"contender": "", "images/s": ".1f", "lowest": ".1f", "highest": ".1f"}
+    columns |= {"TFLOP/s": ".2f", **{f"of the {name} peak": ".1%" for name in peaks}}
+    columns |= {"peak GB": ".2f"}
+    return Table(title, columns, rows, " ".join([about, *notes]).strip(), f"{rounds} rounds")
 
 
-def peak_section(size: Size, rounds: int) -> tuple[str, dict[str, float]]:
+def peak_section(size: Size, rounds: int) -> tuple[Table, dict[str, float]]:
     contenders = {"bf16 matmul": matmul_peak(size), "bf16 convolution": convolution_peak(size)}
     said = interleaved(contenders, rounds)
     peaks = {name: statistics.median(values) for name, values in said.items()}
-    rows = [[name, f"{value / 1e12:.3g}"] for name, value in peaks.items()]
+    rows = [[name, value / 1e12] for name, value in peaks.items()]
     each = {name: flops(size, name) / 1e9 for name in ("moco", "end_to_end", "bank")}
     work = ", ".join(f"{name} {value:.3g}" for name, value in each.items())
-    notes = (
+    about = (
         f"The convolutions of {size.model} at {size.side} and batch {size.batch}, forward and "
         "backward, channels last, cuDNN's algorithms timed and chosen (`cudnn.benchmark`): their "
         f"FLOPs over their time. GFLOPs of a step, an image: {work}."
     )
-    return f"{notes}\n\n{table(rows, ['measured', 'TFLOP/s'])}", peaks
+    columns = {"measured": "", "TFLOP/s": ".3g"}
+    return Table("Peak", columns, rows, about, f"{rounds} rounds"), peaks
 
 
-def step_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, float]) -> str:
+def step_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, float]) -> Table:
     contenders: dict[str, tuple] = {
         "ssl_zoo": (our_step,),
         "ssl_zoo, train.compile": (our_step, "moco", 1, True),
@@ -434,49 +446,46 @@ def step_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, flo
     }
     if size.device == "cpu":
         del contenders["ssl_zoo, train.compile"]  # minutes of a C++ compiler
-    notes = []
+    about = ""
     if arguments.fair:
         contenders["FAIR, as it ships (fp32)"] = (fair_step, arguments.fair, False)
         contenders["FAIR, bf16 and channels last"] = (fair_step, arguments.fair, True)
     else:
-        notes.append("FAIR: no clone named (--fair), not measured.")
-    said, broken = take_turns(size, contenders, arguments.rounds)
-    text = speed_table(size, said, peaks, {})
-    return "\n\n".join([text, *(f"- {note}" for note in notes + broken)])
+        about = "FAIR: no clone named (--fair), not measured."
+    return speed_table("Step", size, contenders, arguments.rounds, peaks, about=about)
 
 
-def data_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, float]) -> str:
+def data_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, float]) -> Table:
     side, count = size.stored
     noise_set = {"type": "RandomImages", "side": side, "count": count}
     contenders = {f"uint8 {side}x{side} in memory": (with_data, noise_set)}
     for path in arguments.images:
         contenders[f"{path.name} ({dataset_at(path)['type']})"] = (with_data, dataset_at(path))
-    said, broken = take_turns(size, contenders, arguments.rounds)
-    return "\n\n".join([speed_table(size, said, peaks, {}), *(f"- {note}" for note in broken)])
+    return speed_table("Data", size, contenders, arguments.rounds, peaks)
 
 
-def mechanisms_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, float]) -> str:
+def mechanisms_section(size: Size, arguments: argparse.Namespace, peaks: dict[str, float]) -> Table:
     names = {
         f"MoCo, K {size.queue}": "moco",
         f"end-to-end, {size.batch - 1} negatives": "end_to_end",
         f"memory bank of {size.num_samples}, K {size.negatives}": "bank",
     }
     contenders = {name: (our_step, mechanism) for name, mechanism in names.items()}
-    said, broken = take_turns(size, contenders, arguments.rounds)
-    return "\n\n".join([speed_table(size, said, peaks, names), *(f"- {note}" for note in broken)])
+    return speed_table("Mechanisms", size, contenders, arguments.rounds, peaks, names)
 
 
-def queue_section(size: Size, rounds: int) -> str:
+def queue_section(size: Size, rounds: int) -> Table:
     def repeated(run: Callable[[], None]) -> Callable[[], float]:
         return lambda: seconds(lambda: [run() for _ in range(size.steps)]) / size.steps
 
     runs = {str(k): repeated(queue_pass(k, size.batch, size.on)) for k in size.queues}
     said = interleaved(runs, rounds)
-    rows = [[k, f"{1e3 * statistics.median(values):.3f}"] for k, values in said.items()]
-    return f"Batch {size.batch}, all that the queue adds.\n\n{table(rows, ['K', 'ms'])}"
+    rows = [[int(k), 1e3 * statistics.median(values)] for k, values in said.items()]
+    about = f"Batch {size.batch}, all that the queue adds."
+    return Table("Queue", {"K": "", "ms": ".3f"}, rows, about, f"{rounds} rounds")
 
 
-def knn_section(size: Size, rounds: int) -> str:
+def knn_section(size: Size, rounds: int) -> Table:
     bank, queries, width = size.bank
     net = timm.create_model(size.model, num_classes=0, **size.options)
     net = net.to(size.on, memory_format=torch.channels_last)
@@ -490,17 +499,18 @@ def knn_section(size: Size, rounds: int) -> str:
         return lambda: size.steps * size.batch / seconds(run)
 
     said = interleaved({f"extract, {p}": extraction(p) for p in ("fp32", "bf16")}, rounds)
-    rows = [[name, f"{statistics.median(values):.1f} images/s"] for name, values in said.items()]
+    rows = [[name, statistics.median(values), None] for name, values in said.items()]
     features = [Labeled(torch.randn(n, width), torch.arange(n) % 1000) for n in (bank, queries)]
     spent = seconds(lambda: knn.KNN(k=min(200, bank)).judge(*features))
-    rows.append([f"vote, {queries} queries, bank {bank} x {width}", f"{spent:.2f} s"])
-    return table(rows, ["", "median"])
+    rows.append([f"vote, {queries} queries, bank {bank} x {width}", None, spent])
+    columns = {"": "", "images/s": ".1f", "s": ".2f"}
+    return Table("kNN", columns, rows, "The vote once.", f"{rounds} rounds")
 
 
 SECTIONS = ("peak", "step", "data", "mechanisms", "queue", "knn")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -512,8 +522,8 @@ def main() -> None:
     add("--images", type=Path, nargs="+", default=[], help="folders, of JPEGs or packed")
     add("--device", choices=["cuda", "cpu"], default="cuda")
     add("--tiny", action="store_true", help="toy sizes, to test the script")
-    add("--out", type=Path, help="a file for the tables")
-    arguments = parser.parse_args()
+    add("--out", type=Path, help="a result file, JSON")
+    arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("gpu.py: torch sees no CUDA device (--device cpu --tiny tests the script)")
     sizes = TINY if arguments.tiny else {}
@@ -521,8 +531,7 @@ def main() -> None:
         sizes = sizes | {"batch": arguments.batch}
     size = Size(device=arguments.device, **sizes)
 
-    command = " ".join(["python benchmarks/gpu.py", *sys.argv[1:]])
-    text = [f"# MoCo v2 on a GPU\n\n{provenance(command)}; {arguments.rounds} rounds"]
+    measured = Measured("gpu.py", sys.argv[1:] if argv is None else argv)
     peaks: dict[str, float] = {}
     for name in SECTIONS:
         if name not in arguments.only:
@@ -536,12 +545,10 @@ def main() -> None:
         else:
             make = {"step": step_section, "data": data_section, "mechanisms": mechanisms_section}
             section = make[name](size, arguments, peaks)
-        text.append(f"## {name.capitalize()}\n\n{section}")
-        print("\n" + text[-1], flush=True)
-        if arguments.out:
-            arguments.out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+        measured.add(name, section)
         if size.on.type == "cuda":
             torch.cuda.empty_cache()
+    measured.finish(arguments.out)
 
 
 if __name__ == "__main__":

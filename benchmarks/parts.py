@@ -113,7 +113,7 @@ def _hold(pipe: Connection, group: tuple | None, build: Callable, arguments: tup
 
 def stub_data(batch_size: int) -> SimpleNamespace:
     """What a trainer asks of its data, where the batches come from elsewhere."""
-    return SimpleNamespace(batch_size=batch_size, steps_per_epoch=10**6)
+    return SimpleNamespace(batch_size=batch_size, steps_per_epoch=10**6, position=None)
 
 
 def moco_trainer(

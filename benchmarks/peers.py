@@ -1,6 +1,6 @@
 """MoCo v2 through ssl_zoo and through its peers: images a second, end to end, and peak memory.
 
-python benchmarks/peers.py
+python benchmarks/peers.py --out results/speed_peers.json     # a quarter of an hour on 2 cores
 python benchmarks/peers.py --short
 python benchmarks/peers.py --sizes small --only ssl_zoo plain --rounds 3
 
@@ -27,30 +27,32 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, provenance, ratio, spread, table
+from common import ROOT, Measured, Table, ratio, spread
 from peer_workers import CONTENDERS, Task
 from PIL import Image
 
 OURS = "ssl_zoo"
 NOTES = {
-    "plain": "torchvision's transforms on PIL images, the key encoder and the queue in a loop.",
-    "lightly": "its documented plain PyTorch example; on gray images torchvision's views.",
-    "fair": "FAIR's builder and loop, one process with gloo, `.cuda()` made to do nothing.",
+    "plain": "torchvision's transforms on PIL images, the key encoder and the queue in a loop",
+    "lightly": "its documented plain PyTorch example; on gray images torchvision's views",
+    "fair": "FAIR's builder and loop, one process with gloo, `.cuda()` made to do nothing",
     "stable_pretraining": "its MoCov2 under Lightning, which runs the key encoder on both views, "
-    "and scores queries against a queue that holds their own keys already.",
+    "and scores queries against a queue that holds their own keys already",
     "solo_learn": "its MoCoV2Plus under Lightning, symmetric: an image is two queries and two "
-    "keys, twice the work.",
+    "keys, twice the work",
 }
 ELSEWHERE = {"stable_pretraining", "solo_learn"}  # not installed beside ssl_zoo
 Rounds = dict[tuple[str, str], list[dict]]  # (contender, precision) -> what it said of each round
+# `workers`, of the peers' data loaders: of 0, 1 and 2 what suited the plain loop on two cores.
+# `precisions`: six processes of a ResNet-50 at 224 would take more than 24 GB.
 SIZES: dict[str, dict] = {
     "small": {
-        "title": "Small net (ResNet-10 of half the width) at 28x28, one channel",
+        "title": "ResNet-10 of half the width, 28 x 28 gray",
         "model": "resnet18",
         "options": {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]},
         "small_images": False,
@@ -58,9 +60,11 @@ SIZES: dict[str, dict] = {
         "side": 28,
         "batch": 128,
         "queue": 4096,
+        "workers": 0,
+        "precisions": ["fp32", "bf16"],
     },
     "conv4": {
-        "title": "Four convolutions (MAML's network, arXiv:1703.03400) at 28x28, one channel",
+        "title": "four convolutions, 28 x 28 gray",
         "model": "conv4",
         "options": {},
         "small_images": False,
@@ -68,9 +72,11 @@ SIZES: dict[str, dict] = {
         "side": 28,
         "batch": 128,
         "queue": 4096,
+        "workers": 0,
+        "precisions": ["fp32", "bf16"],
     },
     "tiny": {
-        "title": "Tiny net (ResNet-10 of a quarter of the width) at 28x28, one channel",
+        "title": "ResNet-10 of a quarter of the width, 28 x 28 gray",
         "model": "resnet18",
         "options": {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]},
         "small_images": False,
@@ -78,9 +84,11 @@ SIZES: dict[str, dict] = {
         "side": 28,
         "batch": 128,
         "queue": 4096,
+        "workers": 0,
+        "precisions": ["fp32", "bf16"],
     },
     "resnet18": {
-        "title": "ResNet-18 (3x3 stem, no max-pool) at 32x32",
+        "title": "ResNet-18, 32 x 32",
         "model": "resnet18",
         "options": {},
         "small_images": True,
@@ -88,9 +96,11 @@ SIZES: dict[str, dict] = {
         "side": 32,
         "batch": 256,
         "queue": 65536,
+        "workers": 0,
+        "precisions": ["fp32", "bf16"],
     },
     "resnet50": {
-        "title": "ResNet-50 at 224x224, from JPEG files",
+        "title": "ResNet-50, 224 x 224 from JPEG files",
         "model": "resnet50",
         "options": {},
         "small_images": False,
@@ -98,10 +108,12 @@ SIZES: dict[str, dict] = {
         "side": 224,
         "batch": 32,
         "queue": 65536,
+        "workers": 1,
+        "precisions": ["bf16"],
     },
 }
 
-SIZES_SHOWN = ["conv4", "small", "resnet18", "resnet50"]
+SIZES_SHOWN = ["resnet18", "small", "conv4", "resnet50"]
 IMAGES = {
     "conv4": "gray28.npy",
     "small": "gray28.npy",
@@ -208,13 +220,11 @@ def measure(
     rounds: int,
     seconds: float,
     note: Callable[[str], None],
-    keep: Callable[[dict], None] = lambda line: None,
 ) -> Rounds:
     """Builds all, then lets them take turns; the first round is thrown away.
 
     Args:
         note: told of those who break, and are left out.
-        keep: told of each round at once.
     """
     workers: dict[tuple[str, str], Worker] = {}
     said: Rounds = {}
@@ -238,7 +248,6 @@ def measure(
                     continue
                 if number > 0:
                     said.setdefault(name, []).append(answer)
-                    keep({"contender": name[0], "precision": name[1], "round": number, **answer})
                 print(
                     f"round {number}: {', '.join(name)}: {speed(answer):.1f} images/s"
                     f" ({answer['steps']} steps, {answer['peak_gb']:.2f} GB)",
@@ -271,38 +280,51 @@ def best_peer(said: Rounds, precision: str) -> list[float] | None:
     return max(peers, key=statistics.median, default=None)
 
 
-def size_table(said: Rounds, precisions: list[str]) -> str:
-    best = {p: best_peer(said, p) for p in precisions}
+def contender_rows(said: Rounds) -> list[list]:
+    """Of one size, the fastest first; as CONTENDER_COLUMNS, without the size."""
+    best = [best_peer(said, precision) for precision in ("fp32", "bf16")]
     rows = []
     for (contender, precision), answers in said.items():
         speeds = [speed(answer) for answer in answers]
-        rows.append(
-            [
-                contender,
-                precision,
-                f"{statistics.median(speeds):.1f}",
-                spread(speeds),
-                *("" if best[p] is None else f"{ratio(speeds, best[p]):.2f}" for p in precisions),
-                f"{max(answer['peak_gb'] for answer in answers):.2f}",
-            ]
-        )
-    rows.sort(key=lambda row: (precisions.index(row[1]), -float(row[2])))
-    header = ["contender", "precision", "images/s", "lowest to highest"]
-    header += [f"to best {p} peer" for p in precisions]
-    return table(rows, [*header, "peak GB"])
+        times = [ratio(speeds, peer) if peer else None for peer in best]
+        peak = max(answer["peak_gb"] for answer in answers)
+        rows.append([contender, precision, *spread(speeds), *times, peak])
+    return sorted(rows, key=lambda row: (row[1], row[2]), reverse=True)
 
 
-def best_workers(size: str, make, pythons: dict[str, str], seconds: float) -> tuple[int, str]:
-    """How many data workers suit the peers here, tried on the plain loop; and what was seen."""
-    medians = {}
-    for workers in (0, 1, 2):
-        said = measure([make("plain", "fp32", workers)], pythons, 2, seconds, note=print)
-        medians[workers] = statistics.median(speed(a) for a in said["plain", "fp32"])
-    seen = ", ".join(f"{n}: {value:.1f}" for n, value in medians.items())
-    return max(medians, key=medians.__getitem__), seen
+CONTENDER_COLUMNS = {
+    "network and images": "",
+    "contender": "",
+    "precision": "",
+    "images/s": ".1f",
+    "lowest": ".1f",
+    "highest": ".1f",
+    "to best fp32 peer": ".2f",
+    "to best bf16 peer": ".2f",
+    "peak GB": ".2f",
+}
 
 
-def main() -> None:
+def summary_row(said: Rounds) -> list:
+    """Ours in its faster precision, and the best peer in each; as SUMMARY_COLUMNS, without size."""
+    ours = [[speed(a) for a in answers] for (name, _), answers in said.items() if name == OURS]
+    best = [best_peer(said, precision) for precision in ("fp32", "bf16")]
+    ours = max(ours, key=statistics.median, default=None)
+    medians = [statistics.median(speeds) if speeds else None for speeds in (ours, *best)]
+    return [*medians, *(ratio(ours, peer) if ours and peer else None for peer in best)]
+
+
+SUMMARY_COLUMNS = {
+    "network and images": "",
+    "ssl_zoo, images/s": ".1f",
+    "best peer, fp32": ".1f",
+    "best peer, bf16": ".1f",
+    "times the one": ".2f",
+    "times the other": ".2f",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -315,82 +337,81 @@ def main() -> None:
         metavar="SIZE",
         help=f"of {', '.join(SIZES)} [{' '.join(SIZES_SHOWN)}]",
     )
-    add("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    add("--precisions", nargs="+", choices=["fp32", "bf16"], help="[both; bf16 for ResNet-50]")
     add("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
-    add("--rounds", type=int, default=5)
-    add("--seconds", type=float, default=10, help="of a round; at least one step [10]")
+    add("--rounds", type=int, default=3, help="after one that is thrown away [3]")
+    add("--seconds", type=float, default=4, help="of a round; at least one step [4]")
     add("--batch", type=int, help="another batch size than the recipe's")
-    add("--workers", type=int, help="data workers of the peers [the best of 0, 1 and 2]")
+    add("--workers", type=int, help="data workers of the peers [0; 1 for ResNet-50]")
     add("--data", type=Path, default=ROOT / "data" / "benchmarks", help="where images are kept")
     add("--fair", help="a clone of facebookresearch/moco")
     add("--peer-python", nargs="+", default=[], metavar="NAME=PATH", help="a peer's interpreter")
-    add("--out", type=Path, help="a file for the table; all rounds go to a .jsonl file beside it")
+    add("--out", type=Path, help="a result file, JSON")
     add("--short", action="store_true", help="three minutes: small batch, three contenders")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.short:
         arguments.sizes, arguments.only = ["small", "resnet18"], ["ssl_zoo", "plain", "lightly"]
-        arguments.rounds, arguments.seconds, arguments.workers = 2, 2, 0
-        arguments.batch = 128
+        arguments.rounds, arguments.seconds, arguments.batch = 2, 2, 128
     pythons = dict(item.split("=", 1) for item in arguments.peer_python)
-    text = [f"# MoCo v2 through ssl_zoo and its peers\n\n{provenance(shown_command())}"]
+    missing = ELSEWHERE - set(pythons) | (set() if arguments.fair else {"fair"})
+    present = [name for name in arguments.only if name not in missing]
+    absent = [name for name in arguments.only if name in missing]
+    measured = Measured("peers.py", sys.argv[1:] if argv is None else argv)
+    whole: list[list] = []
+    summary: list[list] = []
+    notes = [f"{name}: {NOTES[name]}." for name in present if name in NOTES]
+    notes += [f"Not installed and not measured: {', '.join(absent)}."] if absent else []
     with tempfile.TemporaryDirectory() as scratch:
         for size in arguments.sizes:
-            text.append(run(size, arguments, pythons, Path(scratch)))
-            print("\n" + text[-1] + "\n", flush=True)
-            if arguments.out:
-                arguments.out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+            title = SIZES[size]["title"]
+            said, of_size = run(size, present, arguments, pythons, Path(scratch))
+            rows = [[title, *row] for row in contender_rows(said)]
+            print(f"\n{Table(title, CONTENDER_COLUMNS, rows, of_size)}\n", flush=True)
+            whole += rows
+            summary.append([title, *summary_row(said)])
+            notes.append(f"{title}: {of_size}")
+    medians = f"{arguments.rounds} rounds"
+    measured.add(
+        "contenders", Table("Contenders", CONTENDER_COLUMNS, whole, " ".join(notes), medians)
+    )
+    measured.add("summary", Table("Against the best peer", SUMMARY_COLUMNS, summary, "", medians))
+    measured.finish(arguments.out)
 
 
-def shown_command() -> str:
-    return " ".join(["python benchmarks/peers.py", *sys.argv[1:]])
-
-
-def run(size: str, arguments: argparse.Namespace, pythons: dict[str, str], scratch: Path) -> str:
-    """The section of one size."""
+def run(
+    size: str,
+    names: Sequence[str],
+    arguments: argparse.Namespace,
+    pythons: dict[str, str],
+    scratch: Path,
+) -> tuple[Rounds, str]:
+    """What contenders said at one size, and what is to be said of it."""
     recipe = {**SIZES[size], "data": str(prepare(size, arguments.data.resolve()))}
-    title = recipe.pop("title")
+    precisions = recipe.pop("precisions")
+    del recipe["title"]
     if arguments.batch:
         recipe["batch"] = arguments.batch
-    notes: list[str] = []
-
-    def make(contender: str, precision: str, workers: int) -> Task:
-        return Task(
-            contender=contender,
+    if arguments.workers is not None:
+        recipe["workers"] = arguments.workers
+    tasks = [
+        Task(
+            contender=name,
             precision=precision,
-            workers=workers,
             folder=tempfile.mkdtemp(dir=scratch),
             fair=arguments.fair,
             **recipe,
         )
-
-    if arguments.workers is None:
-        workers, seen = best_workers(size, make, pythons, arguments.seconds)
-        notes.append(f"Data workers of the peers: {workers} (images/s of plain, fp32, {seen}).")
-    else:
-        workers = arguments.workers
-        notes.append(f"Data workers of the peers: {workers}, as asked.")
-    missing = {name for name in arguments.only if name in ELSEWHERE and name not in pythons}
-    if arguments.fair is None and "fair" in arguments.only:
-        missing.add("fair")
-    for name in sorted(missing):
-        notes.append(f"{name}: not installed, not measured.")
-    present = [name for name in arguments.only if name not in missing]
-    tasks = [
-        make(name, precision, workers) for precision in arguments.precisions for name in present
+        for precision in arguments.precisions or precisions
+        for name in names
     ]
-
-    def keep(line: dict) -> None:
-        if arguments.out:
-            with arguments.out.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"size": size, **line}) + "\n")
-
-    said = measure(tasks, pythons, arguments.rounds, arguments.seconds, notes.append, keep)
+    notes: list[str] = []
+    said = measure(tasks, pythons, arguments.rounds, arguments.seconds, notes.append)
     worst = max((answer["others"] for answers in said.values() for answer in answers), default=0)
-    notes.append(f"Other processes had at most {worst:.0%} of the machine in any round.")
-    notes += [f"{name}: {text}" for name, text in NOTES.items() if name in present]
-    about = f"Batch {recipe['batch']}, K {recipe['queue']}, {arguments.rounds} rounds."
-    listed = "\n".join(f"- {text}" for text in notes)
-    return "\n\n".join([f"## {title}", about, size_table(said, arguments.precisions), listed])
+    about = (
+        f"batch {recipe['batch']}, K {recipe['queue']}, data workers of the peers "
+        f"{recipe['workers']}; other processes had at most {worst:.0%} of the machine"
+    )
+    return said, "; ".join([about, *notes]) + "."
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """What a step of MoCo costs over the queue's size, over the batch, and over processes, on a CPU.
 
-python benchmarks/scaling.py [--short] [--out FILE] [--figure FILE]
+python benchmarks/scaling.py --out results/speed_scaling.json
+python benchmarks/scaling.py --short
 
 queue      the parts of a step of MoCo v2 (ResNet-18, 3x3 stem, 32x32): the network's passes, the
            optimizer, and all that a queue of K keys adds, each timed alone; whole steps beside
            their sum
 batch      images/s and peak memory of whole steps over the batch
-losses     NCE over K; InfoNCE end-to-end, where the batch is the dictionary and keys take gradients
+losses     InfoNCE, NCE and Margin against the same keys
+end-to-end InfoNCE where the batch is the dictionary and keys take gradients
 world      a small network on 1, 2 and 4 processes with gloo and one thread each, the same global
            batch, and what gathering, shuffling and the gradients' all-reduce cost by themselves
 
@@ -16,7 +18,6 @@ Images are noise that lies ready; contenders take turns; medians.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -26,19 +27,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import interleaved, provenance, seconds, table
-from parts import Held, end_to_end_pass, loss_pass, moco_trainer, noise, queue_pass
+from common import Measured, Table, interleaved, seconds
+from parts import TEMPERATURE, Held, end_to_end_pass, loss_pass, moco_trainer, noise, queue_pass
 from torch.nn import functional as F
 
 from ssl_zoo.engine.precision import autocast
 from ssl_zoo.engine.trainer import Trainer
-from ssl_zoo.losses import NCE
+from ssl_zoo.losses import NCE, InfoNCE, Margin
 from ssl_zoo.system import distributed
-from ssl_zoo.system.hardware import PeakMemory, keep_freed_memory
+from ssl_zoo.system.hardware import PeakMemory, cores, keep_freed_memory
 
 CPU = torch.device("cpu")
 PAPER_K = 65536
-LIMIT = 0.05  # of a step, for a queue of PAPER_K keys
 SMALL = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}  # a ResNet-10 of half the width
 
 
@@ -47,11 +47,11 @@ class Plan:
     """How much is measured.
 
     Args:
-        batch: of the queue's and NCE's rows.
+        batch: of the queue's and the losses' rows.
         queues: K.
         whole: those K for which whole steps are timed too.
         dictionaries: batches of the end-to-end rows.
-        rounds: of the cheap parts; of whole steps, and of the batches, half as many.
+        rounds: after one that warms up.
     """
 
     batch: int = 256
@@ -63,7 +63,7 @@ class Plan:
     dictionaries: list[int] = field(default_factory=lambda: [2**n for n in range(8, 14)])
     worlds: list[int] = field(default_factory=lambda: [1, 2, 4])
     world_batch: int = 128
-    rounds: int = 6
+    rounds: int = 3
 
     @property
     def backbone(self) -> dict[str, Any]:
@@ -94,10 +94,6 @@ Times = dict[str, float]  # medians, s
 
 def medians(figures: dict[str, list[float]]) -> Times:
     return {name: statistics.median(values) for name, values in figures.items()}
-
-
-def half(rounds: int) -> int:
-    return max(1, rounds // 2)
 
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
@@ -169,7 +165,7 @@ def measure_queue(plan: Plan, trainer: Trainer) -> tuple[Times, dict[int, float]
     contenders = {name: timed(run) for name, run in (parts | queues).items()}
     alone = medians(interleaved(contenders, plan.rounds))
     steps = {str(k): whole_step(trainer, plan.batch, plan.side, k) for k in plan.whole}
-    whole = medians(interleaved(steps, half(plan.rounds)))
+    whole = medians(interleaved(steps, plan.rounds))
     return (
         {name: alone[name] for name in parts},
         {k: alone[str(k)] for k in plan.queues},
@@ -182,20 +178,20 @@ def share(queue: float, network: Times) -> float:
     return queue / (queue + sum(network.values()))
 
 
-def queue_text(plan: Plan, network: Times, queue: dict[int, float], whole: dict[int, float]) -> str:
+def queue_table(
+    plan: Plan,
+    precision: str,
+    network: Times,
+    queue: dict[int, float],
+    whole: dict[int, float],
+) -> Table:
     rest = sum(network.values())
-    rows = []
-    for k, t in queue.items():
-        step = f"{whole[k]:.3f}" if k in whole else ""
-        rows.append([k, f"{1e3 * t:.1f}", f"{share(t, network):.1%}", f"{rest + t:.3f}", step])
-    header = ["K", "queue, ms", "of the step", "sum of the parts, s", "whole step, s"]
+    rows = [[k, 1e3 * t, share(t, network), rest + t, whole.get(k)] for k, t in queue.items()]
+    columns = {"K": "", "queue, ms": ".1f", "of the step": ".1%"}
+    columns |= {"sum of the parts, s": ".3f", "whole step, s": ".3f"}
     pieces = ", ".join(f"{name} {t:.3f} s" for name, t in network.items())
-    lines = [f"Batch {plan.batch}, {plan.side}x{plan.side}. Apart from the queue: {pieces}."]
-    if PAPER_K in queue:
-        cost = share(queue[PAPER_K], network)
-        verdict = "within" if cost < LIMIT else "BEYOND"
-        lines.append(f"K = {PAPER_K} takes {cost:.1%} of the step: {verdict} the {LIMIT:.0%} set.")
-    return "\n\n".join([*lines, table(rows, header)])
+    about = f"Batch {plan.batch}, {precision}. Apart from the queue: {pieces}."
+    return Table("What a queue of K keys costs", columns, rows, about, f"{plan.rounds} rounds")
 
 
 # The batch.
@@ -218,42 +214,44 @@ def measure_batches(plan: Plan, trainer: Trainer) -> dict[int, tuple[float, floa
     contenders = {
         str(n): timed(lambda batch=batch: trainer.train_step(batch)) for n, batch in images.items()
     }
-    times = medians(interleaved(contenders, half(plan.rounds), warmup=0))
+    times = medians(interleaved(contenders, plan.rounds, warmup=0))
     return {n: (n / times[str(n)], peaks[n]) for n in plan.batches}
 
 
-def batch_text(batches: dict[int, tuple[float, float]], queue: int) -> str:
-    rows = [[n, f"{speed:.1f}", f"{peak:.2f}"] for n, (speed, peak) in batches.items()]
-    note = f"Whole steps, K = {queue}. Peak of the whole process, torch itself included."
-    return f"{note}\n\n{table(rows, ['batch', 'images/s', 'peak GB'])}"
+def batch_table(
+    plan: Plan, precision: str, batches: dict[int, tuple[float, float]], queue: int
+) -> Table:
+    columns = {"batch": "", "images/s": ".1f", "peak GB": ".2f"}
+    rows = [[n, *found] for n, found in batches.items()]
+    about = f"Whole steps, {precision}, K {queue}. Peak of the whole process, torch included."
+    return Table("The batch", columns, rows, about, f"{plan.rounds} rounds")
 
 
 # Losses.
 
 
-def measure_losses(plan: Plan) -> tuple[dict[int, float], dict[int, float]]:
-    """Seconds of NCE by K, and of InfoNCE end-to-end by batch."""
-    nce = {f"K {k}": loss_pass(NCE(50_000), k, plan.batch, CPU) for k in plan.queues}
-    end_to_end = {f"batch {n}": end_to_end_pass(n, CPU) for n in plan.dictionaries}
-    runs = {name: timed(run) for name, run in (nce | end_to_end).items()}
-    times = medians(interleaved(runs, half(plan.rounds)))
-    return (
-        {k: times[f"K {k}"] for k in plan.queues},
-        {n: times[f"batch {n}"] for n in plan.dictionaries},
-    )
+def losses_table(plan: Plan, keys: int, network: Times) -> Table:
+    """Each loss alone, and its part of a step that has the network's passes besides."""
+    losses = {
+        "InfoNCE": InfoNCE(temperature=TEMPERATURE),
+        "NCE": NCE(50_000),
+        "Margin": Margin(margin=0.4),
+    }
+    runs = {name: timed(loss_pass(loss, keys, plan.batch, CPU)) for name, loss in losses.items()}
+    times = medians(interleaved(runs, plan.rounds))
+    columns = {"loss": "", "ms": ".1f", "of the step": ".1%"}
+    rows = [[name, 1e3 * t, share(t, network)] for name, t in times.items()]
+    about = f"{plan.batch} queries against {keys} keys, forward and backward."
+    return Table("Losses", columns, rows, about, f"{plan.rounds} rounds")
 
 
-def loss_text(plan: Plan, nce: dict[int, float], end_to_end: dict[int, float]) -> str:
-    of_nce = [[k, f"{1e3 * t:.1f}"] for k, t in nce.items()]
-    of_batch = [[n, f"{1e3 * t:.1f}", f"{1e6 * t / n:.1f}"] for n, t in end_to_end.items()]
-    return "\n\n".join(
-        [
-            f"NCE, {plan.batch} queries against K keys, forward and backward.",
-            table(of_nce, ["K", "NCE, ms"]),
-            "InfoNCE end-to-end, gradients to queries and keys, forward and backward.",
-            table(of_batch, ["batch = dictionary", "InfoNCE, ms", "us an image"]),
-        ]
-    )
+def end_to_end_table(plan: Plan) -> Table:
+    runs = {str(n): timed(end_to_end_pass(n, CPU)) for n in plan.dictionaries}
+    times = medians(interleaved(runs, plan.rounds))
+    columns = {"batch = dictionary": "", "InfoNCE, ms": ".1f", "us an image": ".1f"}
+    rows = [[n, 1e3 * times[str(n)], 1e6 * times[str(n)] / n] for n in plan.dictionaries]
+    about = "The loss alone, gradients to queries and keys, forward and backward."
+    return Table("End-to-end", columns, rows, about, f"{plan.rounds} rounds")
 
 
 # Processes.
@@ -330,115 +328,54 @@ def measure_worlds(plan: Plan) -> dict[int, Times]:
     }
 
 
-def world_text(plan: Plan, worlds: dict[int, Times]) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def world_table(plan: Plan, worlds: dict[int, Times]) -> Table:
+    alone = ("images", "keys", "gradients")
     rows = []
     for world, times in worlds.items():
+        whole = [1e3 * times[name] for name in ("step", "without ShuffleBN", "without DDP")]
         speed = plan.world_batch / times["step"]
-        less = [f"{1e3 * times[name]:.1f}" for name in ("without ShuffleBN", "without DDP")]
-        alone = [f"{1e3 * times[name]:.2f}" for name in ("images", "keys", "gradients")]
-        rows.append([world, f"{1e3 * times['step']:.1f}", f"{speed:.0f}", *less, *alone])
-    header = ["processes", "step, ms", "images/s", "without ShuffleBN, ms", "without DDP, ms"]
-    header += ["gather images, ms", "gather keys, ms", "all-reduce gradients, ms"]
-    over = [str(world) for world in worlds if world > cores]
-    crowd = f" {' and '.join(over)} processes share {cores} cores." if over else ""
-    note = (
-        f"Global batch {plan.world_batch}, one thread a process, gloo.{crowd} The step again with "
-        "keys in their own order, and with gradients that stay on their rank; then the messages "
-        "of a step by themselves, which in it wait for the slowest rank and share the cores with "
-        "the backward pass."
+        rows.append([world, speed, *whole, *(1e3 * times[name] for name in alone)])
+    columns = {"processes": "", "images/s": ".0f", "step, ms": ".1f"}
+    columns |= {"without ShuffleBN": ".1f", "without DDP": ".1f"}
+    columns |= {"gather images": ".2f", "gather keys": ".2f", "all-reduce gradients": ".2f"}
+    over = [str(world) for world in worlds if world > cores()]
+    crowd = f" {' and '.join(over)} processes share {cores()} cores." if over else ""
+    about = (
+        f"Global batch {plan.world_batch}, one thread a process, gloo; all in ms.{crowd} The step "
+        "again with keys in their own order, and with gradients that stay on their rank; then the "
+        "messages of a step by themselves, which in it wait for the slowest rank and share the "
+        "cores with the backward pass."
     )
-    return f"{note}\n\n{table(rows, header)}"
+    return Table("Processes", columns, rows, about, f"{plan.rounds} rounds of 5 steps")
 
 
-# The figure.
-
-
-def draw(path: Path, network, queue, whole, batches, nce, end_to_end, worlds) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, ((over_k, over_n), (over_batch, over_world)) = plt.subplots(2, 2, figsize=(10, 7.5))
-    rest = sum(network.values())
-    over_k.loglog(list(queue), [1e3 * t for t in queue.values()], "o-", label="queue (InfoNCE)")
-    over_k.loglog(list(nce), [1e3 * t for t in nce.values()], "s-", label="NCE")
-    over_k.axhline(1e3 * rest, color="black", lw=1, label="the step without it")
-    over_k.axhline(1e3 * rest * LIMIT / (1 - LIMIT), color="gray", ls=":", label="5% of the step")
-    over_k.plot(list(whole), [1e3 * t for t in whole.values()], "k^", label="whole step")
-    over_k.set(xlabel="K", ylabel="ms", title="The dictionary's size")
-
-    over_n.loglog(list(end_to_end), [1e3 * t for t in end_to_end.values()], "o-")
-    over_n.set_xticks(list(end_to_end), [str(n) for n in end_to_end], minor=False)
-    over_n.xaxis.set_minor_formatter("")
-    over_n.set(xlabel="batch = dictionary", ylabel="ms", title="InfoNCE end-to-end, loss alone")
-
-    speeds, peaks = zip(*batches.values(), strict=True)
-    over_batch.plot(list(batches), speeds, "o-", label="images/s")
-    over_batch.set(xlabel="batch", ylabel="images/s", title="The batch", ylim=(0, None))
-    of_memory = over_batch.twinx()
-    of_memory.plot(list(batches), peaks, "s--", color="tab:red")
-    of_memory.set(ylabel="peak GB (red, dashed)", ylim=(0, None))
-
-    places = range(len(worlds))
-    over_world.bar(places, [1e3 * t["step"] for t in worlds.values()], color="lightgray")
-    bottom = [0.0] * len(worlds)
-    for name in ("images", "keys", "gradients"):
-        heights = [1e3 * t[name] for t in worlds.values()]
-        over_world.bar(places, heights, bottom=bottom, width=0.4, label=f"{name}, alone")
-        bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-    over_world.set_xticks(list(places), [str(world) for world in worlds])
-    over_world.set(xlabel="processes", ylabel="ms a step (gray)", title="Processes (gloo)")
-
-    for axes in (over_k, over_world):
-        axes.legend(fontsize=8)
-    for axes in (over_k, over_n, over_batch):
-        axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--short", action="store_true", help="under a minute")
     parser.add_argument("--toy", action="store_true", help="tests that the script runs; no figures")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
-    parser.add_argument("--out", type=Path, help="a file for the tables")
-    parser.add_argument("--figure", type=Path, help="a PNG file")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="a result file, JSON")
+    arguments = parser.parse_args(argv)
     plan = TOY if arguments.toy else SHORT if arguments.short else Plan()
+    measured = Measured("scaling.py", sys.argv[1:] if argv is None else argv)
 
     torch.manual_seed(0)
     worlds = measure_worlds(plan)  # first: its processes and this one's memory never meet
     keep_freed_memory()
-    queue = min(PAPER_K, max(plan.queues))
+    keys = min(PAPER_K, max(plan.queues))
     trainer = moco_trainer(
-        plan.backbone, CPU, plan.batch, queue=queue, precision=arguments.precision
+        plan.backbone, CPU, plan.batch, queue=keys, precision=arguments.precision
     )
     batches = measure_batches(plan, trainer)
-    parts = measure_queue(plan, trainer)
-    losses = measure_losses(plan)
-
-    command = " ".join(["python benchmarks/scaling.py", *sys.argv[1:]])
-    threads = f"{trainer.precision}, {torch.get_num_threads()} threads, {plan.rounds} rounds"
-    text = "\n\n".join(
-        [
-            f"# What a step costs\n\n{provenance(command)}; {threads}",
-            f"## The queue\n\n{queue_text(plan, *parts)}",
-            f"## The batch\n\n{batch_text(batches, queue)}",
-            f"## Other losses\n\n{loss_text(plan, *losses)}",
-            f"## Processes\n\n{world_text(plan, worlds)}",
-        ]
-    )
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    if arguments.figure:
-        draw(arguments.figure, *parts, batches, *losses, worlds)
+    network, *of_queue = measure_queue(plan, trainer)
+    measured.add("queue", queue_table(plan, trainer.precision, network, *of_queue))
+    measured.add("batch", batch_table(plan, trainer.precision, batches, keys))
+    measured.add("losses", losses_table(plan, keys, network))
+    measured.add("end-to-end", end_to_end_table(plan))
+    measured.add("processes", world_table(plan, worlds))
+    measured.finish(arguments.out)
 
 
 if __name__ == "__main__":

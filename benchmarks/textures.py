@@ -2,19 +2,15 @@
 
     ssl-zoo data get textures --packages ufoai openarena nexuiz
     python benchmarks/textures.py            # five minutes on one core
-    python benchmarks/textures.py --render   # the table in docs/data.md, out of the kept results
 
 Through the evaluations of the framework, by the vote of 20 and by the nearest neighbor. Results are
-kept in results/textures_baselines.json.
+kept in results/textures_baselines.json, and tools/results_blocks.py shows them in docs/data.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from common import ROOT, made_by, table, told
@@ -24,13 +20,11 @@ from ssl_zoo.evaluation.base import UNTRAINED
 from ssl_zoo.evaluation.knn import Pixels
 from ssl_zoo.evaluation.monitor import baseline_network
 from ssl_zoo.experiment import load_subject
-from ssl_zoo.system.files import write_json, write_text
+from ssl_zoo.system.files import write_json
 
 COMMAND = "python benchmarks/textures.py"
 CONFIG = ROOT / "configs" / "textures" / "moco_v1.yaml"
 RESULTS = ROOT / "results" / "textures_baselines.json"
-PAGE = ROOT / "docs" / "data.md"
-START, END = "<!-- baselines of textures -->", "<!-- end of the baselines of textures -->"
 NETWORKS = {"raw pixels": Pixels, **Textures.baselines, UNTRAINED: None}
 K = (20, 1)
 IMAGES = {
@@ -69,7 +63,7 @@ def measure(device: torch.device) -> dict[str, dict]:
 
 
 def render(results: dict) -> str:
-    """The block of docs/data.md between its marks."""
+    """Top-1 / top-5 of each network, a row for each set of images and each k."""
     found, rows = results["found"], []
     for name, (images, _) in IMAGES.items():
         for k in K:
@@ -80,18 +74,9 @@ def render(results: dict) -> str:
     return f"{lines}\n\n{told(results)}."
 
 
-def put_into_page(page: Path, results: dict) -> None:
-    block = f"{START}\n{render(results)}\n{END}"
-    text = page.read_text(encoding="utf-8")
-    write_text(page, re.sub(f"{START}.*{END}", lambda _: block, text, flags=re.S))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--render", action="store_true", help="only write docs/data.md anew")
-    if not parser.parse_args().render:
-        write_json(RESULTS, made_by(COMMAND) | {"found": measure(torch.device("cpu"))})
-    put_into_page(PAGE, json.loads(RESULTS.read_text(encoding="utf-8")))
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    write_json(RESULTS, made_by(COMMAND) | {"found": measure(torch.device("cpu"))})
 
 
 if __name__ == "__main__":

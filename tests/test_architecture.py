@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ MAY_IMPORT = {
     "transfer": PARTS | {"backbones", "data", "engine", "evaluation", "experiment", "runs"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
     "api": LOWEST | {"data", "engine", "experiment", "runs"},
+    "testing": None,
     "cli": None,
 }
 
@@ -122,3 +124,18 @@ def module_imports(path: Path) -> set[Path]:
                 elif place != PACKAGE:
                     found.add(place / "__init__.py")
     return found - {path}
+
+
+def test_nobody_looks_into_a_backbones_model():
+    """What others may use of a backbone stands in backbones/base.py."""
+    users = ("core", "evaluation", "heads", "losses", "memory", "methods")
+    inside = re.compile(r"""\.model\b|["']model["']|\._pos_embed\b|feature_info""")
+    assert inside.search("backbone.model.blocks") and inside.search('getattr(network, "model")')
+    reaching = [
+        f"{path.relative_to(PACKAGE)}: {line.strip()}"
+        for path in files()
+        if path.relative_to(PACKAGE).parts[0] in users
+        for line in path.read_text().splitlines()
+        if inside.search(line)
+    ]
+    assert not reaching

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ssl_zoo import config
-from ssl_zoo.backbones import Timm
-from ssl_zoo.config import BACKBONES, METHODS, ConfigError, bind
+from ssl_zoo.backbones import FITS, OWED, Backbone, Timm, fits, on_meta
+from ssl_zoo.config import BACKBONES, METHODS, ConfigError, Part, bind
 from ssl_zoo.core import Method
 from ssl_zoo.experiment import parse
 from ssl_zoo.ops.masking import mask_of, random_order
@@ -22,7 +22,7 @@ VITS = {"class token": VIT, "average": AVERAGED, "registers": REGISTERS}
 every_vit = pytest.mark.parametrize("kind", VITS.values(), ids=list(VITS))
 
 
-def build(kind: dict, **kwargs) -> Timm:
+def build(kind: dict, **kwargs) -> Backbone:
     backbone = Timm(**kind, **kwargs).eval()
     if hasattr(backbone.model, "pos_embed"):
         # As large as patches' embeddings, or an error in them would go unseen.
@@ -158,26 +158,84 @@ def test_a_map_with_channels_last_comes_with_channels_first():
     torch.testing.assert_close(found.mean(dim=(2, 3)), backbone(x))
 
 
-def test_features_that_are_on_no_grid_are_refused():
-    with pytest.raises(ConfigError, match="not on a grid"):
-        build({"name": "mixer_s32_224"}).feature_map(images(1, 224))
+# Several maps, and the two parts of a ResNet.
+
+SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": [1, 1, 1, 1]}
+SEVERAL = {
+    "resnet": RESNET,
+    "small images": RESNET | {"small_images": True},
+    "dilated": RESNET | {"options": RESNET["options"] | {"output_stride": 8}},
+    "convnext": {"name": "convnext_atto"},
+    "layers behind the last stage": {"name": "mobilenetv2_050"},
+    "channels last": {"name": "swin_tiny_patch4_window7_224", "options": SWIN},
+    "vit": AVERAGED | {"options": AVERAGED["options"] | {"img_size": 64}},
+}
 
 
-# What a model provides.
+@pytest.mark.parametrize("kind", SEVERAL.values(), ids=list(SEVERAL))
+def test_the_last_of_several_maps_is_the_one_that_is_pooled(kind):
+    backbone, x = build(kind), images(2, 64)
+    maps = backbone.feature_maps(x)
+    shapes = [(2, channels, 64 // stride, 64 // stride) for stride, channels in backbone.levels]
+    assert [m.shape for m in maps] == shapes
+    torch.testing.assert_close(maps[-1], backbone.feature_map(x))
+    torch.testing.assert_close(backbone.pool(maps[-1]), backbone(x))
+
+
+def test_a_map_is_that_of_its_stage():
+    backbone, x, seen = build(RESNET), images(2, 64), []
+    stages = [backbone.model.get_submodule(f"layer{i}") for i in range(1, 5)]
+    for stage in stages:
+        stage.register_forward_hook(lambda _module, _input, out: seen.append(out))
+    maps = backbone.feature_maps(x)
+    torch.testing.assert_close(maps[1:], seen)
+    assert backbone.levels == [(2, 64), (4, 8), (8, 8), (16, 16), (32, 16)]
+
+
+@pytest.mark.parametrize("kind", [RESNET, SEVERAL["small images"], SEVERAL["dilated"]])
+def test_both_parts_of_a_resnet_make_the_whole(kind):
+    backbone, x = build(kind), images(2, 64)
+    c4 = backbone.c4(x)
+    stride, channels = backbone.c4_level
+    assert c4.shape == (2, channels, 64 // stride, 64 // stride)
+    torch.testing.assert_close(backbone.c5(c4), backbone.feature_map(x))
+    region = backbone.c5(c4[:1, :, :2, :2])
+    assert backbone.pool(region).shape == (1, backbone.num_features)
+
+
+# The layers of a ViT.
+
+
+@every_vit
+def test_the_last_blocks_outputs_are_tokens_before_the_norm(kind):
+    backbone, x, seen = build(kind), images(), []
+    for block in backbone.model.blocks:
+        block.register_forward_hook(lambda _module, _input, out: seen.append(out))
+    found = backbone.last_blocks(x, 2)
+    assert backbone.depth == len(seen) == 2
+    torch.testing.assert_close(found, seen)
+    torch.testing.assert_close(backbone.model.norm(found[-1]), backbone.tokens(x))
+
+
+# What a model can do.
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        (RESNET, {"features", "map"}),
-        ({"name": "swin_tiny_patch4_window7_224"}, {"features", "map"}),
-        (VIT, {"features", "map", "tokens"}),
-        ({"name": "mixer_s32_224"}, {"features"}),
+        (RESNET, {"features", "layers", "map", "maps", "c4"}),
+        ({"name": "swin_tiny_patch4_window7_224"}, {"features", "layers", "map", "maps"}),
+        (VIT, {"features", "layers", "map", "maps", "tokens"}),
+        ({"name": "mixer_s32_224"}, {"features", "layers"}),
+        ({"name": "crossvit_tiny_240"}, {"features", "layers"}),  # several maps, of as many sizes
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
-def test_a_model_says_what_it_provides(kind, expected):
-    assert Timm.provides(**kind) == expected
+def test_a_model_fits_what_it_has_the_methods_for(kind, expected):
+    assert FITS.keys() == OWED.keys()
+    part = Part(Timm, **kind)
+    assert {word for word in OWED if fits(part, word)} == expected
+    assert {word for word in OWED if fits(on_meta(part), word)} == expected
 
 
 class NeedsTokens(Method):
@@ -215,6 +273,51 @@ def test_a_backbone_without_what_its_method_needs_is_refused(root, monkeypatch):
     check(NeedsMap, "resnet18", root, monkeypatch)
 
 
+# timm's families.
+
+FAMILIES = [
+    *("resnet26d", "resnext26ts", "seresnet18", "resnetv2_18", "res2net50_14w_8s", "vgg11_bn"),
+    *("convnext_atto", "convnextv2_atto", "efficientnet_b0", "mobilenetv3_small_050"),
+    *("regnety_002", "dla34", "repvgg_a0", "darknet17", "mambaout_femto", "poolformer_s12"),
+    *("swin_tiny_patch4_window7_224", "pvt_v2_b0", "deit3_small_patch16_224", "mixer_s32_224"),
+    *("vit_tiny_patch16_224", "beit_base_patch16_224"),
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_says_of_what_size_its_maps_are_and_orders_its_layers(name):
+    backbone = on_meta(Part(Timm, name=name))
+    ordered = [parameter for layer in backbone.layers() for parameter in layer]
+    assert sorted(map(id, ordered)) == sorted(map(id, backbone.parameters()))
+    first, *_, last = backbone.layers()
+    every = list(backbone.parameters())
+    assert any(p is every[0] for p in first) and any(p is every[-1] for p in last)
+    if not fits(backbone, "maps"):
+        return
+    x = torch.empty(2, 3, *backbone.made_for, device="meta")
+    with torch.no_grad():
+        maps = backbone.feature_maps(x)
+        assert backbone.pool(maps[-1]).shape == (2, backbone.num_features)
+    strides = [level.stride for level in backbone.levels]
+    assert strides == sorted(set(strides))
+    shapes = [(level.channels, x.shape[2] // level.stride) for level in backbone.levels]
+    assert [found.shape[1:3] for found in maps] == shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layers"),
+    [
+        ("resnet50", {}, 1 + 3 + 4 + 6 + 3),
+        ("resnet18", {}, 1 + 2 + 2 + 2 + 2),
+        ("vit_tiny_patch16_224", {}, 1 + 12),
+        # A downsampling goes with the block behind it; pooling has a norm of its own.
+        ("convnext_tiny", {}, 1 + 3 + 3 + 9 + 3 + 1),
+    ],
+)
+def test_a_layer_is_a_block(name, options, layers):
+    assert len(on_meta(Part(Timm, name=name, options=options)).layers()) == layers
+
+
 # What is refused.
 
 
@@ -241,6 +344,7 @@ def test_the_option_that_timm_refuses_is_named(name, options, key, said, nearest
     [
         ({"name": "resnet18", "options": {"layer": [1]}}, "options.layer"),
         ({"name": "resnet18", "options": {"layers": [1, 1]}}, "options"),
+        ({"name": "resnett18"}, "name"),
         ({"name": VIT["name"], "small_images": True}, "small_images"),
         ({"name": "vgg11", "grad_checkpointing": True}, "grad_checkpointing"),
     ],
@@ -277,11 +381,6 @@ def test_the_dry_run_of_a_model_of_another_size_is_at_that_size(name):
     Timm.on_meta(name=name, options={"img_size": 64})
 
 
-@pytest.mark.parametrize("name", ["crossvit_tiny_240", "coat_tiny"])
-def test_a_model_that_gives_several_maps_provides_features_alone(name):
-    assert Timm.provides(name=name) == {"features"}
-
-
 @pytest.mark.parametrize("part", ["forward", "feature_map", "tokens"])
 @pytest.mark.parametrize(
     ("shape", "key", "found"),
@@ -304,7 +403,7 @@ def test_images_of_other_channels_than_a_cnns_are_refused():
 
 @pytest.mark.parametrize(
     ("kind", "part"),
-    [(RESNET, "forward"), (RESNET, "feature_map")]
+    [(RESNET, part) for part in ("forward", "feature_map", "feature_maps", "both parts")]
     + [(VIT, part) for part in ("forward", "feature_map", "tokens")],
     ids=lambda value: value["name"] if isinstance(value, dict) else value,
 )
@@ -313,7 +412,9 @@ def test_gradient_checkpointing_gives_the_same_numbers(kind, part):
     saving.load_state_dict(plain.state_dict())
     x, found = images(), []
     for backbone in (plain, saving):
-        out = getattr(backbone, part)(x)
+        whole = part != "both parts"
+        out = getattr(backbone, part)(x) if whole else backbone.c5(backbone.c4(x))
+        out = torch.cat([o.flatten() for o in out])
         out.square().mean().backward()
         grads = [p.grad for p in backbone.parameters() if p.grad is not None]
         # How often a BatchNorm ran is counted twice; nothing reads it.

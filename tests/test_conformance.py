@@ -1,141 +1,113 @@
-"""The conformance kit notices what it is there for: each check fails on a method wrong in it."""
+"""What every registered part must do: a part is tested by being registered.
 
-from __future__ import annotations
+A method by its configs in configs/fashion_mnist, or configs/cifar10 for those that need color.
+"""
 
-import conformance as kit
+import re
+from functools import partial
+
 import pytest
-import torch
-from ranks import on_ranks
-from torch import nn
 
-from ssl_zoo.config import METHODS, PositiveFloat, Scheduled
-from ssl_zoo.methods.rotation import Rotation
+from ssl_zoo import config, evaluation, testing
+from ssl_zoo.backbones import FITS
+from ssl_zoo.config import DATASETS, EVALUATIONS, MEMORY, METHODS
+from ssl_zoo.memory import EndToEnd, MemoryBank, MoCoQueue
+from ssl_zoo.memory.mochi import MoCHi
+from ssl_zoo.testing.methods import resolved
 
-RECIPE = "fashion_mnist/rotation"
-
-
-class CountsNoSteps(Rotation):
-    def after_step(self, batch, out):
-        pass
-
-
-class LeavesAParameterUnused(Rotation):
-    def __init__(self, backbone: nn.Module):
-        super().__init__(backbone)
-        self.unused = nn.Parameter(torch.zeros(3))
-
-
-class LearnsNothing(Rotation):
-    def forward(self, batch):
-        out = super().forward(batch)
-        return out | {"loss": out["loss"].detach() + 0 * out["loss"]}
+# Numbers that do not go with a set of 96 images, a batch of 7 or a ViT of two blocks.
+SMALLER: dict[str, list[str]] = {
+    "Colorization": ["method.hidden_features=16"],
+    "DeepCluster": ["method.clusters=8", "method.pca=4"],
+    "DeepClusterV2": ["method.clusters=[8, 9, 10]"],
+    "Jigsaw": ["data.dataset.size=28"],  # it cuts its views itself
+    "ODC": ["method.clusters=8", "method.min_cluster=4", "method.centroid_interval=2"],
+    "RelativeLocation": ["data.dataset.size=28"],
+    "SwAV": ["method.queue_size=8", "method.queue_from_step=0", "method.frozen_steps=0"],
+    "WMSE": ["method.part=4", "method.head.out_features=2"],
+}
+# Arguments without which a scheduled number would have nothing to do.
+IN_USE: dict[str, list[str]] = {"DINOv2": ["method.centering=mean"]}
+# Of the same kinds of parts as another one, with other numbers.
+TWICE = {"fashion_mnist/demo", "fashion_mnist/rotation_small"}
 
 
-class KeepsStateOutsideTheCheckpoint(Rotation):
-    age = 0
-
-    def after_step(self, batch, out):
-        super().after_step(batch, out)
-        self.age += 1
-
-    def forward(self, batch):
-        out = super().forward(batch)
-        return out | {"loss": out["loss"] * (1 + self.age)}
+def recipes() -> dict[str, str]:
+    """The method's type by recipe; of cifar10 those of methods that fashion_mnist lacks."""
+    found: dict[str, str] = {}
+    for folder in ("fashion_mnist", "cifar10"):
+        names = [n for n in config.recipes() if n.startswith(f"{folder}/") and n not in TWICE]
+        types = {name: resolved(name)["method"]["type"] for name in names}
+        found |= {n: kind for n, kind in types.items() if kind not in set(found.values())}
+    return found
 
 
-class TrainsInTelemetry(Rotation):
-    def telemetry(self, labels):
-        self.encoder(torch.randn(4, 1, 28, 28))  # in training mode: BatchNorm's statistics move
-        return {}
+RECIPES = recipes()
+MEMORIES = [
+    partial(MoCoQueue, size=20, momentum=0.9),
+    partial(MemoryBank, num_negatives=24),
+    EndToEnd,
+    partial(EndToEnd, same_view_negatives=True),
+    partial(MoCHi, size=20, momentum=0.9, hardest=6, mix_negatives=4, mix_query=3),
+]
+JUDGES = {"KNN": partial(evaluation.KNN, k=5), "Linear": partial(evaluation.Linear, epochs=2)}
+NEED_FILES = {"CIFAR10", "CIFAR100", "FashionMNIST", "ImageFolder", "ImageNet", "Packed", "STL10"}
+NEED_FILES |= {"Textures"}
 
 
-class ReturnsHalfPrecision(Rotation):
-    def forward(self, batch):
-        return {"loss": self.encoder(batch.views[0]).mean()}
+def of_recipe(name: str) -> list[testing.Check]:
+    kind = RECIPES[name]
+    return testing.method_checks(name, SMALLER.get(kind, ()), IN_USE.get(kind, ()))
 
 
-class DrawsByPlaceInTheBatch(Rotation):
-    def forward(self, batch):
-        torch.manual_seed(0)
-        noisy = batch.views[0] + torch.randn_like(batch.views[0])
-        return super().forward(batch._replace(views=[noisy]))
+@pytest.mark.parametrize("check", [c for name in RECIPES for c in of_recipe(name)], ids=str)
+def test_method(check):
+    check()
 
 
-class ForgetsTheOtherRanks(Rotation):
-    def forward(self, batch):
-        logits = self.encoder(batch.views[0])
-        return {"loss": logits.var(dim=0).mean() - logits.mean()}
+@pytest.mark.parametrize("name", sorted(METHODS.module_dict))
+def test_a_method_cites_its_paper_and_has_a_config(name):
+    kind = METHODS.module_dict[name]
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}", kind.__doc__)
+    assert kind.needs in FITS
+    assert name in RECIPES.values(), f"no config of fashion_mnist or cifar10 has type: {name}"
 
 
-class ComparesWithinTheBatch(Rotation):
-    def forward(self, batch):
-        logits = self.encoder(batch.views[0])
-        return {"loss": logits.sub(logits.mean(dim=0)).square().mean()}
-
-
-class CopiesWhatIsScheduled(Rotation):
-    def __init__(self, backbone: nn.Module, *, weight: Scheduled[PositiveFloat] = 2.0):
-        super().__init__(backbone)
-        self.weight, self.copied = weight, weight
-
-    def forward(self, batch):
-        out = super().forward(batch)
-        return out | {"loss": out["loss"] * self.copied}
+def memories() -> list:
+    """Ours in sizes that fit 64 images, and every other one with its defaults."""
+    known = {getattr(memory, "func", memory) for memory in MEMORIES}
+    return [*MEMORIES, *(kind for kind in MEMORY.module_dict.values() if kind not in known)]
 
 
 @pytest.mark.parametrize(
-    ("method", "check"),
-    [
-        (CountsNoSteps, kit.test_one_seed_gives_one_result_and_another_seed_another),
-        (
-            LeavesAParameterUnused,
-            kit.test_the_loss_is_finite_and_every_trainable_parameter_gets_a_gradient,
-        ),
-        (LearnsNothing, kit.test_one_batch_is_learned_while_its_targets_stand_still),
-        (
-            KeepsStateOutsideTheCheckpoint,
-            kit.test_a_checkpoint_brings_everything_back_to_the_bit,
-        ),
-        (TrainsInTelemetry, kit.test_evaluation_leaves_the_method_as_it_was),
-        (ReturnsHalfPrecision, kit.test_bf16_agrees_with_fp32),
-        (ComparesWithinTheBatch, kit.test_a_last_batch_of_one_is_refused_or_trains),
-        (
-            CopiesWhatIsScheduled,
-            kit.test_every_scheduled_value_is_an_attribute_that_training_reads,
-        ),
-    ],
-    ids=lambda x: x.__name__,
+    "check", [c for memory in memories() for c in testing.memory_checks(memory)], ids=str
 )
-def test_a_wrong_method_is_found_out(method, check, tmp_path, monkeypatch):
-    check(RECIPE, tmp_path)
-    monkeypatch.setitem(METHODS.module_dict, "Rotation", method)
-    with pytest.raises(AssertionError):
-        check(RECIPE, tmp_path)
+def test_memory(check):
+    check()
 
 
-def two_steps_of(method, folder):
-    METHODS.module_dict["Rotation"], usual = method, METHODS.module_dict["Rotation"]
-    try:
-        return kit.two_steps(RECIPE, folder)
-    finally:
-        METHODS.module_dict["Rotation"] = usual
+@pytest.mark.parametrize(
+    "check",
+    [
+        check
+        for name, kind in EVALUATIONS.module_dict.items()
+        for check in testing.evaluation_checks(JUDGES.get(name, kind))
+    ],
+    ids=str,
+)
+def test_evaluation(check):
+    check()
 
 
-@pytest.mark.parametrize("method", [DrawsByPlaceInTheBatch, ForgetsTheOtherRanks])
-def test_a_method_that_differs_on_two_processes_is_found_out(method, tmp_path, monkeypatch):
-    def wrong(world, function, recipe, folder):
-        return on_ranks(world, two_steps_of, method, folder)
-
-    monkeypatch.setitem(METHODS.module_dict, "Rotation", method)
-    monkeypatch.setattr(kit, "on_ranks", wrong)
-    with pytest.raises(AssertionError):
-        kit.test_two_processes_equal_one_in_loss_gradient_and_state(RECIPE, tmp_path)
-
-
-def test_a_method_without_a_config_is_found_out(monkeypatch):
-    class Unconfigured(Rotation):
-        """Which way is up (arXiv:1803.07728)?"""
-
-    monkeypatch.setitem(METHODS.module_dict, "Unconfigured", Unconfigured)
-    with pytest.raises(AssertionError):
-        kit.test_a_method_cites_its_paper_names_its_family_and_has_a_config("Unconfigured")
+@pytest.mark.parametrize(
+    "check",
+    [
+        check
+        for name, kind in DATASETS.module_dict.items()
+        if name not in NEED_FILES
+        for check in testing.dataset_checks(kind)
+    ],
+    ids=str,
+)
+def test_dataset(check):
+    check()

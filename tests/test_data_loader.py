@@ -390,7 +390,7 @@ class Threads(InMemory):
 
 def test_a_worker_has_one_thread():
     data = data_of(batch_size=4, workers=1, views={"ops": {}})
-    data.source.dataset = Threads(data.dataset.images, torch.zeros(50), 10, "train")
+    data.reader.dataset = Threads(data.dataset.images, torch.zeros(50), 10, "train")
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

@@ -6,8 +6,8 @@ import math
 import shutil
 from pathlib import Path
 
-import conformance
 import pytest
+import test_conformance as conformance
 import tiny
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.memory import reductions
 from ssl_zoo.memory.reductions import LogSumExp, SoftplusSum
 from ssl_zoo.system import distributed
+from ssl_zoo.testing.methods import Recipe
 
 pytestmark = [
     pytest.mark.gpu,
@@ -108,16 +109,14 @@ def test_training_does_not_wait_for_the_gpu_between_log_lines(method, precision,
     watched(make(tmp_path, GPU, f"train.precision={precision}", *METHODS[method]))
 
 
-@pytest.mark.parametrize("recipe", conformance.recipes())
-def test_nor_does_any_method_but_where_it_is_known(recipe, tmp_path, monkeypatch):
-    kind = conformance.recipes()[recipe]["method"]["type"]
+@pytest.mark.parametrize("recipe", conformance.RECIPES)
+def test_nor_does_any_method_but_where_it_is_known(recipe, tmp_path):
+    kind = conformance.RECIPES[recipe]
     later = ALLOWED_WAITS.get(kind, [])
     if later is None:
         pytest.skip(f"{kind} waits at every step")
     settings = [*conformance.SMALLER.get(kind, []), *later, "checkpoint.every_epochs=1000"]
-    monkeypatch.setitem(conformance.SMALLER, kind, settings)
-    monkeypatch.setattr(conformance, "CPU", GPU)
-    trainer = conformance.make(recipe, tmp_path)
+    trainer = Recipe(recipe, tuple(settings), device=GPU).make(tmp_path)
     trainer.total_steps = trainer.data.steps_per_epoch
     watched(trainer)
 

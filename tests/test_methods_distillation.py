@@ -12,7 +12,7 @@ from lightly import loss as lightly
 from torch import nn
 from torch.nn import functional as F
 
-from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones import Backbone, Timm
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
 from ssl_zoo.engine.schedules import Linear
@@ -39,7 +39,7 @@ every_method = pytest.mark.parametrize("name", MAKE)
 with_dinos_head = pytest.mark.parametrize("name", ["DINO", "IBOT", "DINOv2"])
 
 
-def vit() -> Timm:
+def vit() -> Backbone:
     options = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}
     options |= {"dynamic_img_size": True}
     return Timm(name="vit_tiny_patch16_224", in_chans=1, options=options)

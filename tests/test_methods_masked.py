@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.layers import LayerNorm
 
-from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones import Backbone, Timm
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
 from ssl_zoo.heads import DiscreteVAE, ViTDecoder
@@ -29,7 +29,7 @@ DECODER = Part(ViTDecoder, width=16, depth=1, num_heads=2)
 TOKENIZER = Part(DiscreteVAE, vocabulary=6, width=8, kl_weight=0.1)
 
 
-def vit(channels: int = 2, **options) -> Timm:
+def vit(channels: int = 2, **options) -> Backbone:
     sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 2, "num_heads": 2}
     return Timm(name="vit_tiny_patch16_224", in_chans=channels, options=sizes | options)
 

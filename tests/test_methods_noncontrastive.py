@@ -312,9 +312,9 @@ def test_simsiam_keeps_the_predictors_learning_rate_while_the_others_decay(decay
     optimizer = SGD(method, lr=0.1, decay_norm_and_bias=decay_norm_and_bias)
     trainer = SimpleNamespace(
         optimizer=optimizer,
-        epoch=5.0,
+        step=50,
         total_steps=100,
-        data=SimpleNamespace(steps_per_epoch=10),
+        unit=10,
     )
     schedules = Schedules({"optimizer.lr": Cosine()})
     schedules.attach(trainer)

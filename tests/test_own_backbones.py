@@ -9,6 +9,7 @@ from torch import nn
 from ssl_zoo import config, experiment
 from ssl_zoo.backbones import Timm
 from ssl_zoo.config import ConfigError
+from ssl_zoo.methods import Rotation
 
 CPU = torch.device("cpu")
 
@@ -84,11 +85,28 @@ def test_a_method_that_needs_a_map_refuses_what_has_none(backbone, root, tmp_pat
 
 
 def test_a_network_of_unknown_width_is_refused(root, tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)backbone: of unknown width.*Flatten.*num_features"):
+    with pytest.raises(ConfigError, match=r"(?s)backbone: without num_features.*Flatten"):
         built(nn.Flatten(), root, tmp_path)
+
+
+def test_features_of_another_shape_than_the_network_says_are_refused(root, tmp_path):
+    network = Mapped()
+    network.forward = network.feature_map
+    trainer = built(network, root, tmp_path)
+    with pytest.raises(ConfigError, match=r"(?s)backbone: .*\[128, 8, 6, 6\].*\[N, 8\]"):
+        trainer.train_step(next(trainer.data.batches(0, 1, CPU)))
+
+
+def test_a_word_of_ones_own_is_a_method_of_the_backbone(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(Rotation, "needs", "feature_norm")
+    rotation = {"type": "Rotation"}
+    with pytest.raises(ConfigError, match="Rotation needs feature_norm of its backbone"):
+        built(Plain(), root, tmp_path, rotation)
+    monkeypatch.setattr(Plain, "feature_norm", nn.Module.forward, raising=False)
+    learns(Plain(), root, tmp_path, rotation)
 
 
 def test_a_ready_timm_model_is_tried_out_with_the_views(root, tmp_path):
     vit = {"name": "vit_tiny_patch16_224", "options": {"embed_dim": 24, "depth": 1, "num_heads": 2}}
-    with pytest.raises(ConfigError, match="Timm does not take views 0-1: "):
+    with pytest.raises(ConfigError, match="TimmViT does not take views 0-1: "):
         built(Timm(**vit, in_chans=1), root, tmp_path)

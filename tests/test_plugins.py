@@ -1,5 +1,6 @@
-"""Parts of one's own from a file: one of each kind, in workers, in a study's arms."""
+"""Parts of one's own from a file: one of each kind, in workers, a study's arms, and ranks."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,9 @@ import pytest
 
 from ssl_zoo.cli.command_line import main
 from ssl_zoo.system import plugins
+from ssl_zoo.testing.ranks import on_ranks, start
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = '''
 import torch
@@ -117,6 +121,11 @@ train: {epochs: 1, log_every: 1, precision: fp32}
 evaluations: {mine: {type: MyEvaluation}}
 observers: {mine: {type: MyObserver}}
 """
+GRID = """
+base: config.yaml
+seeds: [0]
+arms: {one: {}}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -130,45 +139,85 @@ def nothing_loaded(monkeypatch):
 def folder(tmp_path):
     (tmp_path / "my_parts.py").write_text(PARTS)
     (tmp_path / "config.yaml").write_text(CONFIG)
-    (tmp_path / "run.py").write_text(
-        "import multiprocessing, sys\n"
-        "from ssl_zoo.cli import main\n"
-        "if __name__ == '__main__':\n"
-        "    multiprocessing.set_start_method(sys.argv[1])\n"
-        "    sys.exit(main(sys.argv[2:]))\n"
-    )
+    (tmp_path / "grid.yaml").write_text(GRID)
     return tmp_path
 
 
-def run(folder, *words, method="fork", **environment):
-    command = [sys.executable, "run.py", method, *words]
-    place = {"PYTHONPATH": str(Path(__file__).parents[1]), **environment}
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | place, capture_output=True, text=True, timeout=300
-    )
+TRAIN = ("train", "config.yaml", "--out", "out", "--plugin", "my_parts.py", "--device", "cpu")
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_one_of_each_kind_trains_with_a_worker(folder, method):
-    done = run(
-        folder, "train", "config.yaml", "--out", "out", "--plugin", "my_parts.py", method=method
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads((folder / "out" / "result.json").read_text())
+def command(folder, words):
+    """In a process whose registries nobody else has; leaves `code` and `said`."""
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(ROOT)  # for the arms of a study
+    with (
+        open("said", "w") as said,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        code = main(list(words))
+    Path("code").write_text(str(code))
+
+
+def run(folder, *words):
+    """(status, what was said) of a command in a folder."""
+    process = start(command, folder, words)
+    process.join(300)
+    said = (folder / "said").read_text()
+    assert process.exitcode == 0, said
+    return int((folder / "code").read_text()), said
+
+
+def check_trained(path):
+    result = json.loads((path / "result.json").read_text())
     assert result["evaluations"]["mine"]["metrics"] == {"images": 32.0}
-    lines = map(json.loads, (folder / "out" / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
     assert next(line for line in lines if line["kind"] == "train")["seen"] == 7.0
-    recorded = json.loads((folder / "out" / "environment.json").read_text())["plugins"]
+    recorded = json.loads((path / "environment.json").read_text())["plugins"]
     assert recorded["my_parts"]["version"] == "1.2"
-    assert recorded["my_parts"]["path"] == str(folder / "my_parts.py")
+    assert Path(recorded["my_parts"]["path"]).name == "my_parts.py"
+
+
+def test_one_of_each_kind_trains_with_a_worker_that_is_started_afresh(folder):
+    (folder / "run.py").write_text(
+        "import multiprocessing, sys\n"
+        "from ssl_zoo.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        "    sys.exit(main(sys.argv[1:]))\n"
+    )
+    here = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    words = [sys.executable, "run.py", *TRAIN]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, **here)
+    assert done.returncode == 0, done.stderr
+    check_trained(folder / "out")
+
+
+def test_one_of_each_kind_trains_in_the_arms_of_a_study(folder):
+    words = ("grid.yaml", "--plugin", "my_parts.py", "--out", "study", "--jobs", "1")
+    code, said = run(folder, "ablate", *words)
+    assert code == 0, said
+    check_trained(folder / "study" / "one" / "seed0")
+    table = (folder / "study" / "table.md").read_text()
+    assert "mine images" in table and "32.00" in table
+
+
+def on_a_rank(folder):
+    os.chdir(folder)
+    return main(list(TRAIN))
+
+
+def test_one_of_each_kind_trains_in_two_ranks(folder):
+    assert on_ranks(2, on_a_rank, folder) == [0, 0]
+    check_trained(folder / "out")
 
 
 def test_a_resume_says_that_a_plug_in_has_changed(folder):
-    words = ["train", "config.yaml", "--out", "out", "--plugin", "my_parts.py"]
-    assert run(folder, *words).returncode == 0
+    code, said = run(folder, *TRAIN)
+    assert code == 0, said
     (folder / "my_parts.py").write_text(PARTS + "# more\n")
-    done = run(folder, *words, "train.epochs=2", "--resume")
-    assert done.returncode == 0 and "plug-in my_parts has changed since" in done.stdout
+    code, said = run(folder, *TRAIN, "train.epochs=2", "--resume")
+    assert code == 0 and "plug-in my_parts has changed since" in said
 
 
 def test_processes_that_are_started_have_them_too(tmp_path):
@@ -176,14 +225,14 @@ def test_processes_that_are_started_have_them_too(tmp_path):
     (tmp_path / "parts_for_others.py").write_text("print('here')")
     plugins.load([tmp_path / "parts_for_others.py"])
     code = "from ssl_zoo.system import plugins; plugins.load()"
-    place = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    place = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, cwd="/", env=place, text=True) == "here\n"
 
 
-def test_without_it_the_name_is_not_known(folder):
-    done = run(folder, "train", "config.yaml", "--check")
-    assert done.returncode == 2 and "no dataset of this name" in done.stderr
+def test_without_it_the_name_is_not_known(folder, capsys):
+    assert main(["train", str(folder / "config.yaml"), "--check"]) == 2
+    assert "no dataset of this name" in capsys.readouterr().err
 
 
 def wrong(path, capsys):

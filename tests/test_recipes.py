@@ -31,6 +31,15 @@ def test_a_file_of_ones_own_goes_before_a_recipe(tmp_path, capsys):
     assert "digits/moco_v2:1: sed: unknown key" in capsys.readouterr().err
 
 
+def test_a_recipe_is_a_base_by_its_name_unless_a_file_has_it(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("_base_: digits/moco_v2\nseed: 5\n")
+    assert config.load(own).data == config.load("digits/moco_v2").data | {"seed": 5}
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "moco_v2").write_text("seed: 4\nbest: null\n")
+    assert config.load(own).data == {"seed": 5, "best": None}
+
+
 def test_a_recipe_that_is_not_there_names_the_nearest(capsys):
     assert main(["train", "digits/moco", "--check"]) == 2
     assert "nearest:  digits/moco_v2" in capsys.readouterr().err

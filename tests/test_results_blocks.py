@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -139,3 +140,73 @@ def test_a_value_comes_from_a_file_of_any_form(folder):
 def test_a_new_kind_is_a_function(folder, monkeypatch):
     monkeypatch.setitem(results_blocks.KINDS, "seeds", lambda kept, of, q: str(kept.data["seeds"]))
     assert block(folder, "fig3.json seeds") == "[0, 1, 2, 3, 4, 5, 6, 7]"
+
+
+MEASURED = {
+    "command": "python benchmarks/floor.py",
+    "commit": "0123456",
+    "date": "2026-11-28",
+    "machine": "2 cores of a <fake>",
+    "threads": 2,
+    "tables": {
+        "queue": {
+            "title": "The queue",
+            "columns": {"K": "", "queue, ms": ".1f", "of the step": ".1%"},
+            "rows": [[1024, 4.62, 0.00412], [65536, 51.0, None]],
+            "about": "Batch 256.",
+            "medians": "3 rounds",
+        }
+    },
+}
+
+
+def test_what_a_benchmark_has_measured(folder):
+    (folder / "speed_floor.json").write_text(json.dumps(MEASURED))
+    assert block(folder, "speed_floor.json measured queue", "\n").strip().splitlines() == [
+        "| K | queue, ms | of the step |",
+        "| --- | --- | --- |",
+        "| 1024 | 4.6 | 0.4% |",
+        "| 65536 | 51.0 |  |",
+        "",
+        "Batch 256. Medians of 3 rounds.",
+    ]
+    assert block(folder, "speed_floor.json cell queue / 1024 / of the step") == "0.4%"
+    told = "`python benchmarks/floor.py`, commit 0123456, 2026-11-28; 2 cores of a <fake>"
+    assert block(folder, "speed_floor.json told") == told
+    assert "nearest:  queue" in error_of(folder, "speed_floor.json measured queu")
+    assert "nearest:  1024" in error_of(folder, "speed_floor.json cell queue / 1025 / K")
+    no_column = "speed_floor.json cell queue / 1024 / of step"
+    assert "nearest:  of the step" in error_of(folder, no_column)
+    assert "no such table" in error_of(folder, "fig3.json measured queue")
+
+
+def test_what_was_not_measured_has_its_command(tmp_path):
+    command = "python benchmarks/peers.py --out results/speed_peers.json"
+    assert block(tmp_path, "speed_peers.json measured summary") == f"not run yet: `{command}`"
+    for name in results_blocks.kept_results.SPEED:
+        assert (results_blocks.ROOT / "benchmarks" / f"{name}.py").exists()
+
+
+def test_rows_and_their_span(folder):
+    rows = [{"kind": "normal", "found": 80.5}, {"kind": "skewed", "found": 77.0}]
+    (folder / "kinds.json").write_text(json.dumps({"something": rows, "seed": 0}))
+    table = block(folder, "kinds.json rows something").strip().splitlines()
+    assert table[0] == "| kind | found |" and table[2:] == [
+        "| normal | 80.5 |",
+        "| skewed | 77.0 |",
+    ]
+    assert block(folder, "kinds.json span something / found") == "77.0 to 80.5"
+    assert "nearest:  something" in error_of(folder, "kinds.json rows somethin")
+    assert "nearest:  found" in error_of(folder, "kinds.json span something / foun")
+
+
+def test_no_speed_is_typed_by_hand():
+    """On the page of speeds a number with a unit of what is measured stands in a block."""
+    units = "%|x|images/s|us|ms|s|GB|MB|GFLOP|GFLOP/s|times|points"
+    typed = re.compile(f"[0-9] ?({units})(?![0-9a-z/])(?! [0-9])")
+    for figure in ("took 3.5 ms", "1.3x", "within 5%", "142 images/s.", "2 GB"):
+        assert typed.search(figure)
+    assert not typed.search("ResNet-18 at 32 x 32") and not typed.search("3 samples")
+    page = (results_blocks.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for line in results_blocks.BLOCK.sub("", page).splitlines():
+        assert not typed.search(line), f"a figure that is in no file of results: {line}"

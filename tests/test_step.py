@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ssl_zoo import config, experiment
-from ssl_zoo.backbones import Timm, timm_models
+from ssl_zoo.backbones import Timm
+from ssl_zoo.backbones.timm_model import checkpoint_gradients
 from ssl_zoo.config import ConfigError
 from ssl_zoo.core import Method
 from ssl_zoo.engine import precision
@@ -103,7 +104,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing(model, bn_groups)
 
 def test_gradient_checkpointing_is_refused_where_timm_has_none():
     with pytest.raises(ConfigError, match="timm has none for test_x"):
-        timm_models.checkpoint_gradients(nn.Linear(1, 1), "test_x")
+        checkpoint_gradients(nn.Linear(1, 1), "test_x")
 
 
 def test_auto_is_bf16_where_the_cpu_multiplies_in_it_and_says_so(monkeypatch):

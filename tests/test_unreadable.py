@@ -142,7 +142,7 @@ def test_where_no_image_is_left_for_a_place_that_is_said(root):
 
 def test_another_error_of_a_data_set_comes_through_as_it_is():
     data = data_of(workers=1)
-    data.source.dataset.images = data.source.dataset.images[:, 0]  # no channels
+    data.reader.dataset.images = data.reader.dataset.images[:, 0]  # no channels
     with pytest.raises(RuntimeError, match=r"(?s)a process that reads images.*Traceback"):
         next(data.batches(0, 1, "cpu"))
 

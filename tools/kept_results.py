@@ -15,6 +15,7 @@ from ssl_zoo.study.verdict import Comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, GRIDS = ROOT / "results", ROOT / "configs" / "ablation"
+SPEED = ("peers", "floor", "scaling", "data", "evaluation", "gpu")  # benchmarks/NAME.py
 # Numbers that training leaves, by which arms can be compared as by evaluations.
 MEASURED = (
     Column("pretext_top1", "pretext_top1", "%"),
@@ -87,12 +88,18 @@ def origin(study: Kept) -> str:
 
 
 def command(name: str, key: str = "") -> str:
-    """What makes results/`name`, where its grid comes along."""
-    grid = (GRIDS / name).with_suffix(".yaml")
-    if not grid.exists():
-        grids = sorted(f"{path.stem}.json" for path in GRIDS.glob("*.yaml"))
-        raise not_among(key, "no kept study, and no grid of that name", name, grids)
-    return f"ssl-zoo ablate {grid.relative_to(ROOT).as_posix()}"
+    """What makes results/`name`: a grid of that name, or a benchmark in SPEED."""
+    makers = {
+        f"{path.stem}.json": f"ssl-zoo ablate {path.relative_to(ROOT).as_posix()}"
+        for path in GRIDS.glob("*.yaml")
+    }
+    for of in SPEED:
+        out = f"speed_{of}.json"
+        makers[out] = f"python benchmarks/{of}.py --out results/{out}"
+    if name not in makers:
+        problem = "no kept study, and no grid or benchmark of that name"
+        raise not_among(key, problem, name, sorted(makers))
+    return makers[name]
 
 
 def as_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -90,8 +90,8 @@ BELOW = """\
 ## Adding one
 
 One file in `ssl_zoo/methods/` and one YAML. The {methods} files above have {fewest} to {most}
-lines, {median} in the middle; the shortest of their YAMLs has {yaml}. `tools/new_method.py` writes
-both, working, and this page's line: [add_a_method.md](add_a_method.md)."""
+lines, {median} in the middle; the shortest of their YAMLs has {yaml}. `ssl-zoo new method` writes
+both, working: [add_a_method.md](add_a_method.md)."""
 
 SUPERVISED = "Supervised"
 FIGURES = ("kNN", "against random", "against pixels", "against supervised")

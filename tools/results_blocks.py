@@ -6,9 +6,10 @@ A block says which file it is of, and what stands in it:
 
     <!-- results: fig3.json verdict MoCo, 4096 > MoCo, 32 -->...<!-- end of results -->
 
-What a kind takes is said by its function below; a new one is a function in `KINDS`, or in `VALUES`
-for files of any form. After ` | ` comes the quantity, or for a table several: evaluations, or
-pretext_top1, images_per_s, peak_memory_gb, seconds. Without it the main evaluation is meant.
+What a kind takes is said by its function below; a new one is a function in `KINDS`, for kept
+studies, or in `VALUES`, for what benchmarks write. After ` | ` comes the quantity, or for a table
+of a study several: evaluations, or pretext_top1, images_per_s, peak_memory_gb, seconds. Without
+it the main evaluation is meant.
 A block within a paragraph stays there. Where the file is not there yet, it has the command.
 
 A page that shows docs/NAME.png, where there is a kept study results/NAME.json, shows that study.
@@ -24,8 +25,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installing
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import kept_results
+import textures
+from common import Table, told
 from kept_results import as_table, column_of, scores
 from PIL import Image
 
@@ -131,6 +135,52 @@ def value(data: Any, of: str) -> str:
     return str(data)
 
 
+def rows(data: Any, of: str) -> str:
+    """Of a key that holds a list of rows, each a mapping with the same keys, all as a table."""
+    found = list_at(data, of)
+    return as_table(list(found[0]), [[str(cell) for cell in row.values()] for row in found])
+
+
+def span(data: Any, of: str) -> str:
+    """Of 'a key / what its rows have', the lowest and the highest, as in '1 to 2'."""
+    name, _, key = of.partition(" / ")
+    numbers = [row[key] for row in list_at(data, name) if key in row]
+    if not numbers:
+        raise not_among(of, f"no row of {name} has it", key, list_at(data, name)[0])
+    return f"{min(numbers)} to {max(numbers)}"
+
+
+def list_at(data: Any, name: str) -> list[dict[str, Any]]:
+    lists = [key for key, value in data.items() if isinstance(value, list) and value]
+    if name not in lists:
+        raise not_among(name, "no such list of rows", name, lists)
+    return data[name]
+
+
+def measured(data: Any, of: str) -> str:
+    """A table of a benchmark, by name, and the sentences below it."""
+    return str(table_of(data, of))
+
+
+def cell(data: Any, of: str) -> str:
+    """Of 'a table / what its row begins with / a column', what stands there."""
+    name, begins, column, *_ = [*of.split(" / "), "", ""]
+    found = table_of(data, name)
+    rows = {row[0]: row for row in found.words}
+    if begins not in rows:
+        raise not_among(of, f"no such row of {name}", begins, rows)
+    if column not in found.columns:
+        raise not_among(of, f"no such column of {name}", column, found.columns)
+    return rows[begins][list(found.columns).index(column)]
+
+
+def table_of(data: Any, name: str) -> Table:
+    tables = data.get("tables", {}) if isinstance(data, dict) else {}
+    if name not in tables:
+        raise not_among(name, "no such table", name, tables)
+    return Table(**tables[name])
+
+
 KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
     "study": study,
     "table": table,
@@ -140,7 +190,15 @@ KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
     "costs": costs,
     "origin": origin,
 }
-VALUES: dict[str, Callable[[Any, str], str]] = {"value": value}
+VALUES: dict[str, Callable[[Any, str], str]] = {
+    "value": value,
+    "rows": rows,
+    "span": span,
+    "measured": measured,
+    "cell": cell,
+    "told": lambda data, of: told(data),
+    "baselines": lambda data, of: textures.render(data),
+}
 
 
 def content(asked: str, folder: Path) -> str:

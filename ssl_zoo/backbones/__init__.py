@@ -2,10 +2,13 @@
 
 from ssl_zoo.backbones.base import (
     FITS,
+    OWED,
     Backbone,
+    Level,
     check_built,
+    fits,
+    lacking,
     on_meta,
-    provided,
     without_initial_weights,
 )
 from ssl_zoo.backbones.lab import LabPair

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.backbones.base import Backbone, on_meta
 from ssl_zoo.config import BACKBONES, Part
+from ssl_zoo.ops.batchnorm import groups_of
 from ssl_zoo.ops.color import rgb_to_lab
 
 # Of each channel of Lab over sRGB the middle and half of the range: views are in [-1, 1].
@@ -25,7 +26,7 @@ class LabPair(Backbone):
     def __init__(self, *, of: Part[BACKBONES]):
         super().__init__()
         self.l, self.ab = (of.replaced(of.target, in_chans=c)() for c in (1, 2))
-        self.bn_groups: int = self.l.bn_groups
+        self.bn_groups: int = groups_of(self.l)
         self.num_features: int = self.l.num_features + self.ab.num_features
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,3 +1,3 @@
-"""The commands: ssl-zoo train | ablate | evaluate | list | data; tools/*.py are their faces."""
+"""The commands: ssl-zoo train | ablate | evaluate | new and others; tools/*.py are their faces."""
 
 from ssl_zoo.cli.command_line import main

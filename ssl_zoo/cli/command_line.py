@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "whether one arm is better than another",
     "list": "what is registered: name, one line, paper; and the recipes",
     "show": "a config as it is run, each line with where it comes from",
+    "new": "write a method, memory, evaluation or data set of one's own, to be changed",
     "data": "get, look at, check or pack a data set",
 }
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130

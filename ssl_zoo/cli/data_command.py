@@ -119,6 +119,8 @@ def check_images(arguments: argparse.Namespace) -> int:
     if processes < 0:
         raise ValueError(f"--workers {processes}: expected at least 0")
     dataset = _sections(arguments)["data"].kwargs["dataset"]
+    if not getattr(dataset.target, "sized", True):
+        raise ValueError(f"data.dataset is {dataset.type}: a stream has no end to be read until")
     splits: dict = {}
     for name in ("pretrain", "train", "test"):
         if name in splits:  # pre-training mostly uses the training images

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from ssl_zoo.config.constraints import Range, check_value, of_yaml, type_hints
+from ssl_zoo.config.constraints import Range, Span, check_value, duration, of_yaml, type_hints
 from ssl_zoo.config.construct import as_parts, check_arguments
 from ssl_zoo.config.errors import ConfigError, describe, join, not_among
 from ssl_zoo.config.part import PYTHON, Part, Recorded, below, signature
@@ -106,6 +106,13 @@ def convert(hint: Any, value: Any, key: str) -> Any:
                 check_arguments(part.target, part.kwargs)
         return part
     if origin is Annotated:
+        span = next((mark for mark in args[1:] if isinstance(mark, Span)), None)
+        if span is not None and isinstance(value, str):
+            duration(value, span.unit, key)
+            return value
+        if span is not None and get_origin(args[0]) is list and isinstance(value, list):
+            item = Annotated[get_args(args[0])[0], span]
+            return [convert(item, v, f"{key}[{i}]") for i, v in enumerate(value)]
         check_value(hint, converted := convert(args[0], value, key), key)
         return converted
     if origin in (Union, types.UnionType):

@@ -7,6 +7,7 @@
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,9 +68,11 @@ Bounds = Annotated[tuple[_T, _T], ASCENDING]
 
 @dataclass(frozen=True)
 class Span:
-    """A number, or a list of them, of epochs or steps of the run.
+    """A duration, or a list of them: a number of epochs or steps of the run, or text that names
+    its unit itself, '500 steps' or '1.5 epochs'.
 
     Attributes:
+        unit: of a plain number, and the one that the part gets it in.
         ramp: what begins a run, and is not what it says unless it ends: a longer one than the run
             is an error. Else it is when something is due; what no run comes to is said.
     """
@@ -82,6 +85,19 @@ RampEpochs = Annotated[_T, Span("epochs", ramp=True)]
 RampSteps = Annotated[_T, Span("steps", ramp=True)]
 DueEpochs = Annotated[_T, Span("epochs", ramp=False)]
 DueSteps = Annotated[_T, Span("steps", ramp=False)]
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?) epochs?|(\d+) steps?)")
+
+
+def duration(value: float | str, unit: str, key: str = "") -> tuple[float, str]:
+    """(number, unit) of a duration, see `Span`; ConfigError for text that is none."""
+    if not isinstance(value, str):
+        return value, unit
+    said = _DURATION.fullmatch(value)
+    epochs, steps = (float(text or 0) for text in said.groups()) if said else (0, 0)
+    if not epochs + steps:
+        expected = f"{unit} as a number, or text as '1.5 epochs' or '500 steps'"
+        raise ConfigError(key, "not a duration", found=repr(value), expected=expected)
+    return (epochs, "epochs") if epochs else (steps, "steps")
 
 
 @functools.cache
@@ -139,6 +155,7 @@ def check_value(hint: Any, value: Any, key: str) -> None:
             check_value(args[1], item, f"{key}.{name}")
 
 
+@functools.cache
 def of_yaml(target: Callable) -> dict[str, inspect.Parameter]:
     """The parameters after a constructor's `*`."""
     parameters = inspect.signature(target).parameters.values()

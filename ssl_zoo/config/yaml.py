@@ -80,9 +80,9 @@ class Config:
 def load(path: str | Path, overrides: Iterable[str | tuple[str, Any]] = ()) -> Config:
     """Reads a YAML file, its bases, then the overrides.
 
-    `_base_` (a path or a list of paths, relative to the file) is read first; mappings are merged,
-    and anything else is replaced. A block whose `type` changes starts afresh, so that a swapped
-    part inherits no key of the old one.
+    `_base_` (a path relative to the file, or a recipe's name, or a list of them) is read first;
+    mappings are merged, and anything else is replaced. A block whose `type` changes starts afresh,
+    so that a swapped part inherits no key of the old one.
 
     Args:
         path: a file, or the name of a recipe that comes along, see `find`.
@@ -185,10 +185,16 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         where = read.origins["_base_"]
         raise ConfigError("_base_", "not a path or a list of paths", found=repr(bases), where=where)
-    merged, paths = Config({}), ((path.parent / user_path(base)).resolve() for base in bases)
-    for config in (*(_load(base, opened) for base in paths), read):
+    merged = Config({})
+    for config in (*(_load(_base(path.parent, base), opened) for base in bases), read):
         merged = Config(_merge(merged.data, config.data), merged.origins | config.origins)
     return merged
+
+
+def _base(folder: Path, name: str) -> Path:
+    """A file below the folder goes before a recipe that comes along."""
+    path, recipe = (folder / user_path(name)).resolve(), RECIPES / Path(name).with_suffix(".yaml")
+    return recipe if not path.is_file() and recipe.is_file() else path
 
 
 class _Reader:

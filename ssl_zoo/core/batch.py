@@ -9,12 +9,15 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One step's images, seen through V views.
+    """One step's samples, seen through V views.
 
     Attributes:
-        views: V tensors [N, C, H, W]; views may differ in H and W (multi-crop), never in N.
-        index: [N] int64, positions in the data set.
-        label: [N] int64, -1 where unknown; for evaluators and supervised methods alone.
+        views: V tensors [N, ...], of images [N, C, H, W]; views may differ in H and W (multi-crop),
+            never in N.
+        index: [N] int64, positions in the data set; of a stream the places in all that was read of
+            it, so that what comes again is another sample.
+        label: [N] int64, the class, -1 where there is none or it is unknown; for evaluators and
+            supervised methods alone.
         boxes: V tensors [N, 4]: (top, left, bottom, right) of a view in its image, in the image's
             pixels, left > right where it is mirrored; none if the method does not ask for them.
     """

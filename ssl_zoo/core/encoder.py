@@ -16,7 +16,8 @@ class Encoder(nn.Module):
     The head's BatchNorms are split into the backbone's `bn_groups`, as on so many processes.
 
     Raises:
-        ConfigError: the head does not say how wide it is, `out_features`.
+        ConfigError: the head does not say how wide it is, `out_features`; the backbone is not as
+            wide as it says.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
@@ -29,7 +30,12 @@ class Encoder(nn.Module):
         self.out_features: int = head.out_features
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
+        features = self.backbone(images)
+        if features.shape[1:] != (self.backbone.num_features,):
+            expected = f"[N, {self.backbone.num_features}], as its num_features says"
+            found = str([*features.shape])
+            raise ConfigError("backbone", "not a row of features", found=found, expected=expected)
+        return self.head(features)
 
 
 def predictor_for(encoder: Encoder, predictor: Part[HEADS]) -> nn.Module:

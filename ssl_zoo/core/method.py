@@ -18,15 +18,17 @@ Family = Literal[
 class Method(nn.Module):
     """A pretext task. `forward` computes, `after_step` mutates; `encoder.backbone` is trained.
 
-    A constructor takes `backbone` (images -> features), what it names of `num_samples` (size of the
+    A constructor takes `backbone` (views -> features), what it names of `num_samples` (size of the
     training set), `labels` ([num_samples] int64, -1 where unknown) and `num_classes`, and after a
-    `*` the keys of its YAML block.
+    `*` the keys of its YAML block. A stream has neither of the first two: a method, memory or loss
+    that names one goes with a stream only where its annotation allows None, and if nothing of it is
+    `per_sample` and it has no `before_epoch`.
 
     Attributes:
         family: where it stands in docs/methods.md.
-        needs: what it asks of a backbone: `features` (any), `map` (a grid of features before
-            pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), or another word that a
-            backbone of the method's own has in its `provides`.
+        needs: what it asks of a backbone, a word of `backbones.OWED`: `features` (any), `map` (a
+            grid of features before pooling: CNNs and ViTs), `tokens` (masked patches: ViTs), ...
+            or a method that a backbone of one's own has.
         needs_own_size: views are of the size that a ViT is made for, whose grid masks are for.
         least_images: of all ranks together, in a pass: 2 where images are compared with each
             other. Any module may say so, a memory or a loss; BatchNorm is known to need 2.
@@ -35,7 +37,8 @@ class Method(nn.Module):
         evaluated: which of its `networks` its paper evaluates.
         per_sample: what of its state has a row for each training image, and along which dimension;
             a part of it, a memory say, has declarations of its own.
-        positions: what of its state holds positions in the training set, -1 for none.
+        positions: what of its state holds positions in the training set (a `Batch`'s `index`), -1
+            for none.
         steps: optimizer steps seen, int64; with `seed` it determines every `random_key`, so
             ranks agree without talking and a resume draws the same.
     """

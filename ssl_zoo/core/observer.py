@@ -15,7 +15,9 @@ class Observer:
         """Every step, after the method's own; must be cheap."""
 
     def scalars(self, method: Method, labels: Tensor | None) -> dict[str, float]:
-        """Asked when a line is logged, on rank 0; labels [num_samples] of the training set."""
+        """Asked when a line is logged, on rank 0; labels [num_samples] of the training set, None
+        where none is known beforehand.
+        """
         return {}
 
     def warning(self, scalars: dict[str, float]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_zoo.config import ConfigError, Part, load, not_among
 from ssl_zoo.config.yaml import RECIPES
-from ssl_zoo.data.source import ImageSet, Split
+from ssl_zoo.data.source import ImageSet, Split, Stream
 
 PRESETS = {p.stem.removeprefix("views_"): p for p in (RECIPES / "_base_").glob("views_*.yaml")}
 PUBLISHED = 224  # pixels, of the presets' large views
@@ -143,11 +143,12 @@ def dataset_block(data: Any) -> Any:
 
     Args:
         data: a folder of images; a data set, see `Wrapped`; {'train': data set, 'test': ...}; or
-            what is such a block already: a mapping with a `type`, a registered class, a `partial`.
+            what is such a block already: a mapping with a `type`, a registered class, a `partial`,
+            a stream.
     """
     if isinstance(data, str | Path):
         return {"type": "ImageFolder", "root": str(data)}
-    is_part = isinstance(data, Part | partial) or inspect.isclass(data) or inspect.isroutine(data)
+    is_part = isinstance(data, Part | partial | Stream) or inspect.isclass(data) or inspect.isroutine(data)
     if is_part or (isinstance(data, Mapping) and "type" in data):
         return data
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}

@@ -13,15 +13,16 @@ from ssl_zoo.config import NonNegativeInt
 from ssl_zoo.core import Batch
 from ssl_zoo.data.image import Samples, Views
 from ssl_zoo.data.image.decode import BadImage
-from ssl_zoo.data.source import ImageSet
+from ssl_zoo.data.source import Source
 from ssl_zoo.data.workers import Workers
 from ssl_zoo.system.hardware import cores
 
 
 class Loaded(NamedTuple):
-    """What a worker gives back; positions as lists, since each tensor costs a file descriptor."""
+    """What a worker gives back; numbers as lists, since each tensor costs a file descriptor."""
 
-    samples: Samples  # whose images these are
+    samples: Samples  # whose images these are, without records
+    labels: list[int]  # their classes
     asked: list[int]  # for which; another position where one cannot be read
     images: list[Tensor]  # for each view uint8 [n, C, h, w]; one for all views if sizes are fixed
     boxes: list[Tensor]  # for each view [n, 4], if asked for
@@ -33,26 +34,25 @@ class Loaded(NamedTuple):
             return self
         pairs = zip(self.samples.index, self.asked, strict=True)
         rows = [row for row, (index, asked) in enumerate(pairs) if index == asked]
-        kept = [self.asked[row] for row in rows]
+        kept, labels = ([x[row] for row in rows] for x in (self.asked, self.labels))
         images, boxes = ([x[rows] for x in part] for part in (self.images, self.boxes))
-        return self._replace(
-            samples=self.samples._replace(index=kept), asked=kept, images=images, boxes=boxes
-        )
+        samples = self.samples._replace(index=kept)
+        return Loaded(samples, labels, kept, images, boxes, self.unreadable)
 
 
 class Batches:
-    """A data set's images as whole batches, brought to one size: what a worker does.
+    """A source's images as whole batches, brought to one size: what a worker does.
 
     Args:
         successors: (epoch, position) -> who takes the place of an image that cannot be read, the
-            first of them that can be.
+            first of them that can be. In a stream there is nobody.
     """
 
     def __init__(
         self,
-        dataset: ImageSet,
+        dataset: Source,
         views: Views,
-        successors: Callable[[int, int], Iterable[int]],
+        successors: Callable[[int, int], Iterable[int]] | None,
         boxes: bool = False,
     ):
         self.dataset, self.views, self.successors, self.boxes = dataset, views, successors, boxes
@@ -69,16 +69,15 @@ class Batches:
         Raises:
             BadImage: so many cannot be read that none is left for a place.
         """
+        if samples.records is not None:
+            return self._load(samples, samples.index, {})
         while True:
             index, tried = self._substituted(samples)
-            there = samples._replace(index=index)
             try:
-                images, boxes = self._load(there._replace(index=torch.tensor(index)))
+                return self._load(samples._replace(index=index), samples.index, tried)
             except BadImage:
                 if not self._search(index):
                     raise
-            else:
-                return Loaded(there, samples.index, images, boxes, tried)
 
     def _substituted(self, samples: Samples) -> tuple[list[int], dict[int, str]]:
         """Positions of which none is known as unreadable; why, of those that are."""
@@ -106,16 +105,17 @@ class Batches:
                 self.unreadable[i] = str(error)
         return any(i in self.unreadable for i in index)
 
-    def _load(self, samples: Samples) -> tuple[list[Tensor], list[Tensor]]:
-        """Images and boxes, as in `Loaded`."""
-        dataset, views, index = self.dataset, self.views, samples.index
+    def _load(self, there: Samples, asked: list[int], unreadable: dict[int, str]) -> Loaded:
+        dataset, views, index = self.dataset, self.views, torch.tensor(there.index)
+        samples = there._replace(index=index)
+        at = index if there.records is None else there.records
         numbers, shrink = range(views.count), None
         if dataset.scaled:
-            shapes = dataset.shapes(index)  # [n, 3]
+            shapes = dataset.shapes(at)  # [n, 3]
             shrink = views.shrink_factors(shapes, samples)
-            images = dataset.fetch(index, shrink)
+            images = dataset.fetch(at, shrink)
         else:
-            images = dataset.fetch(index)
+            images = dataset.fetch(at)
             if dataset.varies:
                 shapes = torch.tensor([image.shape for image in images])
             else:
@@ -125,7 +125,8 @@ class Batches:
             images = [views.bring_to_one_size(v, images, samples, shapes, shrink) for v in numbers]
         else:
             images = [images]
-        return images, boxes
+        labels = dataset.labels_of(at).tolist()
+        return Loaded(there._replace(records=None), labels, asked, images, boxes, unreadable)
 
 
 def automatic_workers(in_ram: bool, device: torch.device) -> int:
@@ -142,7 +143,7 @@ WorkerCount = NonNegativeInt | Literal["auto"]
 
 
 def read_batches(
-    source: Batches,
+    reader: Batches,
     samples: Iterable[Samples],
     device: torch.device | str,
     workers: Workers,
@@ -151,11 +152,11 @@ def read_batches(
     """Images of each of `samples`, by so many processes; 0: in this one, when they are needed."""
     device = torch.device(device)
     if count == "auto":
-        count = automatic_workers(source.dataset.in_ram, device)
+        count = automatic_workers(reader.dataset.in_ram, device)
     listed = (of._replace(index=of.index.tolist()) for of in samples)
     if count == 0:
-        return map(source.close_to(device), listed)
-    loaded = workers.map(source, listed, count)
+        return map(reader.close_to(device), listed)
+    loaded = workers.map(reader, listed, count)
     return _pinned(loaded) if device.type == "cuda" else loaded
 
 
@@ -177,21 +178,21 @@ def _pinned(batches: Iterator[Loaded]) -> Iterator[Loaded]:
 
 
 def on_device(
-    loaded: Iterable[Loaded], source: Batches, device: torch.device | str
+    loaded: Iterable[Loaded], reader: Batches, device: torch.device | str
 ) -> Iterator[Batch]:
     """Batches; a GPU makes each while the one before is in use."""
     device = torch.device(device)
-    return one_ahead(_made(loaded, source, device), device)
+    return one_ahead(_made(loaded, reader, device), device)
 
 
-def _made(loaded: Iterable[Loaded], source: Batches, device: torch.device) -> Iterator[Batch]:
-    for samples, _, images, boxes, _ in loaded:
+def _made(loaded: Iterable[Loaded], reader: Batches, device: torch.device) -> Iterator[Batch]:
+    for samples, labels, _, images, boxes, _ in loaded:
         index = torch.tensor(samples.index)
         images = [x.to(device, non_blocking=True) for x in images]
         yield Batch(
-            source.views.make(images, source.dataset.varies, samples._replace(index=index)),
+            reader.views.make(images, reader.dataset.varies, samples._replace(index=index)),
             index.to(device, non_blocking=True),
-            source.dataset.labels[index].to(device, non_blocking=True),
+            torch.tensor(labels).to(device, non_blocking=True),
             [box.to(device, non_blocking=True) for box in boxes],
         )
 

@@ -1,14 +1,14 @@
-"""What a data set must offer, and one that is held in memory."""
+"""What images come from: a set, a set that is held in memory, or a stream."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,12 +20,17 @@ from ssl_zoo.system.files import user_path
 Split = Literal["pretrain", "train", "test"]
 
 
-class ImageSet:
-    """A split of a data set.
+class Source:
+    """Images to learn from or to judge by: an `ImageSet` or a `Stream`.
+
+    Which images are meant is said by `at`: positions [n] of a set, n records of a stream.
 
     Attributes:
-        labels: [n] int64, -1 where unknown.
-        classes: their names, where they have any.
+        sized: how many images there are is known, and each is to be had at any time. A class says
+            so, since configs are checked before any data are read.
+        num_classes, classes: how many classes images have and what these are called, where a class
+            is what an image has. Of other targets (boxes, masks) only the set and the evaluation
+            that judges by them know.
         split: the split's own name; equal for two splits that hold the same images.
         varies: images vary in size.
         scaled: `shapes` is there, and `fetch` takes `shrink`, [n] of 1, 2, 4 or 8 for each image.
@@ -34,8 +39,8 @@ class ImageSet:
         baselines: makers of untrained modules, images -> features [n, F], for a network to beat.
     """
 
-    labels: Tensor
-    num_classes: int
+    sized: ClassVar[bool] = True
+    num_classes: int = 0
     classes: list[str] | None = None
     split: str
     varies = False
@@ -44,16 +49,69 @@ class ImageSet:
     found = ""
     baselines: ClassVar[dict[str, Callable[[], nn.Module]]] = {}
 
+    def fetch(self, at: Any) -> Tensor | list[Tensor]:
+        """uint8 [n, C, H, W]; where images vary in size, n of uint8 [C, H, W]."""
+        raise NotImplementedError
+
+    def shapes(self, at: Any) -> Tensor:
+        """[n, 3] int64 of (C, H, W), without decoding."""
+        raise NotImplementedError
+
+    def labels_of(self, at: Any) -> Tensor:
+        """The images' classes [n] int64, -1 where there is none or it is unknown."""
+        return torch.full((len(at),), -1)
+
+    @property
+    def identity(self) -> str:
+        """What the images and their classes are, wherever they lie: equal for equal ones.
+
+        Of names and sizes, and of contents where those are cheap. By it results say what they were
+        measured on, and a resume sees that it goes on with the same.
+        """
+        raise NotImplementedError
+
+    def held_close_to(self, device: torch.device) -> Source:
+        """The same images where `device` reaches them fastest."""
+        return self
+
+
+class Stream(Source):
+    """Images that come one after another, as many as are asked for.
+
+    A record is what an image is made of: where it lies (a file and a place in it), or its bytes.
+    Each rank walks over all records, and its workers make images of its own share, so a record had
+    better be the former. Records, and positions, which checkpoints keep, are plain values.
+    """
+
+    sized = False
+
+    def read(self, seed: int, position: Any = None) -> Iterator[tuple[Any, Any]]:
+        """(record, the position after it) without end, from a position on; None: the beginning.
+
+        A function of its arguments alone. The order is the stream's own, and differs by seed.
+        """
+        raise NotImplementedError
+
+
+class ImageSet(Source):
+    """A split of a data set: so many images, each to be had by its position.
+
+    Attributes:
+        labels: [n] int64, -1 where unknown; None: it knows no classes, and has a `__len__` of its
+            own.
+    """
+
+    labels: Tensor | None = None
+
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fetch(self, index: Tensor) -> Tensor | list[Tensor]:
-        """uint8 [n, C, H, W] for `index` [n]; where images vary in size, n of uint8 [C, H, W]."""
-        raise NotImplementedError
+    def labels_of(self, index: Tensor) -> Tensor:
+        return super().labels_of(index) if self.labels is None else self.labels[index]
 
-    def shapes(self, index: Tensor) -> Tensor:
-        """[n, 3] int64 of (C, H, W), without decoding."""
-        raise NotImplementedError
+    def subset(self, index: Tensor) -> ImageSet:
+        """The images at `index` [m] alone, in this order; classes keep their numbers."""
+        return Subset(self, index)
 
     def names(self, index: Tensor) -> list[str]:
         """What the images of `index` [n] are called in errors: a file, or else a position."""
@@ -72,7 +130,8 @@ class ImageSet:
         """
         index, classes = torch.arange(len(self)), self.classes or []
         rest, of_class = [], []
-        known = zip(self.names(index), self.file_sizes(index), self.labels.tolist(), strict=True)
+        labels = self.labels_of(index).tolist()
+        known = zip(self.names(index), self.file_sizes(index), labels, strict=True)
         for name, size, label in known:
             first, _, below = name.partition("/")
             inside = 0 <= label < len(classes) and first == classes[label]
@@ -82,9 +141,46 @@ class ImageSet:
         codes = torch.cat([class_codes(classes), torch.zeros(1, dtype=torch.int64)])
         return identities(rest) + codes[torch.tensor(of_class)]
 
+    @property
+    def identity(self) -> str:
+        digest = hashlib.sha256(self.fingerprint.numpy())
+        if self.labels is not None:
+            digest.update(self.labels.contiguous().numpy())
+        return digest.hexdigest()[:12]
+
+
+class Subset(ImageSet):
+    """Some images of a set, see `ImageSet.subset`."""
+
+    def __init__(self, whole: ImageSet, index: Tensor):
+        self.whole, self.index = whole, index
+        self.labels = None if whole.labels is None else whole.labels[index]
+        self.num_classes, self.classes = whole.num_classes, whole.classes
+        self.varies, self.scaled, self.in_ram = whole.varies, whole.scaled, whole.in_ram
+        self.found = f"{len(index)} images of {whole.found or whole.split}"
+        which = hashlib.blake2b(index.numpy(), digest_size=4).hexdigest()
+        self.split = f"{whole.split} {which}"
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def fetch(self, index: Tensor, *shrink: Tensor) -> Tensor | list[Tensor]:
+        return self.whole.fetch(self.index[index], *shrink)
+
+    def shapes(self, index: Tensor) -> Tensor:
+        return self.whole.shapes(self.index[index])
+
+    def names(self, index: Tensor) -> list[str]:
+        return self.whole.names(self.index[index])
+
+    @property
+    def fingerprint(self) -> Tensor:
+        return self.whole.fingerprint[self.index]
+
     def held_close_to(self, device: torch.device) -> ImageSet:
-        """The same images where `device` reaches them fastest."""
-        return self
+        held = copy.copy(self)
+        held.whole = self.whole.held_close_to(device)
+        return held
 
 
 class InMemory(ImageSet):
@@ -94,10 +190,14 @@ class InMemory(ImageSet):
 
     def __init__(self, images, labels, num_classes: int, split: str, limit: int | None = None):
         self.images = torch.as_tensor(images)[:limit].contiguous()  # [n, C, H, W]
-        self.labels = torch.as_tensor(labels, dtype=torch.int64)[:limit]  # [n]
+        if labels is not None:
+            self.labels = torch.as_tensor(labels, dtype=torch.int64)[:limit]  # [n]
         self.num_classes, self.split = num_classes, split
         self._held: dict[torch.device, ImageSet] = {}
         self._pinned = False
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def fetch(self, index: Tensor) -> Tensor:
         index = index.to(self.images.device, non_blocking=True)

@@ -1,6 +1,6 @@
 """What training and evaluations use of a data set: views of its images, in batches."""
 
-import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from ssl_zoo.config.construct import constrained
 from ssl_zoo.core import Batch
 from ssl_zoo.data.image import Samples, Views
 from ssl_zoo.data.loader import Batches, Loaded, WorkerCount, on_device, read_batches
-from ssl_zoo.data.sampler import Sampler
-from ssl_zoo.data.source import ImageSet
+from ssl_zoo.data.sampler import InOrder, Sampler
+from ssl_zoo.data.source import ImageSet, Source
 from ssl_zoo.data.workers import Workers
 from ssl_zoo.system import distributed
 
@@ -65,8 +65,8 @@ class Splits:
         self.blocks = {"dataset": dataset, "clean": clean or default_clean}  # as they were given
         self.clean: Views = self.blocks["clean"]()
         self.unreadable: dict[str, dict[str, str]] = {}
-        self._loaded: dict[str, ImageSet] = {}
-        self._sources: dict[str, Batches] = {}  # by the splits' own names
+        self._loaded: dict[str, Source] = {}
+        self._readers: dict[str, Batches] = {}  # by the splits' own names
 
     @staticmethod
     def validate(*, clean: Part | None, max_bad: int | float = 0, **_) -> None:
@@ -80,16 +80,22 @@ class Splits:
                 raise ConfigError(key, problem, found=found, expected=expected)
 
     def split(self, name: str) -> ImageSet:
-        """'pretrain', 'train' or 'test'; ValueError where `clean` leaves images of varying size."""
+        """'pretrain', which may be a stream, 'train' or 'test'.
+
+        ValueError where `clean` leaves images of varying size, or those that judge are a stream.
+        """
         if name not in self._loaded:
             dataset = self.blocks["dataset"](split=name)
             self.clean.check_sizes(dataset.varies)
             # Pre-training often uses the training images: they are held once.
             dataset = self._loaded[name] = self._loaded.setdefault(dataset.split, dataset)
-            if dataset.split not in self._sources:
-                source = Batches(dataset, self.clean, Next(len(dataset)))
-                self._sources[dataset.split] = source
-                self.pool.add(source)
+            if dataset.sized and dataset.split not in self._readers:
+                reader = Batches(dataset, self.clean, Next(len(dataset)))
+                self._readers[dataset.split] = reader
+                self.pool.add(reader)
+        if not self._loaded[name].sized and name != "pretrain":
+            stream = f"{type(self._loaded[name]).__name__} is a stream"
+            raise ValueError(f"{stream}, and an evaluation needs a set: name one, data.dataset")
         return self._loaded[name]
 
     def found(self) -> list[str]:
@@ -99,23 +105,20 @@ class Splits:
 
     def identity(self) -> dict[str, Any]:
         """Which images these are, wherever they lie: plain values."""
-        train, test = self.split("train"), self.split("test")
+        sets = {name: self.split(name) for name in ("train", "test")}
         # What lies in RAM is what its block says; below a root there may be any files.
-        from_files = [name for name in ("train", "test") if not self.split(name).in_ram]
+        from_files = {name: dataset for name, dataset in sets.items() if not dataset.in_ram}
         return {
-            **{name: part.spelled_out(machine=False) for name, part in self.blocks.items()},
-            "train_images": len(train),
-            "test_images": len(test),
-            "classes": train.num_classes,
-            **{f"{name}_digest": self.digest(name) for name in from_files},
+            **self.declared(),
+            "train_images": len(sets["train"]),
+            "test_images": len(sets["test"]),
+            "classes": sets["train"].num_classes,
+            **{f"{name}_digest": dataset.identity for name, dataset in from_files.items()},
         }
 
-    def digest(self, split: str) -> str:
-        """Of a split's images and labels, wherever they lie: equal for equal ones."""
-        dataset = self.split(split)
-        digest = hashlib.sha256(dataset.fingerprint.numpy())
-        digest.update(dataset.labels.contiguous().numpy())
-        return digest.hexdigest()[:12]
+    def declared(self) -> dict[str, Any]:
+        """What is known of that before any data are read."""
+        return {name: part.spelled_out(machine=False) for name, part in self.blocks.items()}
 
     def chosen(self, split: str, limit: int | None = None) -> Tensor:
         """Positions of `limit` images, evenly spaced as files are often sorted by class, or all."""
@@ -160,20 +163,20 @@ class Splits:
     def _fetch_clean(
         self, split: str, device: torch.device | str, batches: Iterable[Tensor]
     ) -> Iterator[Loaded]:
-        source = self._sources[self.split(split).split]
+        reader = self._readers[self.split(split).split]
         samples = (Samples(self.seed, 0, index) for index in batches)
-        return self.noted(source, read_batches(source, samples, device, self.pool, self.workers))
+        return self.noted(reader, read_batches(reader, samples, device, self.pool, self.workers))
 
     def _on_device(
         self, split: str, device: torch.device | str, loaded: Iterable[Loaded]
     ) -> Iterator[Batch]:
-        return on_device(loaded, self._sources[self.split(split).split], device)
+        return on_device(loaded, self._readers[self.split(split).split], device)
 
-    def noted(self, source: Batches, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
+    def noted(self, reader: Batches, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
         """The same; notes what cannot be read. ValueError if that is more than `max_bad`."""
         for batch in loaded:
             if batch.unreadable:
-                self._note(source.dataset, batch.unreadable)
+                self._note(reader.dataset, batch.unreadable)
             yield batch
 
     def _note(self, dataset: ImageSet, unreadable: dict[int, str]) -> None:
@@ -206,7 +209,7 @@ class Next:
 
 @constrained
 class Data:
-    """A data set, its views and its batches, each a function of (seed, step).
+    """A source of images, its views and its batches; of a set each a function of (seed, step).
 
     Args:
         run_seed: of the run; evaluations start from it, whatever `seed` is.
@@ -214,16 +217,21 @@ class Data:
         views_needed: how many views are made where `views.count` is null.
         dataset, clean, workers: of `Splits`.
         max_bad: of `Splits`; the place of an unreadable image in a batch is given to another, see
-            `Sampler.successors`. A rank counts what it has met; a checkpoint has what all have met.
+            `Sampler.successors`; of a stream none may be. A rank counts what it has met; a
+            checkpoint has what all have met.
         views: random views for training.
-        batch_size, drop_last: of `Sampler`.
+        batch_size, drop_last: of `Sampler`; no batch of a stream is a last one.
         seed: of the order of the samples and of their views, and of nothing else: weights and what
             methods and evaluations draw stay the run's. null: the run's seed.
 
     Attributes:
         splits: the same data set for evaluations.
-        source: what reads the batches' images.
-        labels: [num_samples] int64, of the pre-training split; -1 where unknown.
+        reader: what reads the batches' images.
+        num_samples, steps_per_epoch: None of a stream, which has no epochs.
+        labels: [num_samples] int64, of the pre-training split, -1 where unknown; None of a stream,
+            whose batches alone have them.
+        position: where a stream is read on after the last batch that was given, (step, place) in
+            plain values; a checkpoint keeps it. None: at its beginning, and of a set.
     """
 
     validate = staticmethod(Splits.validate)
@@ -249,38 +257,58 @@ class Data:
         self.splits = Splits(
             run_seed, dataset=dataset, clean=clean, workers=workers, max_bad=max_bad
         )
-        self.dataset: ImageSet = self.splits.split("pretrain")
+        self.dataset: Source = self.splits.split("pretrain")
         self.views.check_sizes(self.dataset.varies)
-        self.num_samples = len(self.dataset)
         self.num_classes = self.dataset.num_classes
-        self.labels = self.dataset.labels
-        ranks = distributed.rank(), distributed.world()
-        self.sampler = Sampler(self.num_samples, batch_size, self.seed, drop_last, *ranks)
+        self.position: tuple[int, Any] | None = None
+        cut, ranks = (batch_size, self.seed), (distributed.rank(), distributed.world())
+        self.num_samples = self.labels = successors = None
+        if self.dataset.sized:
+            self.num_samples = len(self.dataset)
+            self.labels = self.dataset.labels_of(torch.arange(self.num_samples))
+            self.sampler = Sampler(self.num_samples, *cut, drop_last, *ranks)
+            successors = self.sampler.successors
+        else:
+            self.sampler = InOrder(self.dataset, *cut, *ranks)
         self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.source = Batches(self.dataset, self.views, self.sampler.successors, boxes)
-        self.splits.pool.add(self.source)
+        self.reader = Batches(self.dataset, self.views, successors, boxes)
+        self.splits.pool.add(self.reader)
 
     def batches(self, start: int, stop: int, device: torch.device | str) -> Iterator[Batch]:
-        """This rank's share of steps start..stop-1, counted from the run's beginning."""
-        samples = (Samples(self.seed, *step) for step in self.sampler.steps(start, stop))
-        loaded = read_batches(self.source, samples, device, self.splits.pool, self.workers)
-        return on_device(self.splits.noted(self.source, loaded), self.source, device)
+        """This rank's share of steps start..stop-1, counted from the run's beginning.
+
+        Of a stream `start` is where it stands, or 0; else ValueError.
+        """
+        ahead: deque = deque()  # positions after batches that are under way
+
+        def samples() -> Iterator[Samples]:
+            for each, position in self.sampler.samples(start, stop, self.position):
+                ahead.append(position)
+                yield each
+
+        loaded = read_batches(self.reader, samples(), device, self.splits.pool, self.workers)
+        for batch in on_device(self.splits.noted(self.reader, loaded), self.reader, device):
+            self.position = ahead.popleft()
+            yield batch
 
     def indices(self, step: int) -> Tensor:
         """Which samples are this rank's share of a step, [n] int64."""
-        return next(self.sampler.steps(step, step + 1))[1]
+        return self.sampler.index(step)
 
     def clean_share(self, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-        """(clean images [n, C, H, W], positions [n]) of this rank's run of the training set."""
+        """(clean images [n, C, H, W], positions [n]) of this rank's run of the training set.
+
+        Of a set alone.
+        """
         index = torch.arange(self.num_samples).tensor_split(distributed.world())[distributed.rank()]
         batches = index.split(512) if len(index) else ()  # a run may be empty
         return self.splits.clean_with_substitutes("pretrain", device, batches)
 
 
 def view_grid(data: Data, path: str | Path, samples: int = 8) -> None:
-    """Writes a PNG of the first epoch's first samples: a row each, the original, then its views."""
-    index = data.sampler.permutation(0)[:samples]
-    images = data.dataset.fetch(index)
+    """Writes a PNG of the first samples: a row each, the original, then its views."""
+    index, at = data.sampler.first(samples)
+    images = data.dataset.fetch(at)
     views = data.views(images, data.seed, 0, index)
     columns = [[image[None].float() / 255 for image in images]]
     columns += [list(data.views.denormalize(v, view).split(1)) for v, view in enumerate(views)]

@@ -1,4 +1,7 @@
-"""Schedules: any declared number as a pure function of the step."""
+"""Schedules: any declared number as a pure function of the time in a run.
+
+Time is in epochs, or in steps where the data are a stream, and so is all that a schedule counts.
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,13 +15,13 @@ class Schedule:
 
     warmup_epochs: RampEpochs[NonNegativeFloat] = 0.0
 
-    def __call__(self, base: float, epoch: float, epochs: float) -> float:
-        """The value at `epoch` (a fraction counts) of `epochs`."""
-        if epoch < self.warmup_epochs:
-            return base * epoch / self.warmup_epochs
-        return self.value(base, epoch, epochs)
+    def __call__(self, base: float, now: float, end: float) -> float:
+        """The value at a time of a run that ends at another."""
+        if now < self.warmup_epochs:
+            return base * now / self.warmup_epochs
+        return self.value(base, now, end)
 
-    def value(self, base: float, epoch: float, epochs: float) -> float:
+    def value(self, base: float, now: float, end: float) -> float:
         """The value after the warm-up."""
         return base
 
@@ -35,8 +38,8 @@ class Cosine(Schedule):
 
     final: float = 0.0
 
-    def value(self, base: float, epoch: float, epochs: float) -> float:
-        done = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-12)
+    def value(self, base: float, now: float, end: float) -> float:
+        done = (now - self.warmup_epochs) / max(end - self.warmup_epochs, 1e-12)
         return self.final + (base - self.final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
@@ -48,8 +51,8 @@ class Step(Schedule):
     milestones: DueEpochs[list[NonNegativeFloat]]
     gamma: NonNegativeFloat = 0.1
 
-    def value(self, base: float, epoch: float, epochs: float) -> float:
-        return base * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+    def value(self, base: float, now: float, end: float) -> float:
+        return base * self.gamma ** sum(now >= milestone for milestone in self.milestones)
 
 
 @SCHEDULES.register_module()
@@ -60,8 +63,8 @@ class Exponential(Schedule):
     gamma: NonNegativeFloat
     every_epochs: DueEpochs[PositiveFloat]
 
-    def value(self, base: float, epoch: float, epochs: float) -> float:
-        return base * self.gamma ** int(epoch / self.every_epochs)
+    def value(self, base: float, now: float, end: float) -> float:
+        return base * self.gamma ** int(now / self.every_epochs)
 
 
 @SCHEDULES.register_module()
@@ -72,5 +75,5 @@ class Linear:
     final: float
     over_epochs: RampEpochs[PositiveFloat]
 
-    def __call__(self, base: float, epoch: float, epochs: float) -> float:
-        return base + (self.final - base) * min(epoch / self.over_epochs, 1.0)
+    def __call__(self, base: float, now: float, end: float) -> float:
+        return base + (self.final - base) * min(now / self.over_epochs, 1.0)

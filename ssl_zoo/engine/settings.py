@@ -18,7 +18,8 @@ class TrainSettings:
     """The numbers of a training run.
 
     Args:
-        epochs: a fraction counts.
+        epochs: how long the run is; a fraction counts. A stream has none.
+        steps: how long it is, in their place.
         precision: fp32, or autocast to bf16, or to fp16 with loss scaling (GPU only). auto: bf16
             where the hardware multiplies in it (GPUs since Ampere, CPUs with AMX or AVX512-BF16).
         threads: of torch on a CPU, for each process; sums in another order are other sums, so a
@@ -32,7 +33,8 @@ class TrainSettings:
         log_every: steps between two lines of metrics.
     """
 
-    epochs: PositiveFloat
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
     precision: Precision = "auto"
     threads: PositiveInt | Literal["auto"] = "auto"
     accumulate: PositiveInt = 1
@@ -41,6 +43,16 @@ class TrainSettings:
     sync_bn: bool = False
     compile: bool = False
     log_every: OfMachine[PositiveInt] = 50
+
+    @staticmethod
+    def validate(*, epochs: float | None, steps: int | None, **_) -> None:
+        if epochs is None and steps is None:
+            expected = "train.epochs, or train.steps"
+            raise ConfigError("", "a run has no length", found="neither", expected=expected)
+        if epochs is not None and steps is not None:
+            found = f"{epochs:g} epochs and {steps} steps"
+            expected = "one of the two; epochs=null takes an inherited one away"
+            raise ConfigError("steps", "a run has two lengths", found=found, expected=expected)
 
 
 def prepare(method: Method, settings: TrainSettings, device: torch.device) -> Method:

@@ -26,10 +26,13 @@ class Trainer:
 
     Args:
         method: on the device, channels last.
-        data: gives the batches of any range of steps.
+        data: gives the batches of any range of steps; of a stream, from its `position` on.
         hooks: by name, called in this order; what a hook keeps is saved under its name.
         settings: those that change the method, see `prepare`, are the caller's to apply.
         stop: that of the run in one of whose hooks this trains; None: one of its own.
+
+    Attributes:
+        unit: steps of what durations count: of an epoch, or 1 where the data are a stream.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class Trainer:
         self.stop = stop or StopSignal()
         self.parallel = Parallel(method, optimizer, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.total_steps = self.steps_in(settings.epochs)
+        self.unit: int = data.steps_per_epoch or 1
+        self.total_steps = settings.steps or self.steps_in(settings.epochs)
         self.step = 0
         self.seconds = 0.0  # of training, over all sittings
         self.status: dict[str, str] = {}  # what hooks show on the screen, by name
@@ -63,8 +67,10 @@ class Trainer:
         self.console = PlainConsole()
 
     @property
-    def epoch(self) -> float:
-        return self.step / self.data.steps_per_epoch
+    def epoch(self) -> float | None:
+        """Epochs that are done; None of a stream."""
+        per_epoch = self.data.steps_per_epoch
+        return self.step / per_epoch if per_epoch else None
 
     def fit(self) -> None:
         """Trains from `step` to `total_steps`."""
@@ -76,8 +82,7 @@ class Trainer:
             try:
                 self._tell("before_train")
                 for batch in self._batches():
-                    if self.step % self.data.steps_per_epoch == 0:
-                        self.method.before_epoch(self.data.clean_share(self.device))
+                    self.begin_epoch()
                     self._tell("before_step")
                     out = self.train_step(batch)
                     self.step += 1
@@ -85,6 +90,12 @@ class Trainer:
                 self._tell("after_train")
             finally:
                 self._tell("close")
+
+    def begin_epoch(self) -> None:
+        """Shows the method the training set, where an epoch begins."""
+        per_epoch = self.data.steps_per_epoch
+        if per_epoch and self.step % per_epoch == 0:
+            self.method.before_epoch(self.data.clean_share(self.device))
 
     def _batches(self) -> Iterator[Batch]:
         try:
@@ -119,9 +130,9 @@ class Trainer:
         self.method.after_step(batch, out)
         return out
 
-    def steps_in(self, epochs: float) -> int:
-        """Epochs, fractions allowed, as at least one step."""
-        return max(1, round(epochs * self.data.steps_per_epoch))
+    def steps_in(self, duration: float) -> int:
+        """So many units, fractions allowed, as at least one step."""
+        return max(1, round(duration * self.unit))
 
     def check_finite(self) -> None:
         """Raises NonFiniteLoss if some step's loss was not finite; hooks ask before they write."""
@@ -135,9 +146,10 @@ class Trainer:
         step = steps[finite.index(False)]
         images = self.data.indices(step)
         good = [p for p in self.folder.checkpoints() if p <= self.folder.checkpoint(step)]
-        shown, epoch = ", ".join(map(str, images[:8].tolist())), step / self.data.steps_per_epoch
+        shown, per_epoch = ", ".join(map(str, images[:8].tolist())), self.data.steps_per_epoch
+        epoch = f" (epoch {step / per_epoch:.2f})" if per_epoch else ""
         raise NonFiniteLoss(
-            f"the loss is not finite at step {step} (epoch {epoch:.2f}); "
+            f"the loss is not finite at step {step}{epoch}; "
             f"its {len(images)} images: [{shown}{', ...' if len(images) > 8 else ''}]; "
             f"last good checkpoint: {good[-1] if good else 'none yet'}"
         )
@@ -146,6 +158,7 @@ class Trainer:
         """All that a bitwise resume needs; every rank calls it."""
         loop = {
             "step": self.step,
+            "position": self.data.position,
             "seconds": self.seconds,
             "peak_bytes": self.peak_memory.peak(),
             "precision": self.precision,
@@ -170,6 +183,7 @@ class Trainer:
             self.say(f"{self.name}: {loop['threads']} threads, as the run began, and not {threads}")
         self.scaler.load_state_dict(loop["scaler"])
         self.step, self.seconds = loop["step"], loop["seconds"]
+        self.data.position = loop.get("position")
         self.peak_memory.bytes = loop["peak_bytes"]
         for name, hook in self.hooks.items():
             hook.load_state_dict(loop["hooks"].get(name, {}))

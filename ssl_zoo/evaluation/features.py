@@ -32,9 +32,11 @@ class Labeled(NamedTuple):
 def check_usable(by: str, **splits: Labeled | ImageSet) -> None:
     """Raises ValueError, naming which, unless all labels are known and all features finite."""
     for key, given in splits.items():
-        name, unknown = key.replace("_", " "), int((given.labels < 0).sum())
-        if unknown:
-            images = f"{unknown} of the {len(given.labels)} images of the {name}"
+        name, labels = key.replace("_", " "), given.labels
+        if labels is None:  # of a set without classes
+            labels = given.labels_of(torch.arange(len(given)))
+        if unknown := int((labels < 0).sum()):
+            images = f"{unknown} of the {len(labels)} images of the {name}"
             raise ValueError(f"{by} needs labels: {images} have none")
         if isinstance(given, Labeled) and not given.features.isfinite().all():
             raise ValueError(f"{by}: the features of the {name} are not all finite")

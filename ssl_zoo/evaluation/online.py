@@ -46,7 +46,8 @@ class OnlineProbe(Evaluation):
 
     def check(self, splits: Splits) -> None:
         check_usable("OnlineProbe", test_split=splits.split("test"))
-        if not (splits.split("pretrain").labels >= 0).any():
+        labels = splits.split("pretrain").labels
+        if labels is None or not (labels >= 0).any():
             raise ValueError("OnlineProbe needs labels, and no image of the training set has one")
 
     def begin(self, backbone: nn.Module, splits: Splits, device: torch.device) -> None:

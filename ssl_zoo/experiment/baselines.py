@@ -32,7 +32,7 @@ def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
     baselines: dict[str, dict[str, dict[str, Any]]] = {}
     for name in sections["evaluations"]:
         part, splits = _block(sections, name)
-        shared = {n: block.spelled_out(machine=False) for n, block in splits.blocks.items()}
+        shared = splits.declared()
         shared["evaluation"] = part.replaced(part.target).spelled_out(machine=False)
         baselines[name] = {
             baseline: shared | ({"network": baseline} if make else network)
@@ -109,7 +109,7 @@ def _built(config: dict[str, Any], threads: int, device: torch.device) -> Iterat
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(Config(config), device, RunFolder(folder), False)
         trainer.method.train()
-        trainer.method.before_epoch(trainer.data.clean_share(trainer.device))
+        trainer.begin_epoch()
         yield trainer
 
 

@@ -11,12 +11,13 @@ from ssl_zoo.system import distributed
 
 
 def check_batches(
-    method: nn.Module, num_samples: int, batch_size: int, drop_last: bool, accumulate: int
+    method: nn.Module, num_samples: int | None, batch_size: int, drop_last: bool, accumulate: int
 ) -> None:
     """Raises ConfigError where the smallest (micro-)batch has fewer images than something needs.
 
-    That is the last of an epoch. One image has nothing to be compared with: BatchNorm stops or
-    normalizes it by itself, and losses are not finite or zero.
+    That is the last of an epoch; those of a stream, without `num_samples`, are of one size. One
+    image has nothing to be compared with: BatchNorm stops or normalizes it by itself, and losses
+    are not finite or zero.
     """
     who, needed = max(_needs(method, distributed.world()), key=lambda need: need[1])
 
@@ -24,7 +25,7 @@ def check_batches(
         """Images on a rank; 0 where no epoch can be made of batches of this size."""
         try:
             world = distributed.world()
-            sampler = Sampler(num_samples, size, 0, drop_last, world=world)
+            sampler = Sampler(num_samples or size, size, 0, drop_last, world=world)
         except ValueError:
             return 0
         before = size * (sampler.steps_per_epoch - 1)
@@ -34,7 +35,8 @@ def check_batches(
     found = fewest(batch_size)
     if found >= needed:
         return
-    near = (b for d in range(1, num_samples) for b in (batch_size - d, batch_size + d) if b > 0)
+    farthest = num_samples or needed * accumulate * distributed.world() + 1
+    near = (b for d in range(1, farthest) for b in (batch_size - d, batch_size + d) if b > 0)
     ways = [f"data.batch_size={b}" for b in near if fewest(b) >= needed][:1]
     if fewest(batch_size, drop_last=True) >= needed:
         ways.append("data.drop_last=true")
@@ -43,7 +45,8 @@ def check_batches(
     raise ConfigError(
         "data.batch_size",
         f"{who} needs {needed} images at a time",
-        found=f"{batch_size}, which makes a (micro-)batch of {found} out of {num_samples} images",
+        found=f"{batch_size}, which makes a (micro-)batch of {found}"
+        + (f" out of {num_samples} images" if num_samples else ""),
         expected=" or ".join(ways) or "more images",
     )
 

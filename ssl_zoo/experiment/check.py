@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from ssl_zoo.backbones import FITS, provided
+from ssl_zoo.backbones import FITS, check_built, fits
 from ssl_zoo.config import ConfigError, Part, not_among
 from ssl_zoo.config.constraints import SCHEDULED, check_value, marked, type_hints
+from ssl_zoo.config.part import Ready
 from ssl_zoo.evaluation.monitor import best_of, check_blocks
+from ssl_zoo.experiment.stream import check_stream
 
 
 def check_whole(whole: Part) -> None:
@@ -19,6 +21,7 @@ def check_whole(whole: Part) -> None:
     _check_views(sections["method"], sections["data"])
     _check_backbone(sections["method"], sections["backbone"])
     _check_sync_bn(sections)
+    check_stream(whole)
 
 
 def views_needed(method: Part) -> int:
@@ -58,14 +61,16 @@ def _check_views(method: Part, data: Part) -> None:
 
 def _check_backbone(method: Part, backbone: Part) -> None:
     """A method that masks patches wants a ViT, and so on."""
-    needs, found = method.target.needs, provided(backbone)
-    if needs != "features" and found is not None and needs not in found:
+    needs = method.target.needs
+    if isinstance(backbone, Ready):
+        check_built(backbone.made, needs, method.target.__name__)
+    elif not fits(backbone, needs):
         named = "name" in backbone.kwargs
         raise ConfigError(
             "backbone.name" if named else "backbone.type",
             f"{method.target.__name__} needs {needs} of its backbone",
             found=backbone.kwargs["name"] if named else backbone.type,
-            expected=FITS[needs],
+            expected=FITS.get(needs, needs),
         )
 
 

@@ -69,7 +69,8 @@ def _of_method(sections: Mapping[str, Any], given: Size | None) -> Iterator[Seen
         except ValueError as error:
             raise ConfigError(key, f"view {view}: {error}", found=_spelled(size)) from error
         alike.setdefault((key, size, seen), []).append(view)
-    use = {"map": "feature_map", "tokens": "tokens"}.get(kind.needs, "forward")
+    called = {"map": "feature_map", "maps": "feature_maps", "c4": "c4", "tokens": "tokens"}
+    use = called.get(kind.needs, "forward")
     for (key, size, seen), numbers in alike.items():
         what = f"view{'s' * (len(numbers) > 1)} {_in_runs(numbers)}"
         if seen != size:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.data import Data
 from ssl_zoo.data.files import some
-from ssl_zoo.data.source import ImageSet, class_codes, matched
+from ssl_zoo.data.source import Source, class_codes, matched
 from ssl_zoo.engine.hooks import Hook
 from ssl_zoo.evaluation.monitor import Monitor
 from ssl_zoo.system import distributed
@@ -46,9 +46,16 @@ class KnownData(Hook):
         if not before:
             trainer.say(f"{trainer.name}: the checkpoint does not say on which data it was trained")
             return
-        renamed = self._renamed(before)
-        origin = matched(before["images"], self._called_as_before(renamed))  # [n]
-        changes = [*self._of_training(before, origin, renamed), *self._of_evaluations(before)]
+        is_set, renamed, changes = self.data.dataset.sized, {}, []
+        if is_set:
+            renamed = self._renamed(before)
+            origin = matched(before["images"], self._called_as_before(renamed))  # [n]
+            changes += self._of_training(before, origin, renamed)
+        elif before["identity"] != self.now["identity"]:
+            problem = f"{type(self.data.dataset).__name__} is not the stream of before"
+            why = "a place in that is none in this one"
+            raise ValueError(f"{problem}: {why}. Put it back, or: --out names another folder.")
+        changes += self._of_evaluations(before)
         if not changes:
             return
         said = "\n  ".join(["the data are not those of before:", *changes])
@@ -68,21 +75,22 @@ class KnownData(Hook):
         if step > steps:
             end = f"step {step} lies behind the last of now {steps} steps"
             raise ValueError(f"{said}\n{end}: raise train.epochs.")
-        carry(trainer.method, state["method"], origin, len(before["images"]))
-        epoch = step / self.data.steps_per_epoch
-        changes.append(f"step {step} of now {steps} is in epoch {epoch:.2f}")
+        if is_set:
+            carry(trainer.method, state["method"], origin, len(before["images"]))
+            epoch = step / self.data.steps_per_epoch
+            changes.append(f"step {step} of now {steps} is in epoch {epoch:.2f}")
         trainer.say("\n  ".join([f"{trainer.name}: goes on with changed data:", *changes]))
 
     def _look(self) -> None:
         """Once, on rank 0, at what there is: tensors and plain values."""
         self.now = self.now or distributed.attempt(
             lambda: {
-                "images": self.data.dataset.fingerprint,
-                "labels": self.data.splits.digest("pretrain"),
+                "images": self.data.dataset.fingerprint if self.data.dataset.sized else None,
+                "identity": self.data.dataset.identity,
                 "classes": class_names(self.data.dataset),
                 "steps_per_epoch": self.data.steps_per_epoch,
                 "evaluations": {
-                    name: {split: splits.digest(split) for split in ("train", "test")}
+                    name: {split: splits.split(split).identity for split in ("train", "test")}
                     for name, splits in self.monitor.splits.items()
                 },
             }
@@ -108,7 +116,8 @@ class KnownData(Hook):
         elif not gone and not len(new):
             if not torch.equal(origin, torch.arange(len(origin))):
                 yield "images: in another order"
-            elif before["labels"] != self.now["labels"]:
+            # Before streams, the same was called labels.
+            elif before.get("identity", before.get("labels")) != self.now["identity"]:
                 yield "labels: others"
         if before["steps_per_epoch"] != self.data.steps_per_epoch:
             yield f"steps an epoch: {before['steps_per_epoch']} -> {self.data.steps_per_epoch}"
@@ -164,6 +173,6 @@ def carry(method: nn.Module, weights: dict[str, Tensor], origin: Tensor, count: 
             weights[start + name] = place[weights[start + name]]
 
 
-def class_names(dataset: ImageSet) -> list[str]:
+def class_names(dataset: Source) -> list[str]:
     """Numbers, where a set has no names for its classes."""
     return dataset.classes or [str(i) for i in range(dataset.num_classes)]

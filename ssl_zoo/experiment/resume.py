@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ssl_zoo.config import Config, differences
+from ssl_zoo.experiment.length import in_own_units, run_length
 from ssl_zoo.experiment.sections import resolve
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.text import show
@@ -40,14 +41,18 @@ def changes(old: dict, new: dict) -> list[str]:
 
 
 def longer(old: dict, new: dict) -> str:
-    """What a person should know of a run that goes on for more epochs; '' if more has changed."""
-    before, after = (config["train"]["epochs"] for config in (old, new))
-    if after <= before or changes({**old, "train": {**old["train"], "epochs": after}}, new):
+    """What a person should know of a run that goes on for longer; '' if more has changed."""
+    (unit, before), (other, after) = (run_length(config["train"]) for config in (old, new))
+    if unit != other or after <= before:
+        return ""
+    if changes({**old, "train": {**old["train"], unit: after}}, new):
         return ""
     moved = []
     for name, part in resolve(Config(new)).arguments()["schedules"].items():
-        value, times = part(), [before * i / 8 for i in range(9)]
-        if any(value(1.0, at, before) != value(1.0, at, after) for at in times):
+        value = in_own_units(part, None)()
+        # Far beyond all that begins a run, in whatever unit the schedule counts that.
+        end, later = 1e9 * before, 1e9 * after
+        if any(value(1.0, end * i / 8, end) != value(1.0, end * i / 8, later) for i in range(9)):
             moved.append(f"{name} ({part.type})")
     what = f"its length changes: {', '.join(moved)}" if moved else "no schedule depends on it"
-    return f"train.epochs {before:g} -> {after:g}; {what}"
+    return f"train.{unit} {before:g} -> {after:g}; {what}"

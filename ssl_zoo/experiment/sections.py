@@ -42,7 +42,7 @@ from ssl_zoo.experiment.batches import check_batches
 from ssl_zoo.experiment.check import check_whole, views_needed
 from ssl_zoo.experiment.fit import check_fit
 from ssl_zoo.experiment.known_data import KnownData
-from ssl_zoo.experiment.length import check_ramps
+from ssl_zoo.experiment.length import check_ramps, in_own_units
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system.rng import seed_all, seed_rank
 
@@ -84,6 +84,15 @@ def whole_run(
         torch.set_num_threads(settings.threads)
     boxes, views = method.target.needs_boxes, views_needed(method)
     images = data(run_seed=seed, boxes=boxes, views_needed=views)
+
+    def own(part: Part) -> Part:
+        return in_own_units(part, images.steps_per_epoch)
+
+    method, optimizer, checkpoint = own(method), own(optimizer), own(checkpoint)
+    schedules, evaluations, observers = (
+        {name: own(part) for name, part in parts.items()}
+        for parts in (schedules, evaluations, observers)
+    )
     network = seeded(seed, backbone, device, nudge_weights)
     check_built(network, method.target.needs, method.target.__name__)
     pretext = method(
@@ -101,7 +110,9 @@ def whole_run(
     keeper: Checkpoints = checkpoint()
     monitor = Monitor(evaluations, images, keeper, best, baselines)
     watching = {name: observer() for name, observer in observers.items()}
-    labels = images.labels if bool((images.labels >= 0).any()) else None
+    labels = images.labels
+    if labels is not None and not (labels >= 0).any():
+        labels = None
     hooks: dict[str, Hook] = {
         "progress": ProgressBar(),
         "schedules": scheduled,
@@ -189,9 +200,9 @@ def build_trainer(
     with config.located():
         built: Trainer = call(device=device, folder=folder, baselines=baselines)
         if not trained:
-            check_ramps(whole, built.total_steps)
+            check_ramps(whole, built.total_steps, built.data.steps_per_epoch)
         if not (dataset := built.data.dataset).varies:
-            _, height, width = dataset.fetch(torch.zeros(1, dtype=torch.int64))[0].shape
+            _, height, width = dataset.fetch(built.data.sampler.first(1)[1])[0].shape
             check_fit(call.arguments(), (height, width))
     built.config_text = configs.dump(whole.spelled_out())
     return built

@@ -81,7 +81,7 @@ def _fit(trainer: Trainer, whole: Part, remark: str) -> None:
     )
     remarks = [remark, *changed]
     if not resumed:
-        late = out_of_reach(whole, trainer.total_steps)
+        late = out_of_reach(whole, trainer.total_steps, trainer.data.steps_per_epoch)
         remarks = [trainer.method.remark(trainer.data.batch_size), late]
     for text in filter(None, remarks):
         trainer.say(f"{trainer.name}: {text}")

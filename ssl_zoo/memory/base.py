@@ -18,7 +18,7 @@ class Memory(nn.Module):
     carries a gradient exactly when `encode` runs the online encoder outside `no_grad`.
 
     Attributes:
-        num_views: views of an image it needs; 1 if it computes no keys from images.
+        num_views: views of a sample it needs; 1 if it computes no keys from views.
         per_sample, positions: what of its state is tied to the training images, see `Method`.
         online_keys: the online encoder makes the keys, so that a view's key is also its query.
         least_images: of all ranks together, in a pass, see `Method`.
@@ -41,8 +41,8 @@ class Memory(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("seed", torch.randint(2**31, ()))
 
-    def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
-        """Keys [N, D] of unit length, for images [N, C, H, W] at data-set positions index [N]."""
+    def encode(self, encoder: nn.Module, x: Tensor, index: Tensor) -> Tensor:
+        """Keys [N, D] of unit length, for a view x [N, ...] of samples index [N]."""
         raise NotImplementedError
 
     def lookup(self, q: Tensor, k: Tensor, index: Tensor) -> Lookup:
@@ -65,26 +65,26 @@ class Memory(nn.Module):
         """What this step's random numbers for a purpose are a function of."""
         return (self.seed, self.steps, purpose)
 
-    def _encode(self, encoder: nn.Module, images: Tensor, shuffle_bn: bool) -> Tensor:
+    def _encode(self, encoder: nn.Module, x: Tensor, shuffle_bn: bool) -> Tensor:
         """Keys [N, D] of unit length, encoded in shuffled order where that changes something."""
         if shuffle_bn and has_batchnorm(encoder):
-            k = shuffled(encoder, images, *self.random_keys("shuffle"))
+            k = shuffled(encoder, x, *self.random_keys("shuffle"))
         else:
-            k = encoder(images)
+            k = encoder(x)
         return F.normalize(k.float(), dim=1)
 
 
-def shuffled(encode, images: Tensor, *keys: Tensor | str) -> Tensor:
-    """ShuffleBN (arXiv:1911.05722, section 3.3): encodes the images in another order.
+def shuffled(encode, x: Tensor, *keys: Tensor | str) -> Tensor:
+    """ShuffleBN (arXiv:1911.05722, section 3.3): encodes the views x [N, ...] in another order.
 
     The rows of all ranks are permuted together, so that a key's BatchNorm statistics come from
-    other images than its query's, and put back afterwards. Differentiable in the encoder.
+    other samples than its query's, and put back afterwards. Differentiable in the encoder.
 
     Args:
-        encode: this rank's images [N, C, H, W] -> keys [N, D].
+        encode: this rank's views [N, ...] -> keys [N, D].
         keys: what determines the permutation; the same on all ranks.
     """
-    everyone = distributed.gather(images)  # [world x N, C, H, W]
-    order = rng.permutation(len(everyone), *keys, device=images.device)
+    everyone = distributed.gather(x)  # [world x N, ...]
+    order = rng.permutation(len(everyone), *keys, device=x.device)
     k = encode(everyone[distributed.local_rows(order)])
     return distributed.local_rows(distributed.gather(k)[torch.argsort(order)])

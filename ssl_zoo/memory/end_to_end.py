@@ -28,8 +28,8 @@ class EndToEnd(Memory):
         super().__init__()
         self.same_view_negatives, self.shuffle_bn = same_view_negatives, shuffle_bn
 
-    def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
-        return self._encode(encoder, images, self.shuffle_bn)
+    def encode(self, encoder: nn.Module, x: Tensor, index: Tensor) -> Tensor:
+        return self._encode(encoder, x, self.shuffle_bn)
 
     def lookup(self, q: Tensor, k: Tensor, index: Tensor) -> Lookup:
         everyone = distributed.gather(index)  # [world x N]

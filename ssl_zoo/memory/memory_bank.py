@@ -43,7 +43,7 @@ class MemoryBank(Memory):
         self.register_buffer("stored", F.normalize(rows, dim=1))
         self.register_buffer("written", torch.zeros(num_samples, dtype=torch.int64))
 
-    def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
+    def encode(self, encoder: nn.Module, x: Tensor, index: Tensor) -> Tensor:
         return self.stored[index]  # [N, D]
 
     def lookup(self, q: Tensor, k: Tensor, index: Tensor) -> Lookup:

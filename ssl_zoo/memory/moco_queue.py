@@ -54,8 +54,8 @@ class MoCoQueue(Memory):
         return f"the queue starts with random keys; {replaced}"
 
     @torch.no_grad()
-    def encode(self, encoder: nn.Module, images: Tensor, index: Tensor) -> Tensor:
-        return self._encode(self.key_encoder, images, self.shuffle_bn)
+    def encode(self, encoder: nn.Module, x: Tensor, index: Tensor) -> Tensor:
+        return self._encode(self.key_encoder, x, self.shuffle_bn)
 
     def lookup(self, q: Tensor, k: Tensor, index: Tensor) -> Lookup:
         return Lookup(q, k, self.queue.keys, self.queue.index)

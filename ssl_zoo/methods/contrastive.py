@@ -32,7 +32,7 @@ class Contrastive(Method):
     def __init__(
         self,
         backbone: nn.Module,
-        num_samples: int,
+        num_samples: int | None,
         *,
         head: Part[HEADS],
         memory: Part[MEMORY],

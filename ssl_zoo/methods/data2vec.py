@@ -41,7 +41,7 @@ class Data2Vec(Method):
     ):
         super().__init__()
         backbone.require_token_norm()
-        depth, problem = len(backbone.model.blocks), "more than the ViT has"
+        depth, problem = backbone.depth, "more than the ViT has"
         if top_blocks > depth:
             found, most = str(top_blocks), f"at most {depth}"
             raise ConfigError("method.top_blocks", problem, found=found, expected=most)
@@ -68,10 +68,10 @@ class Data2Vec(Method):
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, L, F]."""
-        blocks = self.teacher.encoder.model.forward_intermediates(
-            images, indices=self.top_blocks, output_fmt="NLC", intermediates_only=True
-        )  # K x [N, L, F], before the last norm
-        normalized = [F.layer_norm(a.float(), a.shape[-1:]) for a in blocks]
+        teacher = self.teacher.encoder
+        blocks = teacher.last_blocks(images, self.top_blocks)  # K x [N, P + L, F]
+        patches = [a[:, teacher.num_prefix_tokens :] for a in blocks]
+        normalized = [F.layer_norm(a.float(), a.shape[-1:]) for a in patches]
         return torch.stack(normalized).mean(dim=0)
 
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:

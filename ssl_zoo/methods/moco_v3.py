@@ -41,10 +41,10 @@ class MoCoV3(Method):
     ):
         super().__init__()
         if frozen_patch_embed:
-            if not hasattr(getattr(backbone, "model", None), "patch_embed"):
+            if not hasattr(backbone, "patch_embed"):
                 key, problem = "frozen_patch_embed", "the backbone has no patch embedding to freeze"
                 raise ConfigError(key, problem, expected=f"false, or {FITS['tokens']}")
-            backbone.model.patch_embed.requires_grad_(False)
+            backbone.patch_embed.requires_grad_(False)
         self.encoder = Encoder(backbone, head(in_features=backbone.num_features))
         self.predictor = predictor_for(self.encoder, predictor)
         self.key_encoder = MomentumEncoder(self.encoder)

@@ -31,7 +31,7 @@ class ReSSL(Method):
     def __init__(
         self,
         backbone: nn.Module,
-        num_samples: int,
+        num_samples: int | None,
         *,
         head: Part[HEADS],
         memory: Part[MEMORY],

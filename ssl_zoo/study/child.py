@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from ssl_zoo import experiment
 from ssl_zoo.study.grid import Run
 from ssl_zoo.study.machine import child_environment, process_memory
 from ssl_zoo.study.progress import Progress
@@ -49,13 +50,13 @@ class Child:
         files.lock.acquire()
         try:
             trained = (files.config() if self.run.trained else None) or self.run.config
-            epochs = trained["train"]["epochs"]
+            unit, number = experiment.run_length(trained["train"])
             # A run that goes on for longer sees that in what the folder holds.
-            files.write_config({**self.run.config, "train": {**train, "epochs": epochs}})
+            files.write_config({**self.run.config, "train": {**train, unit: number}})
             files.clear_error()
         finally:
             files.lock.release()
-        return [] if epochs == train["epochs"] else [f"train.epochs={train['epochs']}"]
+        return [] if number == train[unit] else [f"train.{unit}={train[unit]}"]
 
     def look(self) -> None:
         self.progress.look()

@@ -223,9 +223,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether there is a result, of as many epochs as the run is asked for or more."""
+        """Whether there is a result, of a run as long as this one is asked to be or longer."""
         trained = (self.files.config() if self.files.finished else None) or self.config
-        return self.files.finished and trained["train"]["epochs"] >= self.config["train"]["epochs"]
+        (unit, number), (asked, wanted) = (
+            experiment.run_length(config["train"]) for config in (trained, self.config)
+        )
+        return self.files.finished and unit == asked and number >= wanted
 
     @property
     def evaluations(self) -> dict[str, type[Evaluation]]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ssl_zoo import experiment
 from ssl_zoo.study.grid import Run
 
 
@@ -33,7 +34,9 @@ class Progress:
         if last is None:
             return
         self.step = last["step"]
-        total = round(self.step / last["epoch"] * self.run.config["train"]["epochs"])
+        unit, total = experiment.run_length(self.run.config["train"])
+        if unit == "epochs":
+            total = round(self.step / last["epoch"] * total)
         left = timedelta(seconds=round(last["seconds"] / self.step * max(0, total - self.step)))
         self.cells[1], self.cells[3] = f"step {self.step}/{total}", f"{left} left"
         name = self.run.main

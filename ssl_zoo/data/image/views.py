@@ -18,7 +18,8 @@ class Samples(NamedTuple):
 
     seed: int
     epoch: int
-    index: Tensor  # [N] int64, positions in the data set; on the CPU, lest a GPU be waited for
+    index: Tensor  # [N] int64, see `Batch.index`; on the CPU, lest a GPU be waited for
+    records: list | None = None  # N, of a stream
 
 
 @constrained

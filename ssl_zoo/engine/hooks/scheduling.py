@@ -20,14 +20,14 @@ class Schedules(Hook):
             self.bases[name] = [owner[attribute] for owner in owners]
 
     def before_step(self, trainer) -> None:
-        epoch, epochs = trainer.epoch, trainer.total_steps / trainer.data.steps_per_epoch
+        now, end = trainer.step / trainer.unit, trainer.total_steps / trainer.unit
         for name, schedule in self.schedules.items():
             owners, attribute = _owners(trainer, name)
             for owner, base in zip(owners, self.bases[name], strict=True):
                 # Norms and biases stay without decay; a group may keep its rate (SimSiam).
                 exempt = attribute == "weight_decay" and base == 0
                 exempt |= attribute == "lr" and owner.get("constant_lr", False)
-                owner[attribute] = base if exempt else schedule(base, epoch, epochs)
+                owner[attribute] = base if exempt else schedule(base, now, end)
 
     def current(self, trainer) -> dict[str, float]:
         """The scheduled values in use, by name."""

@@ -46,9 +46,9 @@ class Outcome:
         return self.baselines.get(evaluation, {}).get(baseline)
 
     def curve(self, column: Column) -> list[tuple[float, float]]:
-        """(epoch, main metric) of each time that an evaluation was made."""
+        """(epoch, main metric) of each time that an evaluation was made; a stream has no epochs."""
         lines = (line for line in self.lines if line["name"] == column.evaluation)
-        return [(line["epoch"], line[column.metric]) for line in lines]
+        return [(x["epoch"], x[column.metric]) for x in lines if x["epoch"] is not None]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""NewMethod: one sentence on the idea."""
+"""NewPart: one sentence on the idea."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ssl_zoo.ops import health
 
 
 @METHODS.register_module()
-class NewMethod(Method):
+class NewPart(Method):
     """Which of many keys is another view of the same image? (InfoNCE, arXiv:1807.03748).
 
     L = -log exp(q.k+/t) / (exp(q.k+/t) + sum_i exp(q.k_i/t)).
 
     Args:
         backbone: images -> features.
-        num_samples: size of the training set.
+        num_samples: size of the training set; None of a stream.
         head: features -> embeddings, normalized here to unit length.
         memory: where the keys come from.
         loss: of a look-up.
@@ -31,7 +31,7 @@ class NewMethod(Method):
     def __init__(
         self,
         backbone: nn.Module,
-        num_samples: int,
+        num_samples: int | None,
         *,
         head: Part[HEADS],
         memory: Part[MEMORY],

@@ -1,4 +1,4 @@
-"""NewMethod: one sentence on the idea."""
+"""NewPart: one sentence on the idea."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssl_zoo.system import rng
 
 
 @METHODS.register_module()
-class NewMethod(Method):
+class NewPart(Method):
     """Which quarter of the image is blank? Four classes, after RotNet's four (arXiv:1803.07728)."""
 
     family = "pretext"

@@ -1,4 +1,4 @@
-"""NewMethod: one sentence on the idea."""
+"""NewPart: one sentence on the idea."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_zoo.ops.patches import patchify
 
 
 @METHODS.register_module()
-class NewMethod(Method):
+class NewPart(Method):
     """What is under the mask? Its pixels, from the patches in sight (SimMIM, arXiv:2111.09886).
 
     L = mean over masked pixels of |y - x|.

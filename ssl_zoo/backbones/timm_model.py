@@ -1,0 +1,151 @@
+"""timm's models as backbones: any, those whose features are on a grid, and ResNets."""
+
+from collections.abc import Callable
+from functools import partial
+
+from timm.models import ResNet, group_parameters
+from timm.optim import auto_group_layers
+from torch import Tensor, nn
+
+from ssl_zoo.backbones.base import Backbone, Level
+from ssl_zoo.config import ConfigError
+from ssl_zoo.ops.batchnorm import hold_statistics, split_batchnorm
+
+
+class TimmModel(Backbone):
+    """Any of timm's models without its classifier: images [N, C, H, W] -> features [N, F].
+
+    Args:
+        made_for: height and width in pixels that it is made for, or that are usual.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        in_chans: int,
+        bn_groups: int,
+        grad_checkpointing: bool,
+        made_for: tuple[int, int],
+    ):
+        super().__init__()
+        self.model = split_batchnorm(model, bn_groups)
+        self.in_chans, self.bn_groups, self.made_for = in_chans, bn_groups, made_for
+        self.grad_checkpointing = grad_checkpointing
+        # Some models put a layer between pooling and classifier, and timm counts its width apart.
+        self.num_features: int = getattr(model, "head_hidden_size", None) or model.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._once(self.model, self._checked(images))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """As timm's own layer decay orders them."""
+        model = self.model
+        if hasattr(model, "group_matcher"):
+            number = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        else:
+            number = auto_group_layers(model)
+        layers: list[list[nn.Parameter]] = [[] for _ in range(max(number.values()) + 1)]
+        for name, parameter in model.named_parameters():
+            layers[number[name]].append(parameter)
+        return layers
+
+    def _checked(self, images: Tensor) -> Tensor:
+        """Raises ConfigError for images of other channels or, where it is fixed, another size."""
+        channels, *size = images.shape[1:]
+        if channels != self.in_chans:
+            found, expected = str(self.in_chans), str(channels)
+            problem = f"images have {channels} channels"
+            raise ConfigError("backbone.in_chans", problem, found=found, expected=expected)
+        embed = getattr(self.model, "patch_embed", None)
+        if getattr(embed, "strict_img_size", False) and tuple(size) != embed.img_size:
+            problem = "images are of {} x {} pixels".format(*size)
+            found, expected = "{} x {}".format(*embed.img_size), f"{size}, or other images"
+            raise ConfigError("backbone.options.img_size", problem, found=found, expected=expected)
+        return images
+
+    def _once(self, function: Callable, x: Tensor) -> Tensor:
+        if not self.grad_checkpointing:
+            return function(x)
+        # The backward pass runs parts of the network again, outside of this call. BatchNorm would
+        # then take the same batch into its running statistics twice.
+        hold_statistics(self.model, False, "recomputation")
+        out = function(x)
+        hold_statistics(self.model, True, "recomputation")
+        return out
+
+
+class TimmMaps(TimmModel):
+    """One whose features are on a grid until they are pooled.
+
+    Of several levels with one stride the last counts, as in FPN (arXiv:1612.03144).
+    """
+
+    def __init__(self, model: nn.Module, *args):
+        super().__init__(model, *args)
+        self.map_features: int = model.num_features
+        deepest = {level["reduction"]: i for i, level in enumerate(model.feature_info)}
+        self._levels = list(deepest.values())
+        # The last level is what is pooled, with the layers that timm has between the two.
+        channels = [model.feature_info[i]["num_chs"] for i in self._levels[:-1]]
+        channels += [self.map_features]
+        self.levels = [Level(*level) for level in zip(deepest, channels, strict=True)]
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        x = self._once(self.model.forward_features, self._checked(images))
+        return self._on_grid(x, images)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        run = partial(self.model.forward_intermediates, indices=self._levels)
+        last, maps = self._once(run, self._checked(images))
+        return [*maps[:-1], self._on_grid(last, images)]
+
+    def pool(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1) if self._channels_last else x
+        return self.model.forward_head(x, pre_logits=True)
+
+    def _on_grid(self, x: Tensor, images: Tensor) -> Tensor:
+        """What timm calls features, as [N, M, h, w]."""
+        return x.permute(0, 3, 1, 2) if self._channels_last else x
+
+    @property
+    def _channels_last(self) -> bool:  # as Swin's
+        return getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+
+
+class TimmResNet(TimmMaps):
+    """A ResNet, in one or in two parts."""
+
+    def __init__(self, model: ResNet, *args):
+        super().__init__(model, *args)
+        level = model.feature_info[-2]
+        self.c4_level = Level(level["reduction"], level["num_chs"])
+
+    def c4(self, images: Tensor) -> Tensor:
+        run = partial(self.model.forward_intermediates, indices=[3], stop_early=True)
+        return self._once(partial(run, intermediates_only=True), self._checked(images))[0]
+
+    def c5(self, x: Tensor) -> Tensor:
+        return self._once(self.model.layer4, x)
+
+
+def replace_stem(model: nn.Module, name: str) -> None:
+    """A ResNet's by one 3 x 3 convolution without pooling; ConfigError for another model."""
+    if not isinstance(model, ResNet):
+        expected = "a timm ResNet (resnet18, resnet50, resnext50_32x4d, ...)"
+        raise ConfigError("small_images", f"{name} has no stem to replace", expected=expected)
+    layers = list(model.conv1) if isinstance(model.conv1, nn.Sequential) else [model.conv1]
+    channels = layers[0].in_channels, layers[-1].out_channels
+    model.conv1 = nn.Conv2d(*channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    for level in model.feature_info:  # before the pooling 2, behind it 4 and more
+        level["reduction"] = max(level["reduction"] // 4, 1)
+
+
+def checkpoint_gradients(model: nn.Module, name: str) -> None:
+    """Raises ConfigError where timm does not offer it."""
+    try:
+        model.set_grad_checkpointing()
+    except (AttributeError, AssertionError) as error:
+        problem = f"timm has none for {name}"
+        raise ConfigError("grad_checkpointing", problem, expected="false") from error
