@@ -231,14 +231,15 @@ def test_coco_equals_pycocotools(kind, images):
     assert found.by_class == pytest.approx(dict(zip(CLASSES, 100 * precision, strict=True)))
 
 
-def test_lvis_equals_pycocotools_on_the_pictures_that_say_so():
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_lvis_equals_pycocotools_on_the_pictures_that_say_so(kind):
     """A category counts where it is, or is said not to be.
 
     Where not all of it is marked, what finds nothing is not counted: as if there were a crowd of
     it everywhere.
     """
     truths, outputs = scenes(5, images=20)
-    truth, results = as_coco(truths, crowds=False), all_results(outputs, "bbox")
+    truth, results = as_coco(truths, crowds=False), all_results(outputs, kind)
     draw = np.random.default_rng(0)
     there = {(of["image_id"], of["category_id"]) for of in truth["annotations"]}
     judged, crowds = set(there), []
@@ -249,15 +250,16 @@ def test_lvis_equals_pycocotools_on_the_pictures_that_say_so():
         image["not_exhaustive_category_ids"] = [id for id in present if draw.random() < 0.3]
         judged |= {(image["id"], id) for id in image["neg_category_ids"]}
         crowds += [(image["id"], id) for id in image["not_exhaustive_category_ids"]]
-    found = coco_measures(truth, results, "bbox", lvis=True)
+    found = coco_measures(truth, results, kind, lvis=True)
+    whole = {"size": [SIZE, SIZE], "counts": [0, SIZE * SIZE]}
     everywhere = [
         {"id": 1000 + i, "image_id": image, "category_id": id, "bbox": [-99, -99, 300, 300]}
-        | {"area": 1, "iscrowd": 1, "segmentation": []}
+        | {"area": 1, "iscrowd": 1, "segmentation": whole}
         for i, (image, id) in enumerate(crowds)
     ]
     crowded = {**truth, "annotations": truth["annotations"] + everywhere}
     kept = [entry for entry in results if (entry["image_id"], entry["category_id"]) in judged]
-    precision = referee(crowded, kept, "bbox", most=300).eval["precision"][:, :, :, 0, -1]
+    precision = referee(crowded, kept, kind, most=300).eval["precision"][:, :, :, 0, -1]
     by_class = 100 * precision.mean((0, 1))
     frequent, rare, common = by_class.tolist()
     expected = {
@@ -268,7 +270,7 @@ def test_lvis_equals_pycocotools_on_the_pictures_that_say_so():
     }
     expected["AP50"] = 100 * precision[0].mean()
     assert expected == pytest.approx({name: found.metrics[name] for name in expected})
-    plain = coco_measures(truth, results, "bbox").metrics["AP"]
+    plain = coco_measures(truth, results, kind).metrics["AP"]
     assert plain < expected["AP"] and len(kept) < len(results) and everywhere
 
 

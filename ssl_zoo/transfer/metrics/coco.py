@@ -77,7 +77,8 @@ def coco_measures(
     wanted = [image["id"] for image in truth["images"]] if images is None else list(images)
     if unknown := {entry["image_id"] for entry in results} - set(wanted):
         raise ValueError(f"a result is of image {min(unknown)}, none of the {len(wanted)} wanted")
-    results = _surest(results, LVIS_DETECTIONS) if lvis else results
+    if lvis:
+        results = _judged(truth, _surest(results, LVIS_DETECTIONS))
     # Both are changed by the library.
     truths = of.COCO({**truth, "annotations": [dict(entry) for entry in truth["annotations"]]})
     found = truths.loadRes([dict(entry) for entry in results])
@@ -108,6 +109,17 @@ def _surest(results: Sequence[Mapping], most: int) -> list[Mapping]:
         if count <= most:
             kept.append(entry)
     return kept
+
+
+def _judged(truth: Mapping[str, Any], results: Sequence[Mapping]) -> list[Mapping]:
+    """Those of categories of which the picture's truth says whether they are there.
+
+    faster-coco-eval leaves the others out too, but fails where a picture has no more than masks
+    of such.
+    """
+    known = {(of["image_id"], of["category_id"]) for of in truth["annotations"]}
+    known |= {(of["id"], absent) for of in truth["images"] for absent in of["neg_category_ids"]}
+    return [entry for entry in results if (entry["image_id"], entry["category_id"]) in known]
 
 
 def _mean(values: np.ndarray) -> float:
