@@ -233,6 +233,9 @@ def damage(path, change):
             "900: segmentation: found",
         ),
         (lambda d: d["images"][1].pop("height"), "image 42: height, width: found"),
+        (lambda d: d["images"][1].pop("file_name"), "image 42: file_name: found None"),
+        (lambda d: d["images"][1].pop("id"), "image None: id: found None"),
+        (lambda d: d["categories"][1].pop("name"), "category 1: name: found None"),
         (lambda d: d["images"].append(d["images"][0]), "images: an id is there more than once"),
         (lambda d: d.pop("categories"), "categories: found no list"),
         (lambda d: d["images"].clear(), "images: found none"),
@@ -252,7 +255,7 @@ def test_a_cut_file_of_annotations_and_missing_files_are_named(copied):
     with pytest.raises(ValueError, match=r"instances_train2017\.json: no JSON, or cut short"):
         COCO("train", root=root)
     (root / "val2017" / "000000000007.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 files are missing \('.*000000000007\.jpg'\)"):
+    with pytest.raises(FileNotFoundError, match=r"1 missing file \('.*000000000007\.jpg'\)"):
         COCO("test", root=root)
     with pytest.raises(FileNotFoundError, match=r"COCO: .*nowhere has no annotations"):
         COCO("test", root=root / "nowhere")
@@ -302,7 +305,7 @@ def test_damaged_and_missing_cityscapes_files_are_named(copied):
     with pytest.raises(BadImage, match=rf"{path.name}: .*its mode is RGB"):
         train[1]
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"1 files are missing \('.*{path.name}'\)"):
+    with pytest.raises(FileNotFoundError, match=rf"1 missing file \('.*{path.name}'\)"):
         Cityscapes("train", root=root)
 
 

@@ -148,7 +148,11 @@ def dataset_block(data: Any) -> Any:
     """
     if isinstance(data, str | Path):
         return {"type": "ImageFolder", "root": str(data)}
-    is_part = isinstance(data, Part | partial | Stream) or inspect.isclass(data) or inspect.isroutine(data)
+    is_part = (
+        isinstance(data, Part | partial | Stream)
+        or inspect.isclass(data)
+        or inspect.isroutine(data)
+    )
     if is_part or (isinstance(data, Mapping) and "type" in data):
         return data
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}

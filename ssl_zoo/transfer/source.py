@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_zoo.config import Registry
-from ssl_zoo.data.files import some
+from ssl_zoo.data.files import counted, some
 from ssl_zoo.data.image import decode
 from ssl_zoo.data.image.decode import BadImage, Decoding
 from ssl_zoo.data.source import roots
@@ -186,7 +186,9 @@ def list_folder(folder: Path) -> dict[str, str]:
 def all_there(what: str, missing: Sequence[str]) -> None:
     """Raises FileNotFoundError if files are missing."""
     if missing:
-        raise FileNotFoundError(f"{what}: {len(missing):,} files are missing ({some(missing)})")
+        raise FileNotFoundError(
+            f"{what}: {counted(len(missing), 'missing file')} ({some(missing)})"
+        )
 
 
 def own_classes(place: Path) -> list[str]:

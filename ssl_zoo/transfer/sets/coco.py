@@ -47,6 +47,7 @@ class COCO(AnnotatedSet):
     """
 
     subfolders = ("coco",)
+    name_key = "file_name"  # of an entry of images
     files: ClassVar[dict[str, str]] = {
         "boxes": "instances_{}.json",
         "masks": "instances_{}.json",
@@ -71,7 +72,7 @@ class COCO(AnnotatedSet):
         if task == "masks":
             library()
         self.task, self.path = task, path
-        content = _Content(path, task)
+        content = _Content(path, task, self.name_key)
         self.classes = [category["name"] for category in content.categories]
         self.category_ids = [category["id"] for category in content.categories]
         self.keypoints: list[str] = content.keypoints
@@ -93,7 +94,7 @@ class COCO(AnnotatedSet):
 
     def picture_name(self, image: Mapping[str, Any], pictures: str) -> str:
         """Of an entry of images: the file below the root."""
-        return os.path.join(pictures, image["file_name"])
+        return os.path.join(pictures, image[self.name_key])
 
     def target(self, i: int) -> Target:
         record = self._records[i]
@@ -120,7 +121,7 @@ class COCO(AnnotatedSet):
         return [names.index(name) for name in swapped]
 
     def truth(self) -> dict[str, Any]:
-        """The file of annotations, as `coco_ap` wants it."""
+        """The file of annotations, as `coco_measures` wants it."""
         return _loaded(self.path)
 
 
@@ -133,6 +134,8 @@ class LVIS(COCO):
             splits have pictures in train2017/ and in val2017/.
         train, test: names of the files.
     """
+
+    name_key = "coco_url"
 
     def __init__(
         self,
@@ -149,19 +152,21 @@ class LVIS(COCO):
         self._read(self.folder(root, file) / file, task, "")
 
     def picture_name(self, image: Mapping[str, Any], pictures: str) -> str:
-        return os.path.join(*image["coco_url"].split("/")[-2:])
+        return os.path.join(*image[self.name_key].split("/")[-2:])
 
 
 class _Content:
     """A file of annotations, checked: images, categories in the order of ids, annotations."""
 
-    def __init__(self, path: Path, task: Task):
+    def __init__(self, path: Path, task: Task, name_key: str):
         self.path, self.task = path, task
         data = _loaded(path)
         for key in ("images", "annotations", "categories"):
             if not isinstance(data.get(key), list):
                 raise ValueError(f"{path}: {key}: found no list of them")
         self.images, self.annotations = data["images"], data["annotations"]
+        self._have("image", self.images, {"id": int, name_key: str})
+        self._have("category", data["categories"], {"id": int, "name": str})
         self.categories = sorted(data["categories"], key=lambda category: category["id"])
         if not self.images or not self.categories:
             empty = "images" if not self.images else "categories"
@@ -176,6 +181,14 @@ class _Content:
         self.learnable: Counter[int] = Counter()
         for of in self.annotations:
             self._check(of)
+
+    def _have(self, what: str, items: list, kinds: Mapping[str, type]) -> None:
+        """Raises ValueError for one of them that lacks a key or has something else there."""
+        for item in items:
+            for key, kind in kinds.items():
+                if not isinstance(item.get(key), kind):
+                    found = f"{key}: found {item.get(key)!r}, expected {kind.__name__}"
+                    raise ValueError(f"{self.path}: {what} {item.get('id')}: {found}")
 
     def _size(self, image: Mapping[str, Any]) -> tuple[int, int]:
         size = image.get("height"), image.get("width")
