@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import tiny  # noqa: F401  (registers)
 import torch
 from ranks import on_ranks
 from rich.console import Console
+from tiny import same
 from torch import nn
 
 from ssl_zoo import cli, config, evaluation, experiment, memory
@@ -71,14 +71,6 @@ def trained(folder, *overrides, **settings):
 
 def lines(folder, kind="evaluation"):
     return [line for line in RunFolder(folder).metrics() if line["kind"] == kind]
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 # One new file and a block of YAML.
@@ -553,7 +545,7 @@ def test_a_name_that_cannot_be_typed_or_be_a_folder_is_refused_by_the_check(name
 
 
 def test_a_metric_is_not_named_like_what_lines_have_anyway(tmp_path, monkeypatch):
-    monkeypatch.setattr(Draws, "judge", lambda *_: Outcome({"top1": 1.0, "step": 2.0}, {}))
+    monkeypatch.setattr(Draws, "judge", lambda *_, device: Outcome({"top1": 1.0, "step": 2.0}, {}))
     with pytest.raises(ValueError, match="Draws: 'step' is no name for a metric"):
         trained(tmp_path, DRAWS, "train.epochs=0.2")
     monkeypatch.setattr(Draws, "metric", "hash")

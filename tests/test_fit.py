@@ -96,6 +96,8 @@ def test_what_an_evaluation_sees_goes_through_as_well():
     own = {"clean": {"ops": {"crop": {"type": "CenterCrop", "size": 64}}}}
     error = refused("imagenet/moco_v2", vit, ("evaluations.knn.data", own))
     assert error.key == "evaluations.knn.data.clean.ops.crop.size"
+    error = refused("imagenet/moco_v1_linear", vit, ("evaluations.linear.views.ops.crop.size", 64))
+    assert error.key == "evaluations.linear.views.ops.crop.size"
 
 
 def test_masks_are_for_the_size_that_a_vit_is_made_for():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ranks import on_ranks
@@ -11,8 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssl_zoo.config import ConfigError
-from ssl_zoo.evaluation import linear
+from ssl_zoo.evaluation import linear, linear_layers
+from ssl_zoo.evaluation.base import Context
 from ssl_zoo.evaluation.features import Labeled
+from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed, rng
 
 SETTINGS = [(0.03, 0.0), (1.0, 1e-3), (0.3, 1e-1)]
@@ -247,3 +251,61 @@ def test_features_that_cannot_be_probed_are_errors_that_say_so():
         probe(Labeled(broken, y), test)
     with pytest.raises(ValueError, match="linear needs labels: 50 of the 50"):
         probe(Labeled(x, y - 5), test)
+
+
+# Several layers.
+
+
+class Layered(nn.Module):
+    """Maps at two strides, the coarser of which is noise."""
+
+    num_features = 3
+
+    def __init__(self):
+        super().__init__()
+        self.levels = [SimpleNamespace(stride=4), SimpleNamespace(stride=8)]
+
+    def feature_maps(self, images):  # [n, 5, 4, 4]
+        return [images, torch.rand(len(images), 3, 2, 2)]
+
+
+class Blocks(nn.Module):
+    depth, num_prefix_tokens = 2, 1
+
+    def last_blocks(self, images, count):
+        assert count == 2
+        return [images, 2 * images]  # [n, 1 + L, F]
+
+
+def test_each_layer_has_its_probes_and_the_held_out_images_choose(tmp_path):
+    maps = {
+        split: Labeled(x[:, :, None, None].expand(-1, -1, 4, 4), y)
+        for split, (x, y, _) in {"train": clusters(300, 0), "test": clusters(100, 1)}.items()
+    }
+
+    class Images:
+        def chosen(self, split, limit):
+            return torch.arange(len(maps[split].labels))
+
+        def clean_batches(self, split, device, *_, **__):
+            x, y, _ = maps[split]
+            yield x, y, torch.arange(len(y))
+
+    context = Context(Layered(), "backbone", Images(), torch.device("cpu"), RunFolder(tmp_path))
+    found = linear_layers.LinearLayers(lrs=[0.1, 1.0], epochs=3).evaluate(context)
+    plain = [maps[split]._replace(features=maps[split].features.mean((2, 3))) for split in maps]
+    alone = linear.Linear(lrs=[0.1, 1.0], epochs=3).judge(*plain)
+    assert found.details["layer"] == "stride_4" and found.metrics["stride_8"] < 50
+    assert found.metrics["top1"] == found.metrics["stride_4"] == alone.metrics["top1"] > 80
+    assert torch.equal(found.rows.prediction, alone.rows.prediction)
+    assert found.protocol["layers"] == ["stride_4", "stride_8"]
+
+
+def test_of_a_vit_the_layers_are_its_blocks_over_patches():
+    tokens = torch.randn(3, 5, 4)
+    layers = linear_layers.LayerFeatures(Blocks())
+    mean = tokens[:, 1:].mean(1)
+    torch.testing.assert_close(layers(tokens), torch.cat([mean, 2 * mean], 1))
+    assert layers.names == ["block_1", "block_2"] and layers.widths == [4, 4]
+    with pytest.raises(ValueError, match=r"LinearLayers needs .* found Identity"):
+        linear_layers.LinearLayers().begin(nn.Identity(), None, "cpu")

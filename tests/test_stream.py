@@ -313,9 +313,9 @@ def test_text_that_is_no_duration_is_refused(text):
 
 
 def test_a_run_has_one_length():
-    for train, problem in (({"steps": 5}, "two lengths"), ({"epochs": None}, "no length")):
+    for length, problem in (({"steps": 5}, "two lengths"), ({"epochs": None}, "no length")):
         with pytest.raises(ConfigError, match=problem):
-            experiment.parse(config.load(DIGITS, [("train", train)]))
+            experiment.parse(config.load(DIGITS, [("train", length)]))
 
 
 def test_a_ramp_is_compared_with_the_run_in_whatever_unit(tmp_path):

@@ -153,7 +153,7 @@ def test_batches_are_pinned_in_order_and_their_errors_come_in_turn(monkeypatch):
 
     def batches():
         for i in range(5):
-            yield Loaded(Samples(0, 0, [i]), [i], [torch.full((1,), i)], [], {})
+            yield Loaded(Samples(0, 0, [i]), [0], [i], [torch.full((1,), i)], [], {})
         raise ValueError("the end")
 
     pinned = loader._pinned(batches())

@@ -28,8 +28,13 @@ ALGORITHM = [
 ]
 AROUND = [
     ("cli/command_line.py", [], "the command line"),
-    ("cli/train_command.py", [], "`ssl-zoo train`"),
-    ("experiment/sections.py", [], "the sections of a config, and the run that they make"),
+    ("cli/train_command.py", ["add", "train", "run_path"], "`ssl-zoo train`"),
+    ("experiment/sitting.py", ["train_into", "_fit"], "a config, trained into a folder"),
+    (
+        "experiment/sections.py",
+        ["whole_run", "seeded", "resolve", "parse", "build_trainer"],
+        "the sections of a config, and the run that they make",
+    ),
     (
         "config/yaml.py",
         ["load", "override", "_load", "_merge", "_override"],
@@ -41,7 +46,7 @@ AROUND = [
     ("config/construct.py", ["check_arguments", "constrained"], "checks"),
     ("config/registry.py", ["Registry"], "names"),
     ("data/splits.py", ["Splits", "Data"], "a data set, its views and its batches"),
-    ("data/sampler.py", [], "which samples make which step"),
+    ("data/sampler.py", ["Sampler"], "which samples make which step"),
     (
         "data/loader.py",
         ["Batches.__call__", "Batches._load", "read_batches", "on_device", "_made"],
@@ -59,7 +64,7 @@ AROUND = [
     ("backbones/timm.py", ["Timm"], "the backbone"),
     ("backbones/timm_model.py", ["TimmModel.__init__", "TimmModel.forward"], "what it computes"),
     ("ops/batchnorm.py", ["_Split", "split_batchnorm"], "virtual devices"),
-    ("core/batch.py", [], "what data and methods share"),
+    ("core/batch.py", ["Batch"], "what data and methods share"),
     ("core/method.py", ["Method"], "what the trainer knows of a method"),
     ("engine/trainer.py", [], "the loop"),
     ("engine/parallel.py", [], "one process or several, and the state"),

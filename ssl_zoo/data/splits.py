@@ -120,8 +120,13 @@ class Splits:
         """What is known of that before any data are read."""
         return {name: part.spelled_out(machine=False) for name, part in self.blocks.items()}
 
-    def chosen(self, split: str, limit: int | None = None) -> Tensor:
-        """Positions of `limit` images, evenly spaced as files are often sorted by class, or all."""
+    def chosen(self, split: str, limit: int | Tensor | None = None) -> Tensor:
+        """Positions of `limit` images, evenly spaced as files are often sorted by class, or all.
+
+        A tensor is the positions themselves.
+        """
+        if isinstance(limit, Tensor):
+            return limit
         size = len(self.split(split))
         count = min(limit or size, size)
         return torch.arange(count) * size // count
@@ -131,7 +136,7 @@ class Splits:
         split: str,
         device: torch.device | str,
         batch_size: int = 512,
-        limit: int | None = None,
+        limit: int | Tensor | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images [n, C, H, W] after the clean operations, labels [n], positions [n]) of `chosen`,

@@ -31,6 +31,7 @@ from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all, seed_rank
+from ssl_zoo.system.text import one_line
 
 UNTRAINED = "random backbone"
 # What each method's paper evaluates, whatever its name, is this in hashes: so methods compare.
@@ -90,6 +91,7 @@ class Evaluation:
         wants: the clean images' 'features', extracted once for all evaluations over the same
             data, for `judge`; the 'backbone', for an `evaluate` of its own; or the 'run', to
             learn beside it step by step.
+        given: the splits whose features `judge` is given, in this order.
         precision: of the backbone's pass.
         limits: images of the training and of the test split, evenly spaced; None: all.
         baselines: what has to be beaten, makers of networks by name; None: the run's own network,
@@ -101,6 +103,7 @@ class Evaluation:
     higher_is_better = True
     unit = "%"
     wants: Literal["features", "backbone", "run"] = "features"
+    given: tuple[str, ...] = ("train", "test")
     precision: Precision = "fp32"
     limits: tuple[int | None, int | None] = (None, None)
     baselines: ClassVar[dict[str, Callable[[], nn.Module] | None]] = {}
@@ -109,16 +112,20 @@ class Evaluation:
     def check(self, splits: Splits) -> None:
         """Raises ValueError for data that `evaluate` would refuse, before anything is paid for."""
 
-    def judge(self, train: Labeled, test: Labeled, device: torch.device | str = "cpu") -> Outcome:
+    def depends_on(self, splits: Splits) -> dict[str, Any]:
+        """What its numbers depend on besides its arguments and the images, as plain values."""
+        return {}
+
+    def judge(self, *given: Labeled, device: torch.device | str = "cpu") -> Outcome:
         """On rank 0 alone, with the threads of all, so that the world's size changes nothing."""
         raise NotImplementedError
 
     def evaluate(self, context: Context) -> Outcome:
         """All ranks call it and get the same; random numbers start from the run's seed."""
-        train = context.features("train", self.precision, self.limits[0])
-        test = context.features("test", self.precision, self.limits[1])
+        limits = dict(zip(("train", "test"), self.limits, strict=True))
+        given = [context.features(split, self.precision, limits[split]) for split in self.given]
         with distributed.borrowed_threads():
-            return distributed.attempt(lambda: self.judge(train, test, context.device))
+            return distributed.attempt(lambda: self.judge(*given, device=context.device))
 
     # For `wants = "run"`: what learns beside a method and leaves no trace on it.
 
@@ -194,7 +201,7 @@ class Context:
 
         Args:
             schedules: by dotted name.
-            settings: further ones of `TrainSettings`.
+            settings: further ones of `TrainSettings`, among them another `precision`.
 
         Raises:
             Interrupted: asked to stop; the same call goes on.
@@ -204,13 +211,14 @@ class Context:
             "progress": ProgressBar(live=False),
             "schedules": scheduled,
             "metrics": MetricsLogger(scheduled),
-            "checkpoints": Checkpoints(every_epochs=epochs / 10, keep=1),
+            "checkpoints": Checkpoints(every_epochs=min(1.0, epochs / 10), keep=1),
         }
-        settings = TrainSettings(epochs=epochs, precision=self.precision, **settings)
+        settings = TrainSettings(**{"epochs": epochs, "precision": self.precision} | settings)
         with eval_mode(self.backbone):
             trainer = Trainer(
                 method, data, optimizer, hooks, self.device, self.folder, settings, self.stop
             )
+            trainer.name = one_line("/".join(self.folder.path.parts[-3:]))  # of which evaluation
             scheduled.attach(trainer)
             seed_rank(self.splits.seed)
             trainer.resume()
@@ -219,7 +227,11 @@ class Context:
 
 
 def identity(
-    part: Part, splits: Splits, network: str, evaluated: str | None = None
+    part: Part,
+    evaluation: Evaluation,
+    splits: Splits,
+    network: str,
+    evaluated: str | None = None,
 ) -> dict[str, Any]:
     """Arguments, images and which network: what two numbers need in common to be compared.
 
@@ -228,7 +240,8 @@ def identity(
     if evaluated is not None:
         network = NETWORK if network == evaluated else f"{network}, not {evaluated}"
     alone = part.replaced(part.target).spelled_out(machine=False)
-    return {**alone, "data": splits.identity(), "network": network}
+    further = evaluation.depends_on(splits)
+    return {**alone, **further, "data": splits.identity(), "network": network}
 
 
 def hashed(identity: Mapping[str, Any]) -> str:
@@ -243,7 +256,7 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
     ValueError for metrics of names that are taken.
     """
     with kept_random_state(context.device):
-        of = identity(part, context.splits, context.network, context.evaluated)
+        of = identity(part, evaluation, context.splits, context.network, context.evaluated)
         digest = hashed(of)
         # What an earlier sitting left half trained under another config is not gone on with.
         context = replace(context, folder=RunFolder(f"{context.folder.path}-{digest}"))

@@ -75,12 +75,23 @@ def extract(
     return Labeled(torch.cat(features), torch.cat(labels), torch.cat(positions))
 
 
+def main_buffers(backbone: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Rank 0's buffers by name, to be used on every rank; {} on one process: its own.
+
+    Each rank has running statistics of its own, and features of two networks do not compare.
+    """
+    if distributed.world() == 1:
+        return {}
+    here = {name: value.cpu() for name, value in backbone.named_buffers()}
+    return {name: x.to(device) for name, x in distributed.broadcast(here).items()}
+
+
 def extract_split(
     backbone: nn.Module,
     splits: Splits,
     split: str,
     device: torch.device | str,
-    limit: int | None = None,
+    limit: int | Tensor | None = None,
     precision: Precision = "fp32",
 ) -> Labeled | None:
     """Features of the clean views of a split, on rank 0; None on the other ranks.
@@ -88,18 +99,12 @@ def extract_split(
     All ranks call it and each extracts its share, cut between batches: every image goes through
     the network in the same company whatever the world size, so the features are the same as well.
 
-    The running statistics in use are rank 0's: each rank has its own, and features of two networks
-    do not compare.
-
     Args:
-        limit: use so many images of the split; None: all.
+        limit: use so many images of the split, or those of these positions [n]; None: all.
     """
     device = torch.device(device)
     size, rank, world = BATCH_SIZE[device.type], distributed.rank(), distributed.world()
-    buffers = None
-    if world > 1:
-        here = {name: value.cpu() for name, value in backbone.named_buffers()}
-        buffers = {name: x.to(device) for name, x in distributed.broadcast(here).items()}
+    buffers = main_buffers(backbone, device)
     share = None
     if rank * size < len(splits.chosen(split, limit)):  # else no batch is left for this rank
         batches = splits.clean_batches(split, device, size, limit, share=(rank, world))

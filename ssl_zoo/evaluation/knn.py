@@ -14,6 +14,8 @@ from ssl_zoo.evaluation.features import Labeled, Precision, check_usable
 from ssl_zoo.ops.kmeans import faiss_threads
 
 QUERIES_AT_ONCE = 4096
+QUERIES_FOR_RECALL = 1000
+ROUNDING = 1e-6  # of a similarity, summed in another order
 NOBODY = -1  # no class; labels are known, so never right
 Index = Literal["flat", "ivf", "hnsw"]
 
@@ -59,6 +61,19 @@ def build_index(bank: Tensor, kind: Index, k: int) -> tuple[faiss.Index, str]:
         index.train(rows)
     index.add(rows)
     return index, described
+
+
+def index_recall(search: faiss.Index, bank: Tensor, queries: Tensor, k: int) -> float:
+    """How much of what the exact index finds an index over the same bank finds, in %.
+
+    Of evenly spaced queries, at most QUERIES_FOR_RECALL. A neighbor counts if it is as similar as
+    the k-th that there is: which of several alike is found does not matter.
+    """
+    count = min(len(queries), QUERIES_FOR_RECALL)
+    asked = queries[torch.arange(count) * len(queries) // count].numpy()
+    exact, _ = faiss.knn(asked, bank.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)  # [n, k]
+    least = exact[:, -1:]
+    return 100 * float((search.search(asked, k)[0] >= least - ROUNDING).mean())
 
 
 def check_bank(k: int, bank: int) -> None:
@@ -110,7 +125,8 @@ class KNN(Evaluation):
 
     @faiss_threads()
     def judge(self, train: Labeled, test: Labeled, device: torch.device | str = "cpu") -> Outcome:
-        """'top1', 'top5' and 'nearest' in %, and for each query the winner's share of the votes.
+        """'top1', 'top5' and 'nearest' in %, and for each query the winner's share of the votes; of
+        an approximate index its 'index_recall' as well.
 
         A class that none of the k neighbors belongs to is not among the top five. 'nearest' is what
         the nearest neighbor alone says. A query for which no neighbor is found is predicted -1.
@@ -152,4 +168,7 @@ class KNN(Evaluation):
         }
         rows = Rows.of(test, ranked[:, 0], torch.cat(shares))
         nearest = 100 * (torch.cat(first) == test.labels).float().mean().item()
-        return Outcome(top1_and_top5(hits) | {"nearest": nearest}, protocol, rows)
+        metrics = top1_and_top5(hits) | {"nearest": nearest}
+        if self.index != "flat":
+            metrics["index_recall"] = index_recall(search, bank, queries, self.k)
+        return Outcome(metrics, protocol, rows)

@@ -174,8 +174,16 @@ class Monitor(Hook):
             self._measure_baselines(trainer, done)
         # Figures on other images, as of before a set has changed, are not compared with.
         usual = {
-            name: hashed(identity(part, self.splits[name], self.chosen[name], self.evaluated))
-            for name, part in self.parts.items()
+            name: hashed(
+                identity(
+                    self.parts[name],
+                    evaluation,
+                    self.splits[name],
+                    self.chosen[name],
+                    self.evaluated,
+                )
+            )
+            for name, evaluation in self.evaluations.items()
         }
         lines = [line for line in lines if line["kind"] == "evaluation"]
         # What stands after a dash is of images that could not be read.

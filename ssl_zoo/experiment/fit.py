@@ -88,6 +88,11 @@ def _clean(sections: Mapping[str, Any], given: Size | None) -> Iterator[Seen]:
         key, size = _size_of(clean(), 0, None if "dataset" in blocks else given)
         if size is not None:
             yield Seen(f"{own}.{key}", f"the images of {name}", size)
+        views = part.arguments().get("views")
+        if isinstance(views, Part) and views.target is Views:  # that it trains on
+            key, size = _size_of(views(), 0, None if "dataset" in blocks else given)
+            if size is not None:
+                yield Seen(f"evaluations.{name}.views.{key}", f"the views of {name}", size)
 
 
 def _size_of(views: Views, view: int, size: Size | None) -> tuple[str, Size | None]:

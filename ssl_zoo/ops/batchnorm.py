@@ -41,6 +41,14 @@ def split_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     return module
 
 
+def join_batchnorm(module: nn.Module) -> nn.Module:
+    """Makes every BatchNorm in `module` normalize the batch as one, whatever split it before."""
+    for child in module.modules():
+        if isinstance(child, _Split):
+            child.groups = 1
+    return module
+
+
 def groups_of(backbone: nn.Module) -> int:
     """How many groups its BatchNorms normalize apart; 1 for a network that does not say."""
     return getattr(backbone, "bn_groups", 1)

@@ -66,12 +66,17 @@ def whiten(x: Tensor, dimensions: int) -> Tensor:
         return F.normalize(torch.from_numpy(pca.apply(x.numpy())), dim=1)
 
 
-def euclidean_kmeans(x: Tensor, k: int, iterations: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Assignments [N] int64 and centroids [k, D] of rows [N, D], by faiss, on the CPU."""
+def euclidean_kmeans(
+    x: Tensor, k: int, iterations: int, seed: int, starts: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Assignments [N] int64 and centroids [k, D] of rows [N, D], by faiss, on the CPU.
+
+    Of several `starts` the one that ends nearest to the rows.
+    """
     # Every point takes part, and few a cluster are no reason to warn. An empty one gets half of a
     # large one.
     points = {"min_points_per_centroid": 1, "max_points_per_centroid": len(x)}
-    clustering = faiss.Kmeans(x.shape[1], k, niter=iterations, seed=seed, **points)
+    clustering = faiss.Kmeans(x.shape[1], k, niter=iterations, seed=seed, nredo=starts, **points)
     with faiss_threads():
         clustering.train(x.numpy())
         assigned = clustering.index.search(x.numpy(), 1)[1][:, 0]

@@ -89,12 +89,29 @@ class Recipe:
         changed: Sequence[Override] = (),
     ) -> Trainer:
         """A run that is ready for its first step."""
+        cfg = self.small(batch_size, norm, groups, seed, compile, changed)
+        folder.mkdir(exist_ok=True)
+        trainer = experiment.build_trainer(cfg, self.device, folder)
+        trainer.method.train()
+        trainer.method.before_epoch(trainer.data.clean_share(self.device))
+        return trainer
+
+    def small(
+        self,
+        batch_size: int = 12,
+        norm: bool = True,
+        groups: int = 1,
+        seed: int = 0,
+        compile: bool = False,
+        changed: Sequence[Override] = (),
+    ) -> config.Config:
+        """The config of such a run."""
         data = resolved(self.config)
         overrides = [
             ("seed", seed),
             ("data.dataset", noise(data)),
             ("data.batch_size", batch_size),
-            ("backbone", small(data["backbone"], norm, groups)),
+            ("backbone", small_backbone(data["backbone"], norm, groups)),
             ("evaluations", None),
             ("evaluations", {}),
             ("best", None),
@@ -105,11 +122,7 @@ class Recipe:
             *self.settings,
             *changed,
         ]
-        folder.mkdir(exist_ok=True)
-        trainer = experiment.build_trainer(config.load(self.config, overrides), self.device, folder)
-        trainer.method.train()
-        trainer.method.before_epoch(trainer.data.clean_share(self.device))
-        return trainer
+        return config.load(self.config, overrides)
 
 
 def noise(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,13 +148,13 @@ def _sizes(block: Any) -> Iterator[int]:
             yield from _sizes(item)
 
 
-def small(backbone: dict[str, Any], norm: bool, groups: int) -> dict[str, Any]:
+def small_backbone(backbone: dict[str, Any], norm: bool, groups: int) -> dict[str, Any]:
     """The same kind of backbone, as small as it gets; without BatchNorm unless `norm`.
 
     One that is somebody's own is left as it is.
     """
     if "of" in backbone:
-        return backbone | {"of": small(backbone["of"], norm, groups)}
+        return backbone | {"of": small_backbone(backbone["of"], norm, groups)}
     if backbone["type"] != "Timm":
         return backbone
     if masks(config.dump(backbone)):
@@ -424,7 +437,7 @@ def compiled_encoders_train_as_plain_ones(recipe: Recipe, folder: Path) -> None:
 
 def two_processes_equal_one_in_loss_gradient_and_state(recipe: Recipe, folder: Path) -> None:
     one = two_steps(recipe, folder)
-    whole = experiment.parse(config.load(recipe.config, recipe.settings))
+    whole = experiment.parse(recipe.small())
     modules = sorted(set(modules_of(whole.arguments())))
     two = on_ranks(2, two_steps, recipe, folder, modules)[0]
     torch.testing.assert_close(two[0], one[0], rtol=1e-4, atol=1e-5)

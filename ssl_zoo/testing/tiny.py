@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.backbones import Backbone
+from ssl_zoo.backbones.base import Level
 from ssl_zoo.config import BACKBONES
 from ssl_zoo.core import Batch
 from ssl_zoo.ops.batchnorm import split_batchnorm
@@ -18,6 +19,7 @@ class TinyNet(Backbone):
     ):
         super().__init__()
         self.num_features, self.map_features, self.bn_groups = width, width, bn_groups
+        self.levels = [Level(stride=2, channels=width)]
         self.net = nn.Sequential(
             nn.Conv2d(in_chans, width, 3, stride=2, padding=1),
             nn.BatchNorm2d(width) if norm else nn.Identity(),
@@ -33,6 +35,9 @@ class TinyNet(Backbone):
 
     def feature_map(self, images: Tensor) -> Tensor:
         return self.net(images)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        return [self.feature_map(images)]
 
     def pool(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
