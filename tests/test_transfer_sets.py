@@ -12,8 +12,9 @@ import tiny_layouts as tiny
 import torch
 from PIL import Image
 
+from ssl_zoo.config import ConfigError, bind
 from ssl_zoo.data.image.decode import BadImage
-from ssl_zoo.transfer import COCO, LVIS, VOC, Cityscapes, learnable
+from ssl_zoo.transfer import ANNOTATED, COCO, LVIS, VOC, Cityscapes, learnable
 from ssl_zoo.transfer.masks import counted_runs, decoded, encoded
 from ssl_zoo.transfer.source import Records
 from ssl_zoo.transfer.source import picture as read_picture
@@ -328,3 +329,17 @@ def test_sets_travel_to_other_processes(folders):
     ):
         image, _ = pickle.loads(pickle.dumps(dataset))[0]
         assert torch.equal(image, dataset[0][0])
+
+
+def test_a_block_of_yaml_names_a_set(folders):
+    block = {"type": "VOC", "root": str(folders["voc"]), "train": ["VOC2007/trainval"]}
+    part = bind(ANNOTATED, block)
+    assert len(part(split="train")) == 2 and part.spelled_out(machine=False) == {
+        "type": "VOC",
+        "task": "boxes",
+        "train": ["VOC2007/trainval"],
+        "test": None,
+    }
+    with pytest.raises(ConfigError, match=r"task(.|\n)*semantic"):
+        bind(ANNOTATED, {**block, "task": "sematic"})
+    assert {"COCO", "LVIS", "Cityscapes", "TreeCrowns"} <= ANNOTATED.module_dict.keys()
