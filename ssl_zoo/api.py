@@ -29,6 +29,7 @@ from ssl_zoo.experiment import load_subject, run_splits, train_into, whole_run
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state
+from ssl_zoo.weights.as_subject import subject_of
 
 SECTIONS = tuple(configs.signature(whole_run)[1])
 # What a call without a config starts from: MoCo's optimizer and batch (arXiv:1911.05722), a cosine.
@@ -85,9 +86,7 @@ def train(
     if isinstance(backbone, str):
         backbone = {"type": "Timm", "name": backbone}
     whole = _laid_over(config, {**sections, "backbone": backbone}, data, views, size)
-    for key, value in ("train.epochs", epochs), ("data.batch_size", batch_size):
-        if value is not None:
-            configs.override(whole, [(key, value)])
+    _lay(whole, {"train.epochs": epochs, "data.batch_size": batch_size})
     threads = torch.get_num_threads()
     try:
         with kept_random_state(distributed.start(device)):
@@ -131,10 +130,17 @@ def _laid_over(
     elif views is not None:
         block["views"] = views
     given = {**sections, "data": block or None}
-    configs.override(whole, [(n, value) for n, value in given.items() if value is not None])
+    _lay(whole, given)
     if dataset is not None:
         whole.data["data"]["dataset"] = dataset
     return whole
+
+
+def _lay(whole: Config, given: Mapping[str, Any]) -> None:
+    """Sets keys of a config in place, but those that are None; errors say whose they are."""
+    set_here = {key: value for key, value in given.items() if value is not None}
+    configs.override(whole, set_here.items())
+    whole.origins |= dict.fromkeys(set_here, "ssl_zoo.train")
 
 
 class Run:
@@ -189,11 +195,13 @@ class Embedder(nn.Module):
     Attributes:
         backbone: images [N, C, H, W] after `transform` -> features [N, F].
         channels: C, that the backbone takes; 3 where it does not say.
+        about: where it is from: the file's `path`, the `network` in it, the view as `clean`; plain
+            values.
     """
 
-    def __init__(self, backbone: nn.Module, clean: Views):
+    def __init__(self, backbone: nn.Module, clean: Views, about: Mapping[str, Any]):
         super().__init__()
-        self.backbone, self.clean = backbone, clean
+        self.backbone, self.clean, self.about = backbone, clean, dict(about)
         self.num_features: int = backbone.num_features
         self.channels: int = getattr(backbone, "in_chans", 3)
         self.eval().requires_grad_(False)
@@ -228,10 +236,11 @@ def load(
     backbone: Any = None,
     device: str = "auto",
 ) -> Embedder:
-    """What a run has learned.
+    """What a run has learned, or what was imported.
 
     Args:
-        path: a run's folder (its newest checkpoint), or a checkpoint.
+        path: a run's folder (its newest checkpoint), a checkpoint, or a file of weights that
+            `ssl-zoo import` or `ssl-zoo export --to safetensors` wrote.
         network: one of the method's `networks`; None: the one that its paper evaluates.
         backbone: where the run was given one that no file can name, the same once more.
 
@@ -242,8 +251,11 @@ def load(
     on = distributed.start(device)
     given = {} if backbone is None else {"backbone": backbone}
     with kept_random_state(on):
-        subject = load_subject(Path(path), on, given)
+        subject = subject_of(Path(path), on, given)
     name = next(iter(subject.networks)) if network is None else network
     if name not in subject.networks:
         raise configs.not_among("network", "no such network of it", name, subject.networks)
-    return Embedder(subject.networks[name], run_splits(subject.sections).clean)
+    splits = run_splits(subject.sections)
+    clean = splits.blocks["clean"].spelled_out(machine=False)
+    about = {"path": str(subject.path.resolve()), "network": name, "clean": clean}
+    return Embedder(subject.networks[name], splits.clean, about)

@@ -214,7 +214,7 @@ def test_a_run_can_be_started_in_a_thread(tmp_path):
         ({"data": {"train": IMAGES.unbind(), "val": LABELED}}, "data.val: no split of a data set"),
         ({"backbone": "resnet8"}, "timm knows no such model"),
         ({"backbone": nn.Linear(4, 2)}, "num_features"),
-        ({"epochs": -1}, "train.epochs: too small"),
+        ({"epochs": -1}, "^ssl_zoo.train: train.epochs: too small"),
     ],
 )
 def test_what_does_not_go_together_is_told_before_anything_is_written(tmp_path, changed, said):
@@ -243,6 +243,11 @@ def test_a_folder_of_pictures_is_enough(tmp_path):
     run = trained(tmp_path / "runs", data=tmp_path, batch_size=8)
     assert run.folder.config()["data"]["dataset"]["type"] == "ImageFolder"
     assert run.result["steps"] == 2
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
+        trained(tmp_path / "runs", data=tmp_path / "nowhere")
 
 
 def test_importing_the_package_imports_no_torch():

@@ -28,8 +28,10 @@ MAY_IMPORT = {
     "experiment": PARTS
     | {"backbones", "data", "engine", "evaluation", "heads", "losses", "memory", "methods", "runs"},
     "transfer": PARTS | {"backbones", "data", "engine", "evaluation", "experiment", "runs"},
+    "weights": LOWEST | {"backbones", "data", "engine", "evaluation", "experiment"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
-    "api": LOWEST | {"data", "engine", "experiment", "runs"},
+    "api": LOWEST | {"data", "engine", "experiment", "runs", "weights"},
+    "search": LOWEST | {"data", "evaluation", "runs"},
     "testing": None,
     "cli": None,
 }

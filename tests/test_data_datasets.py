@@ -333,8 +333,9 @@ def test_folders(kind, below, test, tmp_path):
 @pytest.mark.parametrize(
     ("make", "split", "message"),
     [
-        (lambda root: None, "train", r"no train/ in .*root/train/CLASS/IMAGE"),
-        (lambda root: None, "test", r"no val/ or test/ in "),
+        (lambda root: None, "train", r"no such folder: .*root/train/CLASS/IMAGE"),
+        (lambda root: root.mkdir(parents=True), "train", r"no train/ in .*root/train/CLASS/IMAGE"),
+        (lambda root: root.mkdir(parents=True), "test", r"no val/ or test/ in "),
         (lambda root: (root / "train" / "a").mkdir(parents=True), "train", r"no image \(JPEG, "),
     ],
 )

@@ -265,7 +265,17 @@ def test_keys_of_the_machine_are_these():
     targets = [target for kind in kinds for target in kind.module_dict.values()]
     targets += [Data, TrainSettings, Checkpoints, experiment.whole_run]
     names = {name for target in targets for name in marked(target, MACHINE)}
-    assert names == {"root", "path", "workers", "max_bad", "log_every", "keep", "every_epochs"}
+    names_known = {
+        "root",
+        "path",
+        "file",
+        "workers",
+        "max_bad",
+        "log_every",
+        "keep",
+        "every_epochs",
+    }
+    assert names == names_known
     assert "device" not in of_yaml(experiment.whole_run)  # an option of the command
 
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Callable
 
 from ssl_zoo.system.files import user_path
 from ssl_zoo.system.text import show
@@ -12,7 +13,14 @@ COMMANDS = {
     "train": "train one config",
     "ablate": "run a grid of arms and report",
     "evaluate": "evaluate a trained backbone",
+    "import": "published weights, for runs to start from",
+    "export": "a backbone for timm, torchvision, transformers, detectron2 or ONNX",
     "compare": "whether one arm is better than another",
+    "leaderboard": "networks under one protocol, in one table",
+    "embed": "features of a folder's images, in a file",
+    "index": "an index over such a file",
+    "search": "which images of an index are most like one",
+    "duplicates": "which images of an index are nearly alike",
     "list": "what is registered: name, one line, paper; and the recipes",
     "show": "a config as it is run, each line with where it comes from",
     "new": "write a method, memory, evaluation or data set of one's own, to be changed",
@@ -33,6 +41,17 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     a_config = "a YAML file, or a recipe"
     parser.add_argument("config", type=user_path, metavar="CONFIG", help=a_config)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, YAML")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument's type: a whole number that is not smaller."""
+
+    def integer(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least} on")
+        return int(text)
+
+    return integer
 
 
 def main(argv: list[str] | None = None) -> int:

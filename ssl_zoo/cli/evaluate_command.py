@@ -44,33 +44,29 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from ssl_zoo.experiment import load_subject
+    from ssl_zoo.experiment.by_hand import asked, keep
     from ssl_zoo.system import distributed
     from ssl_zoo.system.files import write_text
     from ssl_zoo.system.hardware import keep_freed_memory
+    from ssl_zoo.weights.as_subject import subject_of
 
     if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ValueError(f"--out {out}: expected a file in a folder that exists")
     keep_freed_memory()
     device = distributed.start(arguments.device)
-    subject = load_subject(arguments.path, device)
-    of_run = [text for text in arguments.overrides if text.startswith("data.")]
-    others = [text for text in arguments.overrides if text not in of_run]
-    parts = subject.parts(arguments.name, others)
-    if arguments.data or of_run:
-        subject.judge_by(arguments.data, of_run, parts)
-    lacking = subject.lacking(parts)
-    if arguments.data:  # they learned the run's classes
-        lacking = [name for name, part in parts.items() if part.target.wants == "run"]
-    if arguments.name == "all" and len(lacking) < len(parts):
-        parts = {name: part for name, part in parts.items() if name not in lacking}
-        if lacking and distributed.is_main():
-            show(f"left out, as they learn beside a run: {', '.join(lacking)}")
+    subject = subject_of(arguments.path, device)
+    parts, left_out = asked(subject, arguments.name, arguments.overrides, arguments.data)
+    if left_out and distributed.is_main():
+        show(f"left out, as they learn beside a run: {', '.join(left_out)}")
     results = {"source": {"path": str(subject.path), "step": subject.step}}
     for name, result, outcome in subject.evaluate(parts, device):
         results[name] = result
         if distributed.is_main():
             _print(name, result, outcome, results["source"])
+            try:
+                keep(subject, name, result, outcome)
+            except OSError as error:  # somebody else's folder
+                show(f"not kept beside {subject.path}: {error}")
             if out is not None:  # now: the next may take long, or be interrupted
                 write_text(out, json.dumps(results, indent=2) + "\n")
                 if outcome.rows is not None:

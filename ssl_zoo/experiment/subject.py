@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,15 @@ from ssl_zoo.data.files import some
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.engine.parallel import load_weights
 from ssl_zoo.engine.precision import choose
-from ssl_zoo.evaluation.base import NETWORK, UNTRAINED, Context, Outcome, measure
+from ssl_zoo.evaluation.base import (
+    NETWORK,
+    UNTRAINED,
+    Context,
+    Outcome,
+    hashed,
+    identity,
+    measure,
+)
 from ssl_zoo.evaluation.monitor import Monitored, check_blocks, chosen, splits_of
 from ssl_zoo.experiment.known_data import class_names
 from ssl_zoo.experiment.sections import parse, resolve, seeded
@@ -122,9 +130,12 @@ class Subject:
         return [n for n, p in parts.items() if p.target.wants == "run" and n not in self.state]
 
     def evaluate(
-        self, parts: Mapping[str, Part], device: torch.device
+        self, parts: Mapping[str, Part], device: torch.device, known: Container[str] = ()
     ) -> Iterator[tuple[str, dict[str, Any], Outcome]]:
-        """(name, result, outcome) of each; all are checked before the first is paid for."""
+        """(name, result, outcome) of each; all are checked before the first is paid for.
+
+        Those of `known` hashes are left out.
+        """
         for name in self.lacking(parts):
             trained = f"those trained beside that of {self.path}: {', '.join(self.state) or 'none'}"
             raise ValueError(f"{parts[name].type} is trained beside a method; {trained}")
@@ -148,10 +159,14 @@ class Subject:
         caches: dict[str, dict] = {network: {} for network in self.networks}
         with self._folder() as folder:
             for name, evaluation in evaluations.items():
+                evaluated = None if self.untrained else first
+                of = identity(parts[name], evaluation, splits[name], judged[name], evaluated)
+                if hashed(of) in known:
+                    continue
                 context = Context(
                     backbone=self.networks[judged[name]],
                     network=judged[name],
-                    evaluated=None if self.untrained else first,
+                    evaluated=evaluated,
                     splits=splits[name],
                     device=device,
                     # Apart from the run's own, which may be training there just now.

@@ -7,6 +7,7 @@ over seeds be? Seeds answer only how different it would be with other runs.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -34,21 +35,23 @@ def hits(runs: Iterable[tuple[RunFolder, float]], evaluation: str) -> Hits | Non
     """
     total = None
     for folder, score in runs:
-        found = _read(folder, evaluation)
-        # Scores are means in float32.
-        if found is None or abs(100 * found.right.sum() / found.images.sum() - score) > 1e-3:
+        found = hits_of(folder.rows_path(evaluation), score)
+        if found is None:
             return None
         total = found if total is None else Hits(*map(np.add, total, found))
     return total
 
 
-def _read(folder: RunFolder, evaluation: str) -> Hits | None:
-    path = folder.rows_path(evaluation)
+def hits_of(path: Path, score: float) -> Hits | None:
+    """Of one evaluation's rows, see `hits`."""
     if not path.exists() or not path.stat().st_size:  # an evaluation may have no rows
         return None
     rows = np.loadtxt(path, delimiter=",", skiprows=1, usecols=(1, 2), ndmin=2)
     _, label = np.unique(rows[:, 0], return_inverse=True)
-    return Hits(np.bincount(label), np.bincount(label, weights=rows[:, 0] == rows[:, 1]))
+    found = Hits(np.bincount(label), np.bincount(label, weights=rows[:, 0] == rows[:, 1]))
+    # Scores are means in float32.
+    same = abs(100 * found.right.sum() / found.images.sum() - score) <= 1e-3
+    return found if same else None
 
 
 def over_classes(a: Hits | None, b: Hits | None) -> OverClasses | None:

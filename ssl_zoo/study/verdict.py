@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -130,6 +130,21 @@ def error_over_classes(hits: ArrayLike, images: ArrayLike) -> OverClasses | None
         hits: [C], of each class, how many more test images A had right than B, over all seeds.
         images: [C], of each class, test images, over all seeds.
     """
+    drawn = _drawn_classes(hits, images)
+    return None if drawn is None else OverClasses(len(images), float(drawn.standard_error))
+
+
+def interval_over_classes(right: ArrayLike, images: ArrayLike) -> tuple[float, float] | None:
+    """Between what 95% of accuracies, in %, would lie on other classes, by the same bootstrap.
+
+    Of `right` predictions [C] on `images` [C] of each class. None for fewer than two classes.
+    """
+    drawn = _drawn_classes(right, images)
+    return None if drawn is None else tuple(map(float, drawn.confidence_interval))
+
+
+def _drawn_classes(hits: ArrayLike, images: ArrayLike) -> Any:
+    """scipy's result, by percentiles; None for fewer than two classes."""
     if len(np.asarray(images)) < 2:
         return None
 
@@ -138,11 +153,15 @@ def error_over_classes(hits: ArrayLike, images: ArrayLike) -> OverClasses | None
 
     rng = np.random.default_rng(0)
     data = (np.asarray(hits, dtype=float), np.asarray(images, dtype=float))
-    # Only the standard error is used; 'percentile' is the cheapest interval.
-    drawn = stats.bootstrap(
-        data, points, paired=True, n_resamples=2000, method="percentile", rng=rng
+    return stats.bootstrap(
+        data,
+        points,
+        paired=True,
+        n_resamples=2000,
+        confidence_level=1 - LEVEL,
+        method="percentile",
+        rng=rng,
     )
-    return OverClasses(len(data[0]), float(drawn.standard_error))
 
 
 @dataclass(frozen=True)

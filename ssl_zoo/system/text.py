@@ -1,7 +1,10 @@
 """Text as a person sees it: what a user has named is shown as it is, and interpreted by nothing."""
 
+import csv
+import io
 import re
 import sys
+from collections.abc import Iterable
 from typing import TextIO
 
 from rich.console import Console
@@ -29,6 +32,13 @@ def _escape(match: re.Match) -> str:
     number = ord(match[0])
     byte = 0xDC80 <= number <= 0xDCFF  # as PEP 383 has it
     return ascii(chr(number - 0xDC00 if byte else number))[1:-1]
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as a .csv file's text."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def show(text: object, file: TextIO | None = None) -> None:

@@ -111,9 +111,11 @@ class ImageFolder(ImageSet):
                 "images without labels serve pre-training alone: name others in "
                 "evaluations.NAME.data.dataset, or take NAME out by evaluations.NAME=null"
             )
-        wanted, tried = " or ".join(f"{kind}/" for kind in kinds), dict.fromkeys(map(str, places))
-        name = type(self).__name__
-        raise FileNotFoundError(f"{name}: no {wanted} in {', '.join(tried)}; {hint}")
+        tried = ", ".join(dict.fromkeys(map(str, places)))
+        missing = f"no {' or '.join(f'{kind}/' for kind in kinds)} in {tried}"
+        if root is not None and not any(place.is_dir() for place in places):
+            missing = f"no such folder: {tried}"
+        raise FileNotFoundError(f"{type(self).__name__}: {missing}; {hint}")
 
     def paths(self, index: Tensor) -> list[str]:
         """The files of `index` [n]."""

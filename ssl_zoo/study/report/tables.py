@@ -108,21 +108,21 @@ def failures(table: Table) -> list[str]:
 
 def markdown(table: Table, sections: list[Section]) -> str:
     header, body, best = cells(table)
-    rows = [[_escaped(cell) for cell in row] for row in [header, *body]]
+    rows = [[escaped(cell) for cell in row] for row in [header, *body]]
     if best is not None:
         rows[best + 1] = [f"**{cell}**" if cell else "" for cell in rows[best + 1]]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(header))
     for section in sections:
-        said = [f"- {_escaped(line)}" for line in section.lines]
-        lines += ["", f"## {_escaped(section.heading)}", "", *said, "", _escaped(section.note)]
-    below = [*map(_escaped, notes(table)), _code(table.study.command)]
-    below += map(_escaped, failures(table))
+        said = [f"- {escaped(line)}" for line in section.lines]
+        lines += ["", f"## {escaped(section.heading)}", "", *said, "", escaped(section.note)]
+    below = [*map(escaped, notes(table)), _code(table.study.command)]
+    below += map(escaped, failures(table))
     said = [f"- {line}" for line in below]
-    return "\n".join([f"# {_escaped(table.study.name)}", "", *lines, "", *said, ""])
+    return "\n".join([f"# {escaped(table.study.name)}", "", *lines, "", *said, ""])
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """A line of which Markdown, HTML in it and formulas in it make nothing."""
     return _MARKDOWN.sub(r"\\\g<0>", one_line(text))
 

@@ -1,0 +1,97 @@
+"""Evaluations by hand: what is asked for, and where results are kept for a later table.
+
+Results of a run's network lie in evaluations/by_hand of its folder, those of a file that is in no
+run in FILE.evaluations beside it: NAME-HASH-FILE.json, and the rows as .csv.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssl_zoo.config import Part
+from ssl_zoo.evaluation.base import Outcome
+from ssl_zoo.experiment.subject import Subject
+from ssl_zoo.runs import RunFolder
+from ssl_zoo.system.files import write_text
+
+
+class Kept(NamedTuple):
+    """A result that was kept.
+
+    Attributes:
+        result: see `evaluation.base.measure`, with the `step` of what was judged.
+        rows: the file of its row for each test image; there may be none.
+    """
+
+    name: str
+    result: dict[str, Any]
+    rows: Path
+
+
+def asked(
+    subject: Subject, name: str, overrides: list[str], config: Path | None
+) -> tuple[dict[str, Part], list[str]]:
+    """The blocks of an evaluation, and names of those that had to be left out of `all`.
+
+    Those learn beside a run, and this one had none of them.
+
+    Args:
+        name: as `Subject.parts` takes it.
+        overrides: its keys, and 'data.key=value' of the images.
+        config: by the images of which it is judged; None: the run's.
+    """
+    of_run = [text for text in overrides if text.startswith("data.")]
+    parts = subject.parts(name, [text for text in overrides if text not in of_run])
+    if config or of_run:
+        subject.judge_by(config, of_run, parts)
+    lacking = subject.lacking(parts)
+    if config:  # they learned the run's classes
+        lacking = [name for name, part in parts.items() if part.target.wants == "run"]
+    if name != "all" or len(lacking) == len(parts):
+        return parts, []
+    return {n: part for n, part in parts.items() if n not in lacking}, lacking
+
+
+def keep(subject: Subject, name: str, result: Mapping[str, Any], outcome: Outcome) -> None:
+    """Beside what was judged, in place of an earlier one of the same. Not of random weights."""
+    if subject.untrained:
+        return
+    folder = _place(subject.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}-{result['hash']}-{subject.path.stem}.json"
+    if outcome.rows is not None:
+        write_text(file.with_suffix(".csv"), outcome.rows.csv())
+    known = {"name": name, "file": subject.path.name, "step": subject.step, **result}
+    write_text(file, json.dumps(known, indent=2) + "\n")
+
+
+def results_of(path: Path) -> Iterator[Kept]:
+    """Of a run's folder, what was measured in training and later, at whatever step; of a file what
+    was measured of that. ValueError for a damaged file.
+    """
+    if path.is_dir():
+        run = RunFolder(path)
+        for file in sorted(run.path.glob("evaluations/*/result.json")):
+            name = file.parent.name
+            yield Kept(name, run.evaluation(name), run.rows_path(name))
+        folder = run.path / "evaluations" / "by_hand"
+    else:
+        folder = _place(path)
+    for file in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            name, of = result.pop("name"), result.pop("file")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file}: damaged, delete it; expected a kept result") from error
+        if path.is_dir() or of == path.name:
+            yield Kept(name, result, file.with_suffix(".csv"))
+
+
+def _place(path: Path) -> Path:
+    run = RunFolder.of_checkpoint(path)
+    if run is None:
+        return path.with_name(f"{path.name}.evaluations")
+    return run.path / "evaluations" / "by_hand"

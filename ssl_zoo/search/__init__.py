@@ -1,0 +1,1 @@
+"""Features of a folder's images: written to a file, indexed, searched."""

@@ -1,0 +1,1 @@
+"""Weights that come and go: published checkpoints in, backbones of runs out."""
