@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "evaluation": PARTS | {"data", "engine", "runs"},
     "experiment": PARTS
     | {"backbones", "data", "engine", "evaluation", "heads", "losses", "memory", "methods", "runs"},
+    "transfer": PARTS | {"backbones", "data", "engine", "evaluation", "experiment", "runs"},
     "weights": LOWEST | {"backbones", "data", "engine", "evaluation", "experiment"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
     "api": LOWEST | {"data", "engine", "experiment", "runs", "weights"},

@@ -569,6 +569,16 @@ def test_a_file_comes_out_of_a_debian_package_in_python(kind, tmp_path):
     assert out == tmp_path / "b.pk3" and out.read_bytes() == big
 
 
+def test_a_folder_comes_out_of_a_debian_package_in_python(tmp_path):
+    path = tmp_path / "a.deb"
+    inside = {"usr/share/b/x": b"1", "usr/share/b/c/y": b"2"}
+    path.write_bytes(deb({**inside, "usr/share/bc": b"3", "usr/share/b/../../../z": b"4"}))
+    out = debian.extract(path, "usr/share/b", tmp_path / "to")
+    found = [at for at in (tmp_path / "to").rglob("*") if at.is_file()]
+    assert out == tmp_path / "to" / "b"
+    assert {f"usr/share/b/{at.relative_to(out)}": at.read_bytes() for at in found} == inside
+
+
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb")
 def test_a_package_as_dpkg_itself_makes_it(tmp_path):
     (tmp_path / "tree" / "DEBIAN").mkdir(parents=True)

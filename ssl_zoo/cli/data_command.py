@@ -1,6 +1,7 @@
-"""ssl-zoo data: obtain a data set, look at views, check and pack a folder."""
+"""ssl-zoo data: obtain or compose a data set, look at views, check and pack a folder."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import FAILED, add_config
@@ -15,7 +16,9 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     get = actions.add_parser("get", parents=[common], help="obtain a data set")
     get.add_argument(
-        "name", metavar="NAME", help="fashion_mnist, textures, cifar10, cifar100 or stl10"
+        "name",
+        metavar="NAME",
+        help="fashion_mnist, textures, cifar10, cifar100, stl10; tree_crowns; scene_parts",
     )
     get.add_argument("--root", type=user_path, help="folder [$SSL_ZOO_DATA, or ./data]")
     get.add_argument(
@@ -58,10 +61,33 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     pack.add_argument("--size", type=int, default=256, help="pixels of the shorter side [256]")
     pack.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])
     pack.set_defaults(command=pack_folder)
+    compose = actions.add_parser(
+        "compose",
+        parents=[common],
+        help="scenes with boxes, masks and a semantic map, of stamps, photographs and textures",
+        description="Writes training and test scenes to a new folder, and scenes.png to look at. "
+        "The same numbers give the same scenes. Their parts: ssl-zoo data get scene_parts.",
+    )
+    compose.add_argument("--out", type=user_path, required=True, metavar="FOLDER")
+    compose.add_argument("--layout", required=True, choices=["coco", "voc", "cityscapes"])
+    compose.add_argument("--train", type=int, default=300, metavar="N", help="scenes [300]")
+    compose.add_argument("--test", type=int, default=100, metavar="N", help="scenes [100]")
+    compose.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(320, 240),
+        metavar=("WIDTH", "HEIGHT"),
+        help="pixels [320 240]",
+    )
+    compose.add_argument("--seed", type=int, default=0, help="[0]")
+    compose.add_argument("--root", type=user_path, help="of the parts [$SSL_ZOO_DATA, or ./data]")
+    compose.set_defaults(command=compose_scenes)
 
 
 def get_data(arguments: argparse.Namespace) -> int:
     from ssl_zoo.data import fetch
+    from ssl_zoo.transfer import scenes, tree_crowns  # noqa: F401, they are sources too
 
     folder = fetch.get(arguments.name, arguments.root, packages=arguments.packages)
     show(f"{arguments.name} is in {folder}")
@@ -85,12 +111,9 @@ def show_views(arguments: argparse.Namespace) -> int:
 
 
 def check_images(arguments: argparse.Namespace) -> int:
-    from rich.progress import track
-
     from ssl_zoo.data import inspection
     from ssl_zoo.system.files import write_text
     from ssl_zoo.system.hardware import cores
-    from ssl_zoo.system.text import PlainConsole
 
     processes = cores() if arguments.workers is None else arguments.workers
     if processes < 0:
@@ -112,13 +135,7 @@ def check_images(arguments: argparse.Namespace) -> int:
             splits[split.split] = split
     for name, split in splits.items():
         show(split.found or f"{name}: {len(split)} images")
-    console = PlainConsole(stderr=True)
-
-    def shown(chunks, name, total):
-        off = not console.is_terminal
-        return track(chunks, name, total, console=console, transient=True, disable=off)
-
-    found = inspection.inspect(splits, arguments.smallest, processes, shown)
+    found = inspection.inspect(splits, arguments.smallest, processes, _progress)
     for kind, lines in found.items():
         more = [f"... {len(lines) - LISTED} more"] if len(lines) > LISTED else []
         show("\n  ".join([f"{kind}: {len(lines)}", *lines[:LISTED], *more]))
@@ -143,6 +160,34 @@ def pack_folder(arguments: argparse.Namespace) -> int:
         packed.pack(dataset(split=split), path, arguments.size, workers=cores())
     show(f"train with data.dataset='{{type: Packed, path: {arguments.out}}}'")
     return 0
+
+
+def compose_scenes(arguments: argparse.Namespace) -> int:
+    from ssl_zoo.transfer.scenes import composing
+
+    folder = composing.compose_scenes(
+        arguments.out,
+        arguments.layout,
+        train=arguments.train,
+        test=arguments.test,
+        size=tuple(arguments.size),
+        seed=arguments.seed,
+        root=arguments.root,
+        shown=_progress,
+    )
+    show(f"{folder}; look at {folder / composing.SHEET}")
+    return 0
+
+
+def _progress(items: Iterable, name: str, total: int) -> Iterable:
+    """The items, with a bar on a terminal."""
+    from rich.progress import track
+
+    from ssl_zoo.system.text import PlainConsole
+
+    console = PlainConsole(stderr=True)
+    off = not console.is_terminal
+    return track(items, name, total, console=console, transient=True, disable=off)
 
 
 def _sections(arguments: argparse.Namespace) -> dict:

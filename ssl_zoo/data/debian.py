@@ -25,7 +25,7 @@ STEP = 50_000_000  # bytes between two lines about a download
 
 @dataclass(frozen=True)
 class Package:
-    """A package, and the one file in it that is wanted.
+    """A package, and the one file or folder in it that is wanted.
 
     Attributes:
         file: where an installation puts it, without the leading /.
@@ -96,7 +96,7 @@ def download(package: Package, archive: str, folder: Path, log: Callable = show)
 
 
 def extract(deb: Path, name: str, folder: Path) -> Path:
-    """One file of a .deb, in Python alone; its path in `folder`.
+    """One file of a .deb, or a folder with all in it, in Python alone; its path in `folder`.
 
     A .deb is an `ar` archive (8 bytes of magic; each member a header of 60 bytes, its bytes and
     maybe one more to make them even) whose member data.tar.* holds the files.
@@ -105,6 +105,7 @@ def extract(deb: Path, name: str, folder: Path) -> Path:
         ValueError: no .deb or a damaged one, of a compression that Python lacks (zstd, Ubuntu's),
             or one without the file.
     """
+    found = folder / PurePosixPath(name).name
     with open(deb, "rb") as file:
         if file.read(8) != b"!<arch>\n":
             raise ValueError(f"{deb}: not a Debian package")
@@ -119,11 +120,21 @@ def extract(deb: Path, name: str, folder: Path) -> Path:
                     file.seek(size + size % 2, 1)
             with tarfile.open(fileobj=file, mode="r|*") as files:  # a stream, from here on
                 for entry in files:
-                    if entry.isfile() and entry.name.removeprefix("./") == name:
-                        path = folder / PurePosixPath(name).name
-                        with open(path, "wb") as out:
-                            shutil.copyfileobj(files.extractfile(entry), out, 2**20)
-                        return path
+                    inside = PurePosixPath(entry.name)  # ./ before it goes
+                    if (
+                        not entry.isfile()
+                        or not inside.is_relative_to(name)
+                        or ".." in inside.parts
+                    ):
+                        continue
+                    path = found / inside.relative_to(name)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with open(path, "wb") as out:
+                        shutil.copyfileobj(files.extractfile(entry), out, 2**20)
+                    if path == found:  # a file, and there is one of its name
+                        return found
         except (ValueError, EOFError, tarfile.TarError) as error:
             raise ValueError(f"{deb}: {member} cannot be unpacked ({error})") from error
+    if found.is_dir():
+        return found
     raise ValueError(f"{deb}: has no {name}")

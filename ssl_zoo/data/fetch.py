@@ -54,7 +54,7 @@ def get(
     return _textures(roots(root)[0], log, packages)
 
 
-def _first_that_works(
+def first_that_works(
     what: str, target: Path, sources: Iterable[Source], tried: list[str], by_hand: str, log: Log
 ) -> None:
     """Moves the files of the first source that works to `target`; errors as those of `get`."""
@@ -104,7 +104,7 @@ def _fashion_mnist(root: Path, log: Log) -> Path:
     names = ", ".join(f"{name}.gz" for name in fashion_mnist.SHA256)
     by_hand = f"Put {names} in {root} by hand (gzipped or not) and try again."
     tried = [f"{root}: the four files are not there"]
-    _first_that_works("fashion_mnist", root / "fashion-mnist", sources, tried, by_hand, log)
+    first_that_works("fashion_mnist", root / "fashion-mnist", sources, tried, by_hand, log)
     return root
 
 
@@ -143,7 +143,7 @@ def _textures(root: Path, log: Log, packages: Sequence[str] = textures.DEFAULT) 
 
 
 def _package_of_textures(package: str, root: Path, log: Log) -> None:
-    """Its pack: the one that is there, or built from an archive that `_archives` finds."""
+    """Its pack: the one that is there, or built from an archive that `archives_of` finds."""
     target, deb = root / "textures", textures.DEBIAN[package]
     pack = target / f"{package}.npz"
     log(f"textures: looking for {pack}")
@@ -157,25 +157,29 @@ def _package_of_textures(package: str, root: Path, log: Log) -> None:
         textures.build(package, archive(folder), path, log)
         return [path]
 
-    sources = [(say, partial(built, archive)) for say, archive in _archives(deb, root, log)]
+    found = archives_of(deb, [root, target], log)
+    sources = [(say, partial(built, archive)) for say, archive in found]
     file, of_package = (Path(path).name for path in (deb.file, deb.pool))
     by_hand = (
         f"Put {file} (of the game, or of Debian's {of_package}) or that .deb itself in {target}"
     )
     by_hand += " by hand and try again."
     tried = [f"{pack}: not there"]
-    _first_that_works(f"textures of {package}", target, sources, tried, by_hand, log)
+    first_that_works(f"textures of {package}", target, sources, tried, by_hand, log)
 
 
-def _archives(
-    deb: debian.Package, root: Path, log: Log
+def archives_of(
+    deb: debian.Package, places: Sequence[Path], log: Log
 ) -> Iterator[tuple[str, Callable[[Path], Path]]]:
-    """(in words, a function that puts the wanted file in a folder or finds it), in order."""
+    """(in words, a function that puts what is wanted in a folder or finds it), in order.
+
+    Args:
+        places: folders in which a user may have put it, or the package.
+    """
     parts = Path(deb.file).parts
     tails = [Path(*parts[start:]) for start in range(len(parts))]  # from the whole to the name
-    places = [root, root / "textures"]
     for path in [debian.ROOT / deb.file, *(place / tail for place in places for tail in tails)]:
-        if path.is_file():
+        if path.exists():
             yield f"reading {path}", lambda _, path=path: path
     for path in (path for place in places for path in sorted(place.glob(f"{deb.name}_*.deb"))):
         yield f"unpacking {path}", partial(debian.extract, path, deb.file)
