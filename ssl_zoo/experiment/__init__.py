@@ -3,6 +3,7 @@
 from ssl_zoo.experiment.baselines import (
     baselines_of,
     cost_of_step,
+    images_of,
     measure_baselines,
     seconds_per_step,
 )

@@ -60,6 +60,16 @@ def measure_baselines(
     return results
 
 
+def images_of(config: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Which images an evaluation judges by now, as its results say it.
+
+    None of a set in RAM, whose block says it: its baselines depend on that already.
+    """
+    _, splits = _block(parse(Config(config)).arguments(), name)
+    in_ram = getattr(splits.blocks["dataset"].target, "in_ram", False)
+    return None if in_ram else splits.identity()
+
+
 def _block(sections: dict[str, Any], name: str) -> tuple[Part, Splits]:
     part = sections["evaluations"][name]
     return part, splits_of({name: part}, run_splits(sections))[name]

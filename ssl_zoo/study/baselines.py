@@ -26,6 +26,7 @@ class Baselines:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         ours = isinstance(known, list) and all("depends_on" in result for result in known)
         self.known: list[dict[str, Any]] = known if ours else []
+        self._images: dict[str, dict[str, Any] | None] = {}  # looked at once in a sitting
 
     def of(self, run: Run) -> dict[str, dict[str, dict[str, Any] | None]]:
         """Evaluation -> baseline -> its result, None if it has not been measured."""
@@ -38,19 +39,31 @@ class Baselines:
         return next((result for result in self.known if key.items() <= result.items()), None)
 
     def measure(self, run: Run, say: Callable[[str], None]) -> None:
-        """Measures and writes what a run has to beat and is not known.
+        """Measures and writes what a run has to beat and is not known, or of images that changed.
 
         Raises:
             ValueError: an evaluation does not go with the data.
         """
         for evaluation, results in self.of(run).items():
-            lacking = [name for name, result in results.items() if result is None]
-            if lacking:
-                say(f"baselines of {run}: {evaluation}")
+            known = {name: result for name, result in results.items() if result is not None}
+            outdated = [n for n, result in known.items() if self._outdated(run, evaluation, result)]
+            if lacking := [n for n in results if n not in known or n in outdated]:
+                others = ": the images are others than before" if outdated else ""
+                say(f"baselines of {run}: {evaluation}{others}")
                 measured = experiment.measure_baselines(run.config, evaluation, lacking)
+                self.known = [r for r in self.known if not any(r is known[n] for n in outdated)]
                 self.known += [of | _key(run, evaluation, n) for n, of in measured.items()]
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(self.path, json.dumps(self.known, indent=1))
+
+    def _outdated(self, run: Run, evaluation: str, result: dict[str, Any]) -> bool:
+        if run.files.finished:  # its images may be gone
+            return False
+        which = json.dumps([run.config["data"], run.config["evaluations"][evaluation]])
+        if which not in self._images:
+            self._images[which] = experiment.images_of(run.config, evaluation)
+        now = self._images[which]
+        return now is not None and result["of"]["data"] != now
 
 
 def _key(run: Run, evaluation: str, baseline: str) -> dict[str, Any]:
