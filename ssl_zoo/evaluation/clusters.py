@@ -4,7 +4,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,6 +41,9 @@ def matched_classes(counts: Tensor) -> Tensor:
     One to one, so that as many images as possible are of their cluster's class (Kuhn 1955); a
     cluster too many has NO_CLASS.
     """
+    # Not at the top: every process of a run would hold scipy's 60 MB.
+    from scipy.optimize import linear_sum_assignment
+
     clusters, classes = linear_sum_assignment(counts.numpy(), maximize=True)
     matched = np.full(len(counts), NO_CLASS)
     matched[clusters] = classes

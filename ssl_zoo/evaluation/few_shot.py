@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from ssl_zoo.config import EVALUATIONS, AtLeastTwo, NonNegativeInt, PositiveFloat, PositiveInt
@@ -47,6 +46,8 @@ def draw(labels: Tensor, counts: Tensor, *key: int | str) -> Tensor:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Of the mean over draws, by Student's t: [low, high], at CONFIDENCE."""
+    from scipy import stats  # not at the top, as in `clusters`
+
     mean, error = np.mean(values), stats.sem(values)
     margin = error * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
     return float(mean - margin), float(mean + margin)
