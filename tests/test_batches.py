@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import tiny  # noqa: F401  (registers TinyNet)
 import torch
-from ranks import on_ranks
 
 from ssl_zoo import config, experiment
 from ssl_zoo.config import ConfigError
 from ssl_zoo.experiment.batches import check_batches
+from ssl_zoo.testing.ranks import on_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

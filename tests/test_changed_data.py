@@ -11,7 +11,6 @@ import pytest
 import tiny  # noqa: F401  (registers TinyNet)
 import torch
 from PIL import Image
-from ranks import on_ranks
 
 from ssl_zoo import cli, config, experiment
 from ssl_zoo.data import ImageFolder, InMemory
@@ -19,6 +18,7 @@ from ssl_zoo.data.source import class_codes, matched
 from ssl_zoo.engine import checkpoint
 from ssl_zoo.experiment.known_data import carry
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.testing.ranks import on_ranks
 
 CROP = {"type": "RandomResizedCrop", "size": 32}
 CLEAN = {"crop": {"type": "CenterCrop", "size": 32}}

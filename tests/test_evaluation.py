@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import on_ranks
 from rich.console import Console
 from tiny import same
 from torch import nn
@@ -36,6 +35,7 @@ from ssl_zoo.runs import RunFolder
 from ssl_zoo.study import grid, report
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import random_state
+from ssl_zoo.testing.ranks import on_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"

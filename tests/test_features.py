@@ -10,7 +10,6 @@ from unittest import mock
 import faiss
 import pytest
 import torch
-from ranks import on_ranks
 from test_data_loader import data_of, folder  # noqa: F401  (a fixture)
 from torch import nn
 
@@ -18,6 +17,7 @@ from ssl_zoo import cli
 from ssl_zoo.evaluation import features, knn, linear
 from ssl_zoo.evaluation.features import Labeled
 from ssl_zoo.system import distributed
+from ssl_zoo.testing.ranks import on_ranks
 
 DIGITS = str(Path(__file__).resolve().parents[1] / "configs" / "digits" / "moco_v2.yaml")
 NOTHING = {"train": None, "test": None}  # on all ranks but the first

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from ranks import on_ranks
 from torch import nn
 
 from ssl_zoo.config import EVALUATIONS, ConfigError, Part, bind
@@ -19,6 +18,7 @@ from ssl_zoo.evaluation.monitor import Monitor, Monitored
 from ssl_zoo.ops.modes import frozen
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
+from ssl_zoo.testing.ranks import on_ranks
 
 
 def clusters(n, classes=10, width=16, noise=1.5, seed=0):

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ranks import on_ranks
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -18,6 +17,7 @@ from ssl_zoo.evaluation.base import Context
 from ssl_zoo.evaluation.features import Labeled
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed, rng
+from ssl_zoo.testing.ranks import on_ranks
 
 SETTINGS = [(0.03, 0.0), (1.0, 1e-3), (0.3, 1e-1)]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranks import on_ranks
 from torch.nn import functional as F
 
 from ssl_zoo.config import LOSSES
 from ssl_zoo.losses import DCL, NCE, InfoNCE, Margin, accuracy, in_batch
 from ssl_zoo.memory import Lookup
 from ssl_zoo.system import distributed
+from ssl_zoo.testing.ranks import on_ranks
 
 R, M, E, D, SAMPLES = 5, 12, 3, 4, 50
 

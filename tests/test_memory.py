@@ -10,7 +10,6 @@ import copy
 
 import pytest
 import torch
-from ranks import on_ranks
 from tiny import TinyNet, batch, share
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from ssl_zoo.memory.mochi import MoCHi
 from ssl_zoo.memory.observers import KeyDrift, SameLabel
 from ssl_zoo.methods.contrastive import Contrastive
 from ssl_zoo.system import distributed
+from ssl_zoo.testing.ranks import on_ranks
 
 N, SAMPLES = 8, 64
 MEMORIES = {

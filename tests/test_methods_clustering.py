@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 from lightly.loss import SwaVLoss
-from ranks import on_ranks
 from sklearn.metrics import normalized_mutual_info_score
 from torch.nn import functional as F
 
@@ -27,6 +26,7 @@ from ssl_zoo.methods.swav import SwAV
 from ssl_zoo.ops import health, kmeans
 from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
 from ssl_zoo.system import distributed
+from ssl_zoo.testing.ranks import on_ranks
 
 DIGITS = Path(__file__).resolve().parents[1] / "configs" / "digits" / "moco_v2.yaml"
 N, SAMPLES = 12, 48

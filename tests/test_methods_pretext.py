@@ -7,7 +7,6 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from ranks import on_ranks
 from tiny import TinyNet
 from torch.nn import functional as F
 
@@ -22,6 +21,7 @@ from ssl_zoo.methods.rotation import Rotation
 from ssl_zoo.methods.supervised import Supervised
 from ssl_zoo.ops.color import rgb_to_lab
 from ssl_zoo.system import distributed, rng
+from ssl_zoo.testing.ranks import on_ranks
 
 N, CELL = 6, 4
 HEAD = Part(Linear, out_features=5)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import start
 
 from ssl_zoo import cli, config, experiment
 from ssl_zoo.config import OBSERVERS
@@ -31,6 +30,7 @@ from ssl_zoo.engine.stop import StopSignal
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.ops import health
 from ssl_zoo.runs import Lock, RunFolder
+from ssl_zoo.testing.ranks import start
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs" / "digits" / "moco_v2.yaml")

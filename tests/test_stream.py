@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tiny  # noqa: F401  (in processes of ranks too)
 import torch
-from ranks import on_ranks
 
 from ssl_zoo import cli, config, experiment, train
 from ssl_zoo.config import DATASETS, LOSSES, MEMORY, METHODS, ConfigError, OfMachine
@@ -27,6 +26,7 @@ from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.experiment.stream import needs_a_set
 from ssl_zoo.system import rng
+from ssl_zoo.testing.ranks import on_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"

@@ -12,7 +12,6 @@ from unittest import mock
 
 import pytest
 import torch
-from ranks import on_ranks
 from timm.optim import param_groups_layer_decay
 from tiny import same
 from torch import nn
@@ -38,6 +37,7 @@ from ssl_zoo.ops.batchnorm import split_batchnorm
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import random_state, seed_all
+from ssl_zoo.testing.ranks import on_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

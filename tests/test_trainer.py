@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from ranks import on_ranks
 from rich.console import Console
 from torch import nn
 
@@ -32,6 +31,7 @@ from ssl_zoo.engine.stop import NonFiniteLoss
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
+from ssl_zoo.testing.ranks import on_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"
