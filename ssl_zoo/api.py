@@ -252,9 +252,7 @@ def load(
     given = {} if backbone is None else {"backbone": backbone}
     with kept_random_state(on):
         subject = subject_of(Path(path), on, given)
-    name = next(iter(subject.networks)) if network is None else network
-    if name not in subject.networks:
-        raise configs.not_among("network", "no such network of it", name, subject.networks)
+    name = subject.named(network)
     splits = run_splits(subject.sections)
     clean = splits.blocks["clean"].spelled_out(machine=False)
     about = {"path": str(subject.path.resolve()), "network": name, "clean": clean}

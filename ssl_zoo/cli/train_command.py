@@ -54,11 +54,14 @@ def train(arguments: argparse.Namespace) -> int:
         parse(cfg)
         show(f"{arguments.config}: ok")
         return 0
-    seed = resolve(cfg).arguments()["seed"]
-    folder = RunFolder(arguments.out or run_path(config.find(arguments.config), seed))
+    out = arguments.out
+    if out is None:
+        out = run_path(config.find(arguments.config), resolve(cfg).arguments()["seed"])
     how = {"resume": arguments.resume, "changed_data": arguments.changed_data}
     try:
-        train_into(folder, cfg, arguments.device, **how, baselines=not arguments.no_baselines)
+        train_into(
+            RunFolder(out), cfg, arguments.device, **how, baselines=not arguments.no_baselines
+        )
     except Interrupted as stop:
         raise Interrupted(f"{stop}\nThe same command with --resume goes on from there.") from None
     distributed.leave()  # not after an error: the other ranks may sit in a collective

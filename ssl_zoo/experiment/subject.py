@@ -70,6 +70,16 @@ class Subject:
     state: Mapping[str, Any] = field(default_factory=dict)
     classes: list[str] | None = None
 
+    def named(self, network: str | None) -> str:
+        """The name of one of its networks; None: of what the method's paper evaluates.
+
+        Raises ConfigError where it has no such network.
+        """
+        name = next(iter(self.networks)) if network is None else network
+        if name not in self.networks:
+            raise not_among("network", "no such network of it", name, self.networks)
+        return name
+
     def parts(self, name: str, overrides: list[str]) -> dict[str, Part]:
         """The block of an evaluation by its name in the config, or else by its type.
 

@@ -10,7 +10,7 @@ import torch
 
 from ssl_zoo.backbones import Timm
 from ssl_zoo.backbones.timm_model import TimmModel
-from ssl_zoo.config import Part, not_among
+from ssl_zoo.config import Part
 from ssl_zoo.experiment import load_subject
 from ssl_zoo.experiment.subject import Subject
 from ssl_zoo.weights.file import Header, build, read_header
@@ -41,9 +41,7 @@ def take(path: Path, network: str | None = None) -> Taken:
             raise ValueError(f"{path} has one network; found network={network}")
         return Taken(build(header.backbone, safetensors.torch.load_file(path)), header)
     subject = load_subject(path, torch.device("cpu"))
-    name = next(iter(subject.networks)) if network is None else network
-    if name not in subject.networks:
-        raise not_among("network", "no such network of it", name, subject.networks)
+    name = subject.named(network)
     trained: Part = subject.sections["backbone"]
     if trained.target is not Timm:
         raise ValueError(f"{path}: its backbone is {trained.type}, expected Timm")
