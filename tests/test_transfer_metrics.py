@@ -179,9 +179,9 @@ def as_coco(truths, crowds=True):
 def all_results(outputs, kind):
     results = []
     for image, out in enumerate(outputs):
-        masks = torch.zeros(len(out["boxes"]), 1, SIZE, SIZE)
+        masks = torch.zeros(len(out["boxes"]), SIZE, SIZE, dtype=torch.bool)
         for mask, box in zip(masks, out["boxes"].int().tolist(), strict=True):
-            mask[0, max(box[1], 0) : box[3], max(box[0], 0) : box[2]] = 0.7
+            mask[max(box[1], 0) : box[3], max(box[0], 0) : box[2]] = True
         points = torch.zeros(len(masks), 17, 3)
         points[:, 0, :2], points[:, 1, :2] = out["boxes"][:, :2], out["boxes"][:, 2:]
         results += coco_results(

@@ -46,7 +46,7 @@ def bind(kind: Registry | Callable, block: Any, key: str = "", beside: Callable 
     if isinstance(kind, Registry):
         if "type" not in block:
             given = ", ".join(map(str, block)) or "an empty block"
-            known = f"type: one of {', '.join(sorted(kind.module_dict))}"
+            known = f"type: one of {', '.join(kind.names())}"
             raise ConfigError(key, f"the block names no {kind.name}", found=given, expected=known)
         name = block.pop("type")
     others = of_yaml(beside) if beside is not None else {}

@@ -1,5 +1,6 @@
 """Registries: the names that a config may use."""
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -16,6 +17,18 @@ class Registry(_MMEngineRegistry):
     mmengine resolves any dotted path (`type: os.system`) and imports modules that a config names.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.later: dict[str, str] = {}
+
+    def register_later(self, name: str, module: str) -> None:
+        """A name whose module is imported, and registers it, once somebody asks for it."""
+        self.later[name] = module
+
+    def names(self) -> list[str]:
+        """All that a config may use."""
+        return sorted(self.module_dict.keys() | self.later)
+
     def register_module(self, name=None, force: bool = False, module=None):
         if module is not None:
             return super().register_module(name, force, constrained(module))
@@ -26,16 +39,17 @@ class Registry(_MMEngineRegistry):
         return register
 
     def get(self, name: str) -> Callable:
-        if not isinstance(name, str) or name not in self.module_dict:
-            problem = f"no {self.name} of this name"
-            raise not_among("type", problem, name, sorted(self.module_dict))
+        if not isinstance(name, str) or name not in self.names():
+            raise not_among("type", f"no {self.name} of this name", name, self.names())
+        if name not in self.module_dict:
+            importlib.import_module(self.later[name])
         return self.module_dict[name]
 
     def summary(self) -> list[tuple[str, str, str]]:
         """(name, first docstring line, arXiv number or '') of every entry, by name."""
         rows = []
-        for name, target in sorted(self.module_dict.items()):
-            text = inspect.getdoc(target) or ""
+        for name in self.names():
+            text = inspect.getdoc(self.get(name)) or ""
             paper = re.search(r"arXiv:(\d{4}\.\d{4,5})", text)
             rows.append((name, text.split("\n")[0], paper.group(1) if paper else ""))
         return rows

@@ -85,12 +85,18 @@ class Evaluation:
     """Judges a backbone. A new one is a registered class in a file of its own and a YAML block.
 
     Attributes:
-        metric: the main one, which tables, best.pt and the progress bar show.
+        metric: the main one, which tables, best.pt and the progress bar show; a static method of
+            the YAML arguments, if it depends on them (an object then has the name), see
+            `main_metric`.
         higher_is_better: of `metric` and of what else `best` may name.
         unit: of its metrics.
         wants: the clean images' 'features', extracted once for all evaluations over the same
             data, for `judge`; the 'backbone', for an `evaluate` of its own; or the 'run', to
             learn beside it step by step.
+        needs: of a backbone, as `Method.needs`; a static method, if it depends on the YAML
+            arguments.
+        own_data: whether it judges by data of its own and makes no use of the run's images; its
+            durations count epochs of those.
         given: the splits whose features `judge` is given, in this order.
         precision: of the backbone's pass.
         limits: images of the training and of the test split, evenly spaced; None: all.
@@ -99,10 +105,12 @@ class Evaluation:
         offered_baselines: whether what the data set offers is to be beaten as well.
     """
 
-    metric = "top1"
+    metric: str | Callable[..., str] = "top1"
     higher_is_better = True
     unit = "%"
     wants: Literal["features", "backbone", "run"] = "features"
+    needs: str | Callable[..., str] = "features"
+    own_data = False
     given: tuple[str, ...] = ("train", "test")
     precision: Precision = "fp32"
     limits: tuple[int | None, int | None] = (None, None)
@@ -115,6 +123,10 @@ class Evaluation:
     def depends_on(self, splits: Splits) -> dict[str, Any]:
         """What its numbers depend on besides its arguments and the images, as plain values."""
         return {}
+
+    def data_identity(self, splits: Splits) -> dict[str, Any]:
+        """Which data it judges by, wherever they lie: plain values."""
+        return splits.identity()
 
     def judge(self, *given: Labeled, device: torch.device | str = "cpu") -> Outcome:
         """On rank 0 alone, with the threads of all, so that the world's size changes nothing."""
@@ -192,7 +204,15 @@ class Context:
         return found
 
     def train(
-        self, method, data, optimizer, schedules: dict | None = None, *, epochs: float, **settings
+        self,
+        method,
+        data,
+        optimizer,
+        schedules: dict | None = None,
+        *,
+        epochs: float,
+        seed: int | None = None,
+        **settings,
     ) -> None:
         """Trains a method of the evaluation's own, or goes on where that was interrupted.
 
@@ -201,6 +221,7 @@ class Context:
 
         Args:
             schedules: by dotted name.
+            seed: of what is drawn while it trains; None: the run's.
             settings: further ones of `TrainSettings`, among them another `precision`.
 
         Raises:
@@ -220,7 +241,7 @@ class Context:
             )
             trainer.name = one_line("/".join(self.folder.path.parts[-3:]))  # of which evaluation
             scheduled.attach(trainer)
-            seed_rank(self.splits.seed)
+            seed_rank(self.splits.seed if seed is None else seed)
             trainer.resume()
             if trainer.step < trainer.total_steps:
                 trainer.fit()
@@ -241,7 +262,13 @@ def identity(
         network = NETWORK if network == evaluated else f"{network}, not {evaluated}"
     alone = part.replaced(part.target).spelled_out(machine=False)
     further = evaluation.depends_on(splits)
-    return {**alone, **further, "data": splits.identity(), "network": network}
+    return {**alone, **further, "data": evaluation.data_identity(splits), "network": network}
+
+
+def main_metric(part: Part) -> str:
+    """An evaluation's, by its block."""
+    metric = part.target.metric
+    return metric(**part.kwargs) if callable(metric) else metric
 
 
 def hashed(identity: Mapping[str, Any]) -> str:

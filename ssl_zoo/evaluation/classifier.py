@@ -82,17 +82,22 @@ class OnFrozen(Classifier):
 
 
 class Tuned(Classifier):
-    """A copy of the backbone, all of whose weights are trained.
-
-    It starts from rank 0's running statistics; BatchNorm normalizes a process's batch as a whole.
-    """
+    """A copy of the backbone, all of whose weights are trained."""
 
     def __init__(self, backbone: nn.Module, classes: int, device: torch.device):
         super().__init__(backbone.num_features, classes)
-        copied = copy.deepcopy(backbone).requires_grad_(True)
-        copied.zero_grad()
-        copied.load_state_dict(main_buffers(backbone, device), strict=False)
-        self.backbone = join_batchnorm(copied)
+        self.backbone = copy_to_train(backbone, device)
+
+
+def copy_to_train(backbone: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of which all weights can be trained.
+
+    It starts from rank 0's running statistics; BatchNorm normalizes a process's batch as a whole.
+    """
+    copied = copy.deepcopy(backbone).requires_grad_(True)
+    copied.zero_grad()
+    copied.load_state_dict(main_buffers(backbone, device), strict=False)
+    return join_batchnorm(copied)
 
 
 class TrainedClassifier(Evaluation):

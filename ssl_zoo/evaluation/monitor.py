@@ -20,6 +20,7 @@ from ssl_zoo.evaluation.base import (
     Outcome,
     hashed,
     identity,
+    main_metric,
     measure,
 )
 from ssl_zoo.ops.modes import eval_mode
@@ -65,9 +66,12 @@ def check_blocks(parts: Mapping[str, Part]) -> None:
         if not usable or name == "all":
             expected = "text of letters, digits, _ and -, and not `all`"
             raise ConfigError(key, "no name for an evaluation", found=repr(name), expected=expected)
-        if kind.metric in LINE_KEYS:
+        if (metric := main_metric(part)) in LINE_KEYS:
             problem = "no name for a metric, as lines of metrics.jsonl have it"
-            raise ConfigError(key, problem, found=repr(kind.metric))
+            raise ConfigError(key, problem, found=repr(metric))
+        if kind.own_data and "dataset" in part.beside().blocks:
+            expected = f"{key}.dataset; data.clean alone says what becomes of colors"
+            raise ConfigError(f"{key}.data.dataset", "it has data of its own", expected=expected)
         if kind.wants == "run" and "dataset" in part.beside().blocks:
             problem = f"{kind.__name__} learns the run's classes and is judged on them"
             raise ConfigError(f"{key}.data.dataset", problem, expected="data of `clean` alone")
@@ -116,7 +120,7 @@ def best_of(parts: Mapping[str, Part], best: str | None) -> tuple[str, str]:
     """(evaluation, metric) that decides which checkpoint is best; ('', '') without evaluations."""
     name, _, metric = (best or next(iter(parts), "")).partition(".")
     if name in parts:
-        return name, metric or parts[name].target.metric
+        return name, metric or main_metric(parts[name])
     if best is None:
         return "", ""
     raise not_among("best", f"{best!r} names no evaluation of this config", name, parts)

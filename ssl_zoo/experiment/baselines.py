@@ -65,9 +65,10 @@ def images_of(config: dict[str, Any], name: str) -> dict[str, Any] | None:
 
     None of a set in RAM, whose block says it: its baselines depend on that already.
     """
-    _, splits = _block(parse(Config(config)).arguments(), name)
+    part, splits = _block(parse(Config(config)).arguments(), name)
     in_ram = getattr(splits.blocks["dataset"].target, "in_ram", False)
-    return None if in_ram else splits.identity()
+    of_files = part.target.own_data or not in_ram
+    return part().data_identity(splits) if of_files else None
 
 
 def _block(sections: dict[str, Any], name: str) -> tuple[Part, Splits]:

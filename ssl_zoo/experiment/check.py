@@ -20,6 +20,8 @@ def check_whole(whole: Part) -> None:
         _check_schedule(whole, name, schedule)
     _check_views(sections["method"], sections["data"])
     _check_backbone(sections["method"], sections["backbone"])
+    for part in sections["evaluations"].values():
+        _check_backbone(part, sections["backbone"])
     _check_sync_bn(sections)
     check_stream(whole)
 
@@ -59,16 +61,17 @@ def _check_views(method: Part, data: Part) -> None:
         raise ConfigError("data.views.count", problem, found=str(made), expected=wanted)
 
 
-def _check_backbone(method: Part, backbone: Part) -> None:
-    """A method that masks patches wants a ViT, and so on."""
-    needs = method.target.needs
+def _check_backbone(user: Part, backbone: Part) -> None:
+    """A method that masks patches wants a ViT, a detector maps, and so on."""
+    needs, name = user.target.needs, user.target.__name__
+    needs = needs(**user.kwargs) if callable(needs) else needs
     if isinstance(backbone, Ready):
-        check_built(backbone.made, needs, method.target.__name__)
+        check_built(backbone.made, needs, name)
     elif not fits(backbone, needs):
         named = "name" in backbone.kwargs
         raise ConfigError(
             "backbone.name" if named else "backbone.type",
-            f"{method.target.__name__} needs {needs} of its backbone",
+            f"{name} needs {needs} of its backbone",
             found=backbone.kwargs["name"] if named else backbone.type,
             expected=FITS.get(needs, needs),
         )

@@ -92,6 +92,7 @@ class KnownData(Hook):
                 "evaluations": {
                     name: {split: splits.split(split).identity for split in ("train", "test")}
                     for name, splits in self.monitor.splits.items()
+                    if not self.monitor.evaluations[name].own_data
                 },
             }
         )

@@ -82,9 +82,9 @@ def durations(whole: Part) -> Iterator[Counted]:
 
 
 def walk(part: Part, key: str = "") -> Iterator[tuple[str, Part]]:
-    """(dotted key, part) of a part and all those in it."""
+    """(dotted key, part) of a part and all those in it that share the run's time."""
     yield key, part
-    for name, value in part.arguments().items():
+    for name, value in () if _has_own_time(part) else part.arguments().items():
         below = join(key, name)
         parts = value.items() if isinstance(value, Mapping) else [("", value)]
         for label, inner in parts:
@@ -92,6 +92,11 @@ def walk(part: Part, key: str = "") -> Iterator[tuple[str, Part]]:
                 yield from walk(inner, join(below, label) if label else below)
     if part.beside is not None:
         yield from walk(part.beside, key)
+
+
+def _has_own_time(part: Part) -> bool:
+    """Whether its durations, other than those `beside` it, are of a training of its own."""
+    return getattr(part.target, "own_data", False)
 
 
 def in_own_units(part: Part, steps_per_epoch: int | None) -> Part:
@@ -112,7 +117,8 @@ def in_own_units(part: Part, steps_per_epoch: int | None) -> Part:
         return _in(spans[0].unit, value, steps_per_epoch or 1) if spans else value
 
     same = copy.copy(part)
-    same.kwargs = {name: own(name, value) for name, value in part.kwargs.items()}
+    if not _has_own_time(part):
+        same.kwargs = {name: own(name, value) for name, value in part.kwargs.items()}
     if part.beside is not None:
         same.beside = in_own_units(part.beside, steps_per_epoch)
     return same

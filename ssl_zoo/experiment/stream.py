@@ -43,7 +43,7 @@ def check_stream(whole: Part) -> None:
 
 def _check_evaluation(name: str, part: Part, of_run: Part) -> None:
     dataset = part.beside().blocks.get("dataset", of_run)
-    if not is_stream(dataset):
+    if part.target.own_data or not is_stream(dataset):
         return
     found, expected = dataset.target.__name__, "a data set of a known size"
     problem = f"{found} is a stream, and an evaluation goes through its images as it likes"

@@ -86,7 +86,7 @@ class Subject:
         `all` are those of the config, or else kNN and linear probes; overrides of a block are
         'key=value', of all 'NAME.key=value'.
         """
-        types = {kind.lower(): {"type": kind} for kind in EVALUATIONS.module_dict}
+        types = {kind.lower(): {"type": kind} for kind in EVALUATIONS.names()}
         known = {
             n: part if part.type.startswith(PYTHON) else part.spelled_out(python=True)
             for n, part in self.sections["evaluations"].items()

@@ -1,8 +1,13 @@
 """BatchNorm in groups of the batch: virtual devices on one device."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssl_zoo.system import distributed
 
 
 class _Split:
@@ -68,3 +73,30 @@ def hold_statistics(module: nn.Module, held: bool, why: str = "") -> None:
             child.usual_momentum = child.momentum
         (holds.add if held else holds.discard)(why)
         child.momentum = 0.0 if holds else child.usual_momentum
+
+
+@torch.no_grad()
+def estimate_statistics(module: nn.Module, batches: Iterable[Any]) -> None:
+    """PreciseBN (arXiv:2105.07576): running statistics become means over all these batches.
+
+    Each is given to the module in training mode; over processes the means are of all of theirs.
+    """
+    layers = [
+        child
+        for child in module.modules()
+        if isinstance(child, _BatchNorm) and child.track_running_stats and child.training
+    ]
+    names = ("momentum", "usual_momentum")  # the latter where `hold_statistics` was at work
+    before = [{n: getattr(of, n) for n in names if hasattr(of, n)} for of in layers]
+    for layer, known in zip(layers, before, strict=True):
+        layer.reset_running_stats()
+        vars(layer).update(dict.fromkeys(known))  # None: torch's sign for a mean over all
+    try:
+        for batch in batches:
+            module(batch)
+    finally:
+        for layer, known in zip(layers, before, strict=True):
+            vars(layer).update(known)
+    for layer in layers:
+        layer.running_mean.copy_(distributed.mean(layer.running_mean))
+        layer.running_var.copy_(distributed.mean(layer.running_var))

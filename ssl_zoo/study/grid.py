@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from ssl_zoo import config, experiment
 from ssl_zoo.config import EVALUATIONS, ConfigError, NonNegativeInt, Part, bind, not_among
-from ssl_zoo.evaluation.base import Evaluation
+from ssl_zoo.evaluation.base import Evaluation, main_metric
+from ssl_zoo.evaluation.monitor import Monitored
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study.division import Division
 from ssl_zoo.system.files import user_path
@@ -234,6 +235,10 @@ class Run:
     def evaluations(self) -> dict[str, type[Evaluation]]:
         blocks = self.config["evaluations"]
         return {name: EVALUATIONS.get(block["type"]) for name, block in blocks.items()}
+
+    def metric(self, name: str) -> str:
+        """The main one of an evaluation."""
+        return main_metric(bind(EVALUATIONS, self.config["evaluations"][name], "", Monitored))
 
     @property
     def main(self) -> str:

@@ -42,7 +42,7 @@ class Progress:
         name = self.run.main
         for line in lines:
             if line["kind"] == "evaluation" and line["name"] == name:
-                metric = self.run.evaluations[name].metric
+                metric = self.run.metric(name)
                 self.cells[2] = f"{name} {metric} {line[metric]:.2f}"
 
 

@@ -6,11 +6,13 @@ reaches from 0 to W: a box of one pixel has sides of 1.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from ssl_zoo.data.files import counted, some
 from ssl_zoo.data.image import decode
 from ssl_zoo.data.image.decode import BadImage, Decoding
 from ssl_zoo.data.source import roots
+from ssl_zoo.system.files import sha256
 from ssl_zoo.system.text import one_line
 
 ANNOTATED = Registry("annotated data set")
@@ -44,6 +47,8 @@ class AnnotatedSet(torch.utils.data.Dataset):
         objects: [n] int64, how many a picture has that can be learned from (`learnable`); of a
             semantic set 1 each.
         paths: the pictures' files.
+        annotations: the files that tell what is on them.
+        integral: of average precision, see `voc_measures`.
         subfolders: of a root, where the layout may also lie.
     """
 
@@ -52,6 +57,8 @@ class AnnotatedSet(torch.utils.data.Dataset):
     found: str
     objects: Tensor
     paths: list[str]
+    annotations: Sequence[str]
+    integral: Literal["2007", "2010"] = "2010"
     subfolders: ClassVar[tuple[str, ...]] = ()
 
     def __len__(self) -> int:
@@ -62,6 +69,26 @@ class AnnotatedSet(torch.utils.data.Dataset):
         target = self.target(i)
         size = tuple(target.shape) if isinstance(target, Tensor) else target["size"]
         return picture(self.paths[i], size), target
+
+    @cached_property
+    def identity(self) -> str:
+        """Which pictures and annotations these are, wherever they lie.
+
+        Of pictures the names, below the folder that they have in common, and sizes in bytes; of
+        annotations all that their files hold.
+        """
+        folder = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for path in self.paths:
+            name = os.fsencode(os.path.relpath(path, folder))
+            digest.update(b"%s %d\n" % (name, os.path.getsize(path)))
+        for path in self.annotations:
+            digest.update(sha256(Path(path)).encode())
+        return digest.hexdigest()[:12]
+
+    def name(self, i: int) -> str:
+        """What people call picture i: its file without folder and suffix."""
+        return Path(self.paths[i]).stem
 
     def target(self, i: int) -> Target | Tensor:
         """Of picture i, which is not read: a semantic map [H, W] int64, or a dict as torchvision's.

@@ -45,6 +45,7 @@ class TreeCrowns(VOC):
     """
 
     subfolders: ClassVar = (NAME,)
+    task = "boxes"
 
     def __init__(self, split: Split, *, root: OfMachine[str | None] = None):
         super().__init__(split, root=root, train=["train"], test=["test"])

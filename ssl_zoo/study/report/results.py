@@ -176,10 +176,11 @@ def read(study: Study) -> Table:
         groups.setdefault(run.point, []).append(_outcome(run, known))
     outcomes = [outcome for group in groups.values() for outcome in group]
     columns = {}
-    kinds = {name: kind for run in study.runs for name, kind in run.evaluations.items()}
-    for name, kind in kinds.items():
-        baselines = _baselines(name, outcomes)
-        columns[name] = Column(name, kind.metric, kind.unit, kind.higher_is_better, baselines)
+    runs = {name: run for run in study.runs for name in run.evaluations}
+    for name, run in runs.items():
+        kind, baselines = run.evaluations[name], _baselines(name, outcomes)
+        how = run.metric(name), kind.unit, kind.higher_is_better
+        columns[name] = Column(name, *how, baselines)
     main = next((run.main for run in study.runs if run.main), "")
     rows, known_costs = rows_of(groups, main, study), costs.read(study.out)
     return Table(study, rows, list(columns.values()), columns.get(main), known_costs)

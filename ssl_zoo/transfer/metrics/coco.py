@@ -23,15 +23,13 @@ def coco_results(
     image_id: int,
     category_ids: Sequence[int],
     kind: Kind,
-    threshold: float = 0.5,
 ) -> list[dict[str, Any]]:
-    """A picture's detections, of a torchvision model, as entries of COCO's file of results.
+    """A picture's detections as entries of COCO's file of results.
 
     Args:
-        output: boxes [n, 4], labels [n] (from 1 on), scores [n], and masks [n, 1, H, W] in [0, 1]
-            or keypoints [n, K, 3].
+        output: boxes [n, 4], labels [n] (from 1 on), scores [n], and masks [n, H, W] bool or
+            keypoints [n, K, 3].
         category_ids: of label 1, 2, ...
-        threshold: from which on a mask's pixel is inside.
     """
     entries = []
     for i, (score, label) in enumerate(
@@ -40,7 +38,7 @@ def coco_results(
         entry = {"image_id": image_id, "category_id": category_ids[label - 1], "score": score}
         # A box beside a mask would be asked for the object's size, so there is only one of them.
         if kind == "segm":
-            entry["segmentation"] = encoded(output["masks"][i, 0] >= threshold)
+            entry["segmentation"] = encoded(output["masks"][i])
         elif kind == "keypoints":
             entry["keypoints"] = output["keypoints"][i].flatten().tolist()
         else:

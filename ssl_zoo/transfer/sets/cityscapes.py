@@ -89,15 +89,15 @@ class Cityscapes(AnnotatedSet):
         missing = [str(maps / (name + end)) for name in names if name not in there]
         all_there("Cityscapes", missing)
         self.paths = [str(pictures / (name + PICTURE)) for name in names]
-        self._maps = [str(maps / (name + end)) for name in names]
+        self.annotations = [str(maps / (name + end)) for name in names]
         self.objects = torch.ones(len(names), dtype=torch.int64)
         self.found = f"{pictures}: {counted(len(names), 'picture')} of {len(self.classes)} classes"
 
     def target(self, i: int) -> Tensor:
-        labels = label_map(self._maps[i])
+        labels = label_map(self.annotations[i])
         if self._table is None:
-            return in_range(labels, self.classes, self._maps[i])
-        return self._table[in_range(labels, range(IDS), self._maps[i])]
+            return in_range(labels, self.classes, self.annotations[i])
+        return self._table[in_range(labels, range(IDS), self.annotations[i])]
 
 
 def _table() -> Tensor:

@@ -71,7 +71,7 @@ class COCO(AnnotatedSet):
     def _read(self, path: Path, task: Task, pictures: str) -> None:
         if task == "masks":
             library()
-        self.task, self.path = task, path
+        self.task, self.path, self.annotations = task, path, [str(path)]
         content = _Content(path, task, self.name_key)
         self.classes = [category["name"] for category in content.categories]
         self.category_ids = [category["id"] for category in content.categories]

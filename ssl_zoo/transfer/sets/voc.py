@@ -71,6 +71,8 @@ class VOC(AnnotatedSet):
         sets = [(Path(name).parent, Path(name).name) for name in chosen]
         lists = [str(of / "ImageSets" / KIND[task] / f"{name}.txt") for of, name in sets]
         place = self.folder(root, *lists)
+        if all(of.name == "VOC2007" for of, _ in sets):
+            self.integral = "2007"
         names = own_classes(place) or CLASSES
         self.classes = list(names) if task == "boxes" else ["background", *names]
         members = [
@@ -78,12 +80,12 @@ class VOC(AnnotatedSet):
             for (of, _), path in zip(sets, lists, strict=True)
             for name in _listed(place / path)
         ]
-        annotations = {"boxes": ("Annotations", ".xml"), "semantic": ("SegmentationClass", ".png")}
-        self.paths, self._annotations = _files(members, *annotations[task])
+        kinds = {"boxes": ("Annotations", ".xml"), "semantic": ("SegmentationClass", ".png")}
+        self.paths, self.annotations = _files(members, *kinds[task])
         if task == "boxes":
             read = [
                 read_objects(path, Path(path).read_bytes(), self.classes)
-                for path in self._annotations
+                for path in self.annotations
             ]
             self._records = Records(read)
             self.objects = torch.tensor([len(record["boxes"]) for record in read])
@@ -94,7 +96,7 @@ class VOC(AnnotatedSet):
 
     def target(self, i: int) -> Target | Tensor:
         if self.task == "semantic":
-            return in_range(label_map(self._annotations[i]), self.classes, self._annotations[i])
+            return in_range(label_map(self.annotations[i]), self.classes, self.annotations[i])
         return boxes_target(i, **self._records[i])
 
 
