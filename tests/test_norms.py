@@ -30,7 +30,7 @@ SCALES = ("gamma", "ls1", "ls2", "scale")
 def test_every_norm_of_a_model_is_found(name, options, kinds):
     with torch.device("meta"):
         network = Timm(name=name, options=options)
-    norms = list(norms_of(network))
+    norms = [norm for _, norm in norms_of(network)]
     assert {type(norm).__name__ for norm in norms} == kinds
     inside = {id(p) for norm in norms for p in norm.parameters()}
     others = {n: p for n, p in network.named_parameters() if id(p) not in inside and p.ndim == 1}
@@ -42,4 +42,4 @@ def test_split_and_joined_batchnorm_are_norms_too():
     network = Timm(name="resnet18", options={"layers": [1, 1, 1, 1]}, bn_groups=2)
     assert len(list(norms_of(network))) == 1 + 4 * 2 + 3  # stem, two a block, shortcuts
     joined = nn.SyncBatchNorm.convert_sync_batchnorm(MLP(4, out_features=4, batch_norm=True))
-    assert [type(norm) for norm in norms_of(joined)] == [nn.SyncBatchNorm]
+    assert [type(norm) for _, norm in norms_of(joined)] == [nn.SyncBatchNorm]

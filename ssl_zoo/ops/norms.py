@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from timm.layers import freeze_batch_norm_2d
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 _OF_TORCH = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # timm's own kinds stand in modules of their own.
@@ -13,8 +14,25 @@ _OF_TIMM = {
 }
 
 
-def norms_of(network: nn.Module) -> Iterator[nn.Module]:
-    """Every layer of a network that normalizes, known by its class: BatchNorm, LayerNorm, ..."""
-    for module in network.modules():
+def norms_of(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and layer of all that normalizes, known by its class: BatchNorm, LayerNorm, ..."""
+    for name, module in network.named_modules():
         if isinstance(module, _OF_TORCH) or type(module).__module__ in _OF_TIMM:
-            yield module
+            yield name, module
+
+
+def freeze_batchnorm(network: nn.Module) -> nn.Module:
+    """The network with statistics and weights of every BatchNorm fixed as they are; in place.
+
+    Raises:
+        ValueError: it has none, or one whose statistics were never filled, mean 0 and variance 1:
+            to normalize by these is not to normalize, and ends in NaN soon (arXiv:1911.05722).
+    """
+    statistics = {name: norm for name, norm in norms_of(network) if isinstance(norm, _BatchNorm)}
+    if not statistics:
+        raise ValueError("no BatchNorm whose statistics could be frozen")
+    for name, norm in statistics.items():
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or not (mean.any() or (variance != 1).any()):
+            raise ValueError(f"statistics of {name} were never filled")
+    return freeze_batch_norm_2d(network)
