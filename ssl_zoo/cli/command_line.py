@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train one config",
     "ablate": "run a grid of arms and report",
     "evaluate": "evaluate a trained backbone",
+    "transfer": "train a backbone for detection, segmentation or keypoints, and judge it",
     "import": "published weights, for runs to start from",
     "export": "a backbone for timm, torchvision, transformers, detectron2 or ONNX",
     "compare": "whether one arm is better than another",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from ssl_zoo.system.files import user_path
 from ssl_zoo.system.text import show
@@ -36,28 +37,48 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument(
         "--data", type=user_path, metavar="CONFIG", help="judge by the images of its section `data`"
     )
+    add_device_and_out(parser)
+    parser.set_defaults(command=evaluate)
+
+
+def add_device_and_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument(
         "--out", type=user_path, metavar="FILE", help="results as JSON; rows beside it"
     )
-    parser.set_defaults(command=evaluate)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from ssl_zoo.experiment.by_hand import asked, keep
+    from ssl_zoo.experiment.by_hand import asked
     from ssl_zoo.system import distributed
-    from ssl_zoo.system.files import write_text
-    from ssl_zoo.system.hardware import keep_freed_memory
     from ssl_zoo.weights.as_subject import subject_of
 
-    if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise ValueError(f"--out {out}: expected a file in a folder that exists")
-    keep_freed_memory()
-    device = distributed.start(arguments.device)
+    device = begun(arguments)
     subject = subject_of(arguments.path, device)
     parts, left_out = asked(subject, arguments.name, arguments.overrides, arguments.data)
     if left_out and distributed.is_main():
         show(f"left out, as they learn beside a run: {', '.join(left_out)}")
+    judge(subject, parts, device, arguments.out)
+    return 0
+
+
+def begun(arguments: argparse.Namespace):
+    """The device that was asked for; ValueError for an `--out` that could not be written."""
+    from ssl_zoo.system import distributed
+    from ssl_zoo.system.hardware import keep_freed_memory
+
+    if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ValueError(f"--out {out}: expected a file in a folder that exists")
+    keep_freed_memory()
+    return distributed.start(arguments.device)
+
+
+def judge(subject, parts: dict, device, out: Path | None) -> None:
+    """Evaluates; prints each result, and keeps it beside what was judged and in a file."""
+    from ssl_zoo.experiment.by_hand import keep
+    from ssl_zoo.system import distributed
+    from ssl_zoo.system.files import write_text
+
     results = {"source": {"path": str(subject.path), "step": subject.step}}
     for name, result, outcome in subject.evaluate(parts, device):
         results[name] = result
@@ -72,7 +93,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 if outcome.rows is not None:
                     write_text(out.with_suffix(f".{name}.csv"), outcome.rows.csv())
     distributed.leave()
-    return 0
 
 
 def _print(name: str, result: dict, outcome, source: dict) -> None:

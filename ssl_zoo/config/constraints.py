@@ -130,6 +130,8 @@ def marks(hint: Any) -> tuple:
 
 def check_value(hint: Any, value: Any, key: str) -> None:
     """Raises ConfigError where a number lies outside the ranges of its annotation."""
+    if value is None:
+        return
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         number = isinstance(value, int | float) and not isinstance(value, bool)

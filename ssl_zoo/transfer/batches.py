@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_zoo.config import Part
 from ssl_zoo.data import Sampler, Splits, Transform
+from ssl_zoo.data.files import counted
 from ssl_zoo.data.image import GeometricTransform, Samples
 from ssl_zoo.data.loader import automatic_workers
 from ssl_zoo.system import distributed, rng
@@ -125,7 +126,7 @@ class AnnotatedBatches:
         if not len(self.kept):
             raise ValueError(f"{dataset.found}: no picture has an object to learn from")
         if len(self.kept) < batch_size:
-            found = f"{len(self.kept)} pictures with an object"
+            found = f"{counted(len(self.kept), 'picture')} with an object"
             raise ValueError(f"{dataset.found}: {found}, fewer than batch_size {batch_size}")
         ranks = distributed.rank(), distributed.world()
         self.sampler = Sampler(len(self.kept), batch_size, seed, True, *ranks)

@@ -73,8 +73,9 @@ def _cell(image: Tensor, of: Target | Tensor, classes: Sequence[str]) -> Image.I
     pixels = image.permute(1, 2, 0).numpy().copy()  # [H, W, 3]
     if isinstance(of, Tensor):
         _cover_map(pixels, of.numpy())
-    for mask, label in zip(of["masks"], of["labels"], strict=True) if "masks" in of else ():
-        _cover(pixels, mask.bool().numpy(), color(int(label)))
+    elif "masks" in of:
+        for mask, label in zip(of["masks"], of["labels"].tolist(), strict=True):
+            _cover(pixels, mask.bool().numpy(), color(label))
     scale = WIDTH / pixels.shape[1]
     cell = Image.fromarray(pixels).resize((WIDTH, max(1, round(pixels.shape[0] * scale))))
     if not isinstance(of, Tensor):

@@ -123,7 +123,7 @@ class Transfer(Evaluation):
 
     @staticmethod
     def needs(model: Part, **_) -> str:
-        return model.target.needs(**model.kwargs)
+        return model.target.needs(**model.arguments())
 
     @staticmethod
     def validate(
