@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
     path
     for path in (ROOT / "configs").glob("*/*.yaml")
-    if path.parent.name not in ("_base_", "ablation")
+    if path.parent.name not in ("_base_", "ablation", "transfer")
 )
 DIGITS = ROOT / "configs" / "digits" / "moco_v2.yaml"
 

@@ -195,7 +195,8 @@ def test_boxes_are_judged_by_vocs_rules_and_written_as_its_kit_has_them(folders,
 def test_coco_is_judged_by_its_rules_and_written_as_its_results(folders, tmp_path, task, kinds):
     size = 1 if task == "keypoints" else 2  # of persons there is one picture
     result, _ = measured(DETECT, tmp_path / "e", dataset=coco(folders, task), batch_size=size)
-    assert result["metrics"]["AP"] >= 0 and result["protocol"]["measure"] == f"COCO's AP of {task}"
+    assert result["metrics"]["AP"] >= 0
+    assert result["protocol"]["measure"].startswith(f"COCO's AP of {task}")
     assert ("box_AP" in result["metrics"]) == (task != "boxes")
     truth = COCO("test", root=folders["coco"], task=task)
     for kind in kinds:

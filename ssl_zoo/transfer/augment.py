@@ -56,10 +56,7 @@ class Augment:
             image, target = self._cropped(image, target, key)
         if rng.uniform(key, "flip") < self.flip:
             image = image.flip(-1)
-            if isinstance(target, Tensor):
-                target = target.flip(-1)
-            else:
-                target = mirror(target, mirrored)
+            target = target.flip(-1) if isinstance(target, Tensor) else mirror(target, mirrored)
         return image, target
 
     def _scaled(self, image: Tensor, labels: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -348,7 +348,7 @@ def task_of(dataset: Part) -> str:
 
 
 def _check_schedule(schedule: Part, steps: int | None, epochs: float | None) -> None:
-    """Raises ConfigError for what begins the training and does not end in it, as far as is known."""
+    """Raises ConfigError for what begins the training and would not end in it, where known."""
     known = {"steps": steps, "epochs": epochs}
     for key, span, number, unit in durations(schedule):
         if span.ramp and known[unit] is not None and number > known[unit]:

@@ -24,9 +24,11 @@ from ssl_zoo.transfer.metrics import (
     overlap_measures,
     voc_measures,
 )
+from ssl_zoo.transfer.metrics.coco import OWN_SIGMA
 from ssl_zoo.transfer.sets.coco import COCO, LVIS
 from ssl_zoo.transfer.source import IGNORED, AnnotatedSet, Target
 
+PERSON = 17  # keypoints that COCO's OKS knows
 SURE = 0.5  # from this score on a detection is shown, and counts for how well a picture is done
 OVERLAP = 0.5  # IoU from which on it is right, there
 
@@ -144,6 +146,8 @@ class OfCOCO(OfObjects):
         self.of = self.kinds[dataset.task]
         self.lvis = isinstance(dataset, LVIS)
         self.measured = f"{'LVIS' if self.lvis else 'COCO'}'s AP of {dataset.task}"
+        if dataset.task == "keypoints" and len(dataset.keypoints) != PERSON:
+            self.measured += f", {OWN_SIGMA} for each of {len(dataset.keypoints)} in its OKS"
 
     def entry(self, i: int, output: Target, target: Target) -> dict[str, list]:
         ids, image = self.dataset.category_ids, target["image_id"]

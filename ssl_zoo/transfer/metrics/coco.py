@@ -11,6 +11,9 @@ from ssl_zoo.transfer.metrics.measures import Measures
 
 Kind = Literal["bbox", "segm", "keypoints"]
 LVIS_DETECTIONS = 300  # a picture, over all categories
+# How far off a keypoint may be, in sizes of the object. Each of a person's 17 has a number of its
+# own; for others this one, about their mean.
+OWN_SIGMA = 0.07
 # As faster-coco-eval names them -> as people do. Recall is at 100 detections a picture (20 of
 # persons with keypoints, 300 of LVIS).
 NAMES = {"AP_all": "AP", "AP_50": "AP50", "AP_75": "AP75"}
@@ -82,6 +85,10 @@ def coco_measures(
     found = truths.loadRes([dict(entry) for entry in results])
     work = of.COCOeval_faster(truths, found, kind, lvis_style=lvis, print_function=_silent)
     work.params.imgIds = sorted(wanted)
+    if kind == "keypoints":
+        count = len(truth["categories"][0].get("keypoints", ()))
+        if count != len(work.params.kpt_oks_sigmas):  # COCO's, of a person
+            work.params.kpt_oks_sigmas = np.full(count, OWN_SIGMA)
     if lvis:
         work.params.maxDets = [LVIS_DETECTIONS]
     work.evaluate()
