@@ -1,6 +1,6 @@
 """What a model of a transfer task is: a registered part, a head over a backbone.
 
-    model: {type: FasterRCNN, body: c4, min_size: [480, 800]}
+model: {type: FasterRCNN, body: c4, min_size: [480, 800]}
 """
 
 from typing import Any, ClassVar, Literal
@@ -68,8 +68,8 @@ def checked(backbone: nn.Module, needs: str, model: str, norm: Norm) -> nn.Modul
         ConfigError: it lacks what the model needs; BatchNorm cannot be frozen or synchronized.
     """
     check_built(backbone, needs, model)
-    if hasattr(backbone, "take_any_size"):
-        backbone.take_any_size()
+    if hasattr(backbone, "only_maps"):
+        backbone.only_maps()
     if norm == "synced" and not torch.cuda.is_available():
         problem = "statistics are synchronized between GPUs, and there is none"
         raise ConfigError("norm", problem, found=norm, expected="tuned")

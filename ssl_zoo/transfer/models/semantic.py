@@ -68,8 +68,7 @@ class Segmenter(TransferModel):
         """[..., h, w] at least as large as size, filled on the right and below."""
         stride = self.backbone.levels[-1].stride
         down, across = (
-            -(-full // stride) * stride - own
-            for full, own in zip(size, x.shape[-2:], strict=True)
+            -(-full // stride) * stride - own for full, own in zip(size, x.shape[-2:], strict=True)
         )
         return F.pad(x, (0, across, 0, down), value=value)
 
