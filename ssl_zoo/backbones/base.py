@@ -61,7 +61,7 @@ class Adaptable(Protocol):
     """What a network may offer to who trains it for its maps alone; each changes it in place."""
 
     def only_maps(self) -> None:
-        """Images may be of any size that `levels` divide, and what pools is trained no more."""
+        """Images may be of any size that the last stride divides; what pools is trained no more."""
 
     def dilate_c5(self) -> None:
         """conv5_x keeps the size of conv4_x's map (arXiv:1911.05722, appendix); so say `levels`.

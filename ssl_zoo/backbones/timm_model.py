@@ -107,7 +107,13 @@ class TimmMaps(TimmModel):
         return self.model.forward_head(x, pre_logits=True)
 
     def only_maps(self) -> None:
-        """See `Adaptable`. Who waits for gradients, as DDP does, waits for none in vain."""
+        """See `Adaptable`. Who waits for gradients, as DDP does, waits for none in vain.
+
+        ConfigError for a model whose size of images is fixed.
+        """
+        if getattr(getattr(self.model, "patch_embed", None), "strict_img_size", False):
+            key, problem = "backbone.options.strict_img_size", "images have many sizes"
+            raise ConfigError(key, problem, found="true", expected="false")
         tried = copy.deepcopy(self).to("meta").requires_grad_(True)
         if tried.grad_checkpointing:
             tried.model.set_grad_checkpointing(False)

@@ -66,11 +66,11 @@ class TimmViT(TimmMaps):
         return self.model.fc_norm(x.mean(dim=1) if attend is None else attend(x))
 
     def only_maps(self) -> None:
-        """See `Adaptable`: positions are interpolated to the grid of each batch, as timm does it."""
-        super().only_maps()
+        """See `Adaptable`: timm interpolates positions to the grid of each batch."""
         embed = self.patch_embed
         self.model.dynamic_img_size = True
         embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
+        super().only_maps()
 
     def require_token_norm(self) -> None:
         by_attention = self.model.attn_pool is not None

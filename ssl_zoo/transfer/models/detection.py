@@ -22,8 +22,8 @@ from ssl_zoo.transfer.models.base import (
     TRANSFER_MODELS,
     Norm,
     TransferModel,
-    checked,
     in_float32,
+    prepared,
     synced,
 )
 from ssl_zoo.transfer.models.bodies import BODIES, Body, BodyName
@@ -91,7 +91,7 @@ class FasterRCNN(TransferModel):
     ):
         super().__init__()
         kind = BODIES[body]
-        seen = kind(checked(backbone, kind.needs, type(self).__name__, norm), width)
+        seen = kind(prepared(backbone, kind.needs, type(self).__name__, norm), width)
         kept = (proposals or self.trained_on[body], proposals or 1000)
         numbers = {
             "fg_iou_thresh": 0.5,
