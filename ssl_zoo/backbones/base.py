@@ -57,6 +57,19 @@ class Maps(Protocol):
         """[N, C, H, W] -> [N, channels, h, w] of each level; the last is `feature_map`'s."""
 
 
+class Adaptable(Protocol):
+    """What a network may offer to who trains it for its maps alone; each changes it in place."""
+
+    def only_maps(self) -> None:
+        """Images may be of any size that the last stride divides; what pools is trained no more."""
+
+    def dilate_c5(self) -> None:
+        """conv5_x keeps the size of conv4_x's map (arXiv:1911.05722, appendix); so say `levels`.
+
+        Raises ConfigError where its stride is in layers that cannot be dilated.
+        """
+
+
 class SplitAtC4(Protocol):
     """A ResNet in two: up to conv4_x, and conv5_x, for a head on regions (arXiv:1506.01497)."""
 

@@ -1,8 +1,11 @@
 """timm's models as backbones: any, those whose features are on a grid, and ResNets."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
+import torch
+from timm.layers import AvgPool2dSame
 from timm.models import ResNet, group_parameters
 from timm.optim import auto_group_layers
 from torch import Tensor, nn
@@ -103,6 +106,25 @@ class TimmMaps(TimmModel):
         x = x.permute(0, 2, 3, 1) if self._channels_last else x
         return self.model.forward_head(x, pre_logits=True)
 
+    def only_maps(self) -> None:
+        """See `Adaptable`. Who waits for gradients, as DDP does, waits for none in vain.
+
+        ConfigError for a model whose size of images is fixed.
+        """
+        if getattr(getattr(self.model, "patch_embed", None), "strict_img_size", False):
+            key, problem = "backbone.options.strict_img_size", "images have many sizes"
+            raise ConfigError(key, problem, found="true", expected="false")
+        tried = copy.deepcopy(self).to("meta").requires_grad_(True)
+        if tried.grad_checkpointing:
+            tried.model.set_grad_checkpointing(False)
+        images = torch.empty(2, self.in_chans, *self.made_for, device="meta")
+        parameters = [*tried.parameters()]
+        reached = torch.autograd.grad(
+            tried.feature_map(images).sum(), parameters, allow_unused=True
+        )
+        for parameter, gradient in zip(self.parameters(), reached, strict=True):
+            parameter.requires_grad_(parameter.requires_grad and gradient is not None)
+
     def _on_grid(self, x: Tensor, images: Tensor) -> Tensor:
         """What timm calls features, as [N, M, h, w]."""
         return x.permute(0, 3, 1, 2) if self._channels_last else x
@@ -126,6 +148,24 @@ class TimmResNet(TimmMaps):
 
     def c5(self, x: Tensor) -> Tensor:
         return self._once(self.model.layer4, x)
+
+    def dilate_c5(self) -> None:
+        """See `Adaptable`: stride 1, and every 3x3 convolution with dilation 2."""
+        conv5 = self.model.layer4
+        layers = {name: layer for name, layer in conv5.named_modules() if not [*layer.children()]}
+        for name, layer in layers.items():
+            strided = getattr(layer, "stride", 1) not in (1, (1, 1))
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
+                if layer.kernel_size == (3, 3):
+                    layer.dilation = layer.padding = (2, 2)
+            elif strided and isinstance(layer, nn.AvgPool2d):  # of a ResNet-D's shortcut
+                pool = AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)
+                conv5.set_submodule(name, pool)
+            elif strided:
+                problem, found = "conv5_x cannot be dilated", type(layer).__name__
+                raise ConfigError("backbone", problem, found=found, expected="strides of convs")
+        self.levels = [*self.levels[:-1], Level(self.c4_level.stride, self.map_features)]
 
 
 def replace_stem(model: nn.Module, name: str) -> None:

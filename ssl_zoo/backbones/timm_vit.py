@@ -3,6 +3,7 @@
 import math
 
 import torch
+from timm.layers import Format
 from timm.models import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 
@@ -63,6 +64,13 @@ class TimmViT(TimmMaps):
         x = x.flatten(2).mT  # [N, L, F]
         attend = self.model.attn_pool
         return self.model.fc_norm(x.mean(dim=1) if attend is None else attend(x))
+
+    def only_maps(self) -> None:
+        """See `Adaptable`: timm interpolates positions to the grid of each batch."""
+        embed = self.patch_embed
+        self.model.dynamic_img_size = True
+        embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
+        super().only_maps()
 
     def require_token_norm(self) -> None:
         by_attention = self.model.attn_pool is not None

@@ -26,13 +26,18 @@ def freeze_batchnorm(network: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: it has none, or one whose statistics were never filled, mean 0 and variance 1:
-            to normalize by these is not to normalize, and ends in NaN soon (arXiv:1911.05722).
+            to normalize by these is not to normalize.
     """
     statistics = {name: norm for name, norm in norms_of(network) if isinstance(norm, _BatchNorm)}
     if not statistics:
         raise ValueError("no BatchNorm whose statistics could be frozen")
     for name, norm in statistics.items():
         mean, variance = norm.running_mean, norm.running_var
-        if mean is None or not (mean.any() or (variance != 1).any()):
+        if mean is None or not (mean.is_meta or mean.any() or (variance != 1).any()):
             raise ValueError(f"statistics of {name} were never filled")
     return freeze_batch_norm_2d(network)
+
+
+def is_synchronized(network: nn.Module) -> bool:
+    """Whether some BatchNorm takes its statistics over all processes."""
+    return any(isinstance(norm, nn.SyncBatchNorm) for _, norm in norms_of(network))

@@ -1,7 +1,4 @@
-"""What a model of a transfer task is: a registered part, a head over a backbone.
-
-    model: {type: FasterRCNN, body: c4, min_size: [480, 800]}
-"""
+"""What a model of a transfer task is: a registered part, a head over a backbone."""
 
 from typing import Any, ClassVar, Literal
 
@@ -61,15 +58,15 @@ class TransferModel(nn.Module):
         raise NotImplementedError
 
 
-def checked(backbone: nn.Module, needs: str, model: str, norm: Norm) -> nn.Module:
-    """The backbone, with frozen BatchNorm if asked for; ready for any size of images.
+def prepared(backbone: nn.Module, needs: str, model: str, norm: Norm) -> nn.Module:
+    """The backbone as the model asks for it: for its maps alone, BatchNorm frozen if need be.
 
     Raises:
         ConfigError: it lacks what the model needs; BatchNorm cannot be frozen or synchronized.
     """
     check_built(backbone, needs, model)
-    if hasattr(backbone, "take_any_size"):
-        backbone.take_any_size()
+    if hasattr(backbone, "only_maps"):
+        backbone.only_maps()
     if norm == "synced" and not torch.cuda.is_available():
         problem = "statistics are synchronized between GPUs, and there is none"
         raise ConfigError("norm", problem, found=norm, expected="tuned")

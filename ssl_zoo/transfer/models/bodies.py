@@ -1,5 +1,7 @@
 """What detectors look at: maps of a backbone, of one width, at one or several strides."""
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from timm.layers import LayerNorm2d
@@ -77,7 +79,7 @@ class FPN(Body):
         super().__init__(backbone, width)
         levels = [(i, *level) for i, level in enumerate(backbone.levels) if 4 <= level.stride <= 32]
         self.taken, strides, channels = zip(*levels, strict=True) if levels else ((), (), ())
-        if not levels or any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
+        if not levels or any(b != 2 * a for a, b in pairwise(strides)):
             found = f"strides {', '.join(str(level.stride) for level in backbone.levels)}"
             expected = "some of 4, 8, 16, 32, one after the other"
             raise ConfigError("body", "no FPN over the maps", found=found, expected=expected)
@@ -136,5 +138,5 @@ def _doubled(channels: int, out: int) -> nn.Module:
     return nn.ConvTranspose2d(channels, out, 2, stride=2)
 
 
-def _numbered(maps) -> dict[str, Tensor]:
+def _numbered(maps: Iterable[Tensor]) -> dict[str, Tensor]:
     return {str(i): x.float() for i, x in enumerate(maps)}

@@ -22,8 +22,8 @@ from ssl_zoo.transfer.models.base import (
     TRANSFER_MODELS,
     Norm,
     TransferModel,
-    checked,
     in_float32,
+    prepared,
     synced,
 )
 from ssl_zoo.transfer.models.bodies import BODIES, Body, BodyName
@@ -91,7 +91,7 @@ class FasterRCNN(TransferModel):
     ):
         super().__init__()
         kind = BODIES[body]
-        seen = kind(checked(backbone, kind.needs, type(self).__name__, norm), width)
+        seen = kind(prepared(backbone, kind.needs, type(self).__name__, norm), width)
         kept = (proposals or self.trained_on[body], proposals or 1000)
         numbers = {
             "fg_iou_thresh": 0.5,
@@ -122,9 +122,7 @@ class FasterRCNN(TransferModel):
         synced(self, norm)
 
     @staticmethod
-    def validate(
-        *, body: str, min_size: tuple, box_convs: int, box_width: int, **_: Any
-    ) -> None:
+    def validate(*, body: str, min_size: tuple, box_convs: int, box_width: int, **_: Any) -> None:
         if not min_size:
             raise ConfigError("min_size", "no size", found="[]", expected="at least one")
         if body == "c4" and (box_convs, box_width) != (4, 1024):
@@ -135,9 +133,7 @@ class FasterRCNN(TransferModel):
     def needs(cls, *, body: str, **_: Any) -> str:
         return BODIES[body].needs
 
-    def add_to(
-        self, heads: RoIHeads, seen: Body, classes: int, keypoints: int, width: int
-    ) -> None:
+    def add_to(self, heads: RoIHeads, seen: Body, classes: int, keypoints: int, width: int) -> None:
         """What else is found in boxes."""
 
     def forward(self, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
@@ -161,9 +157,7 @@ class MaskRCNN(FasterRCNN):
     tasks = ("masks",)
     learned = ("boxes", "labels", "masks")
 
-    def add_to(
-        self, heads: RoIHeads, seen: Body, classes: int, keypoints: int, width: int
-    ) -> None:
+    def add_to(self, heads: RoIHeads, seen: Body, classes: int, keypoints: int, width: int) -> None:
         if isinstance(heads, Res5Heads):
             channels = seen.backbone.map_features
             heads.share_maps(in_float32(MaskRCNNPredictor(channels, width, classes + 1)))
@@ -195,9 +189,7 @@ class KeypointRCNN(FasterRCNN):
             raise ConfigError("body", problem, found=body, expected="fpn or pyramid")
         FasterRCNN.validate(body=body, **options)
 
-    def add_to(
-        self, heads: RoIHeads, seen: Body, classes: int, keypoints: int, width: int
-    ) -> None:
+    def add_to(self, heads: RoIHeads, seen: Body, classes: int, keypoints: int, width: int) -> None:
         if not keypoints:
             raise ConfigError("type", "a data set without keypoints", found=type(self).__name__)
         heads.keypoint_roi_pool = RegionAlign(seen.region_strides, 14)

@@ -18,6 +18,7 @@ from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from ssl_zoo.ops.modes import eval_mode
+from ssl_zoo.ops.norms import is_synchronized
 
 
 class Anchors(AnchorGenerator):
@@ -125,6 +126,6 @@ class MaskHead(MaskRCNNHeads):
 
     def forward(self, x: Tensor) -> Tensor:
         # A synchronized one sees those of other processes, and waits for this one.
-        alone = not any(isinstance(module, nn.SyncBatchNorm) for module in self.modules())
-        with eval_mode(self) if alone and not len(x) else nullcontext():
+        skipped = not len(x) and not is_synchronized(self)
+        with eval_mode(self) if skipped else nullcontext():
             return super().forward(x)

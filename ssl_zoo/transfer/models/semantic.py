@@ -9,12 +9,12 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.ops import Conv2dNormActivation
 
 from ssl_zoo.config import PositiveInt
+from ssl_zoo.ops.norms import is_synchronized
 from ssl_zoo.transfer.models.base import (
     TRANSFER_MODELS,
     Norm,
     TransferModel,
-    checked,
-    in_float32,
+    prepared,
     synced,
 )
 from ssl_zoo.transfer.source import IGNORED
@@ -26,7 +26,7 @@ class Segmenter(TransferModel):
     A ResNet's conv5_x has stride 1 and dilation 2 here, so its map has stride 16
     (arXiv:1911.05722). Of other backbones the map is as it is: stride 32 of most CNNs, 16 of a ViT.
 
-    A subclass has a `head` of map_features channels and calls `_finish`.
+    A subclass has a `head`: [N, map_features, h, w] -> [N, classes, h, w].
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("semantic",)
@@ -35,7 +35,7 @@ class Segmenter(TransferModel):
 
     def __init__(self, backbone: nn.Module, norm: Norm):
         super().__init__()
-        self.backbone = checked(backbone, self.needs(), type(self).__name__, norm)
+        self.backbone = prepared(backbone, self.needs(), type(self).__name__, norm)
         if hasattr(backbone, "dilate_c5"):
             backbone.dilate_c5()
 
@@ -68,8 +68,7 @@ class Segmenter(TransferModel):
         """[..., h, w] at least as large as size, filled on the right and below."""
         stride = self.backbone.levels[-1].stride
         down, across = (
-            -(-full // stride) * stride - own
-            for full, own in zip(size, x.shape[-2:], strict=True)
+            -(-full // stride) * stride - own for full, own in zip(size, x.shape[-2:], strict=True)
         )
         return F.pad(x, (0, across, 0, down), value=value)
 
@@ -108,7 +107,7 @@ class DeepLabV3(Segmenter):
     """DeepLab v3 (arXiv:1706.05587): convolutions of several dilations and the image's mean side by
     side, 256 channels each; torchvision's head.
 
-    BatchNorm has one number an image of the mean, so a process needs two images a step.
+    BatchNorm of the mean sees one number an image, so a process needs two images a step.
 
     Args:
         classes: of the data set.
@@ -129,7 +128,7 @@ class DeepLabV3(Segmenter):
         synced(self, norm)
 
     def forward(self, images: list[Tensor], targets: list[Tensor]) -> dict[str, Tensor]:
-        if len(images) < 2 and self.training:
-            found = "BatchNorm of DeepLabV3 got one image, whose mean is one number"
-            raise ValueError(f"{found}; expected two images or more a process and step")
+        if len(images) < 2 and self.training and not is_synchronized(self):
+            found = "BatchNorm of an image's mean got one image"
+            raise ValueError(f"DeepLabV3: {found}, expected two or more in a process's batch")
         return super().forward(images, targets)
