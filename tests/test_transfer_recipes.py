@@ -62,7 +62,7 @@ def test_the_papers_tasks_have_recipes():
     assert known >= {"VOC", "COCO", "LVIS", "Cityscapes"}
     (voc,) = recipe(Path("voc0712_c4"), []).values()
     assert voc.arguments()["steps"] == 24000
-    (small,) = recipe(Path("voc07_c4"), ["steps=9", "schedule=null"]).values()
+    (small,) = recipe(Path("voc07_c4"), ["steps=9", "schedule={type: Constant}"]).values()
     assert small.arguments()["steps"] == 9
 
 

@@ -14,14 +14,16 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         name,
         parents=[common],
         help=summary,
-        description="Trains a detector or a segmentation model from a backbone and judges it on the "
-        "recipe's test pictures. Interrupted, the same command goes on. What is trained, predictions "
-        "and pictures lie in evaluations/ of the run, or in FILE.evaluations beside weights.",
+        description="Trains a detector or a segmentation model from a backbone and judges it on\n"
+        "the recipe's test pictures. Interrupted, the same command goes on. What is trained,\n"
+        "predictions and pictures lie below evaluations/ of the run, or FILE.evaluations/ beside\n"
+        "weights, or runs/transfer/ for a config.",
         epilog="examples:\n"
-        "  ssl-zoo transfer voc0712_c4 RUN dataset.root=/data    # configs/transfer/voc0712_c4.yaml\n"
-        "  ssl-zoo transfer voc0712_c4 moco.safetensors seed=1   # ssl-zoo import made the file\n"
+        "  ssl-zoo transfer voc0712_c4 RUN dataset.root=/data     # a recipe of configs/transfer\n"
+        "  ssl-zoo transfer voc0712_c4 moco.safetensors seed=1    # ssl-zoo import made the file\n"
         "  ssl-zoo transfer own.yaml RUN --init random --out random.json\n"
-        "  torchrun --nproc-per-node=8 --no-python ssl-zoo transfer coco_fpn_2x RUN model.norm=synced\n",
+        "  torchrun --nproc-per-node=8 --no-python ssl-zoo transfer coco_fpn_2x RUN "
+        "model.norm=synced\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -37,8 +39,8 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     parser.add_argument(
         "--init",
         metavar="HOW",
-        help="the same network from other weights: random, supervised (those that timm has published "
-        "for it), or another run's or file's",
+        help="the same network from other weights: random, supervised (those that timm has "
+        "published for it), or another run's or file's",
     )
     add_device_and_out(parser)
     parser.set_defaults(command=transfer)

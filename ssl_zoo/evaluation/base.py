@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.config import Part
+from ssl_zoo.config.part import Ready
 from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits
 from ssl_zoo.data.files import some
@@ -87,14 +88,13 @@ class Evaluation:
     Attributes:
         metric: the main one, which tables, best.pt and the progress bar show; a static method of
             the YAML arguments, if it depends on them (an object then has the name), see
-            `main_metric`.
+            `declared`.
         higher_is_better: of `metric` and of what else `best` may name.
         unit: of its metrics.
         wants: the clean images' 'features', extracted once for all evaluations over the same
             data, for `judge`; the 'backbone', for an `evaluate` of its own; or the 'run', to
             learn beside it step by step.
-        needs: of a backbone, as `Method.needs`; a static method, if it depends on the YAML
-            arguments.
+        needs: of a backbone, as `Method.needs`; or a method as above.
         own_data: whether it judges by data of its own and makes no use of the run's images; its
             durations count epochs of those.
         given: the splits whose features `judge` is given, in this order.
@@ -265,10 +265,10 @@ def identity(
     return {**alone, **further, "data": evaluation.data_identity(splits), "network": network}
 
 
-def main_metric(part: Part) -> str:
-    """An evaluation's, by its block."""
-    metric = part.target.metric
-    return metric(**part.kwargs) if callable(metric) else metric
+def declared(part: Part, name: str) -> str:
+    """What a block's evaluation says of `metric` or `needs`, which may depend on its arguments."""
+    value = getattr(part.made if isinstance(part, Ready) else part.target, name)
+    return value(**part.kwargs) if callable(value) else value
 
 
 def hashed(identity: Mapping[str, Any]) -> str:

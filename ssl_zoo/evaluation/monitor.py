@@ -18,9 +18,9 @@ from ssl_zoo.evaluation.base import (
     Context,
     Evaluation,
     Outcome,
+    declared,
     hashed,
     identity,
-    main_metric,
     measure,
 )
 from ssl_zoo.ops.modes import eval_mode
@@ -66,7 +66,7 @@ def check_blocks(parts: Mapping[str, Part]) -> None:
         if not usable or name == "all":
             expected = "text of letters, digits, _ and -, and not `all`"
             raise ConfigError(key, "no name for an evaluation", found=repr(name), expected=expected)
-        if (metric := main_metric(part)) in LINE_KEYS:
+        if (metric := declared(part, "metric")) in LINE_KEYS:
             problem = "no name for a metric, as lines of metrics.jsonl have it"
             raise ConfigError(key, problem, found=repr(metric))
         if kind.own_data and "dataset" in part.beside().blocks:
@@ -120,7 +120,7 @@ def best_of(parts: Mapping[str, Part], best: str | None) -> tuple[str, str]:
     """(evaluation, metric) that decides which checkpoint is best; ('', '') without evaluations."""
     name, _, metric = (best or next(iter(parts), "")).partition(".")
     if name in parts:
-        return name, metric or main_metric(parts[name])
+        return name, metric or declared(parts[name], "metric")
     if best is None:
         return "", ""
     raise not_among("best", f"{best!r} names no evaluation of this config", name, parts)

@@ -7,6 +7,7 @@ from ssl_zoo.backbones import FITS, check_built, fits
 from ssl_zoo.config import ConfigError, Part, not_among
 from ssl_zoo.config.constraints import SCHEDULED, check_value, marked, type_hints
 from ssl_zoo.config.part import Ready
+from ssl_zoo.evaluation.base import declared
 from ssl_zoo.evaluation.monitor import best_of, check_blocks
 from ssl_zoo.experiment.stream import check_stream
 
@@ -63,8 +64,7 @@ def _check_views(method: Part, data: Part) -> None:
 
 def _check_backbone(user: Part, backbone: Part) -> None:
     """A method that masks patches wants a ViT, a detector maps, and so on."""
-    needs, name = user.target.needs, user.target.__name__
-    needs = needs(**user.kwargs) if callable(needs) else needs
+    needs, name = declared(user, "needs"), user.target.__name__
     if isinstance(backbone, Ready):
         check_built(backbone.made, needs, name)
     elif not fits(backbone, needs):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ssl_zoo import config, experiment
 from ssl_zoo.config import EVALUATIONS, ConfigError, NonNegativeInt, Part, bind, not_among
-from ssl_zoo.evaluation.base import Evaluation, main_metric
+from ssl_zoo.evaluation.base import Evaluation, declared
 from ssl_zoo.evaluation.monitor import Monitored
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study.division import Division
@@ -238,7 +238,8 @@ class Run:
 
     def metric(self, name: str) -> str:
         """The main one of an evaluation."""
-        return main_metric(bind(EVALUATIONS, self.config["evaluations"][name], "", Monitored))
+        block = self.config["evaluations"][name]
+        return declared(bind(EVALUATIONS, block, "", Monitored), "metric")
 
     @property
     def main(self) -> str:

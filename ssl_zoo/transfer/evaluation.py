@@ -113,7 +113,7 @@ class Transfer(Evaluation):
         self.steps, self.epochs, self.seed = steps, epochs, seed
         self.accumulate, self.clip_grad = accumulate, clip_grad
         self.precise_bn, self.precision = precise_bn, precision
-        self.metric = type(self).metric(dataset)
+        self.metric, self.needs = type(self).metric(dataset), type(self).needs(model)
         self._sets: dict[str, AnnotatedSet] = {}
         self._known: AnnotatedBatches | None = None
 
@@ -167,7 +167,7 @@ class Transfer(Evaluation):
 
     def begin(self, backbone: nn.Module, splits: Splits, device: torch.device) -> None:
         """ConfigError for a backbone that does not go with the model, or with color pictures."""
-        check_built(backbone, self.needs(self.model), self.model.target.__name__)
+        check_built(backbone, self.needs, self.model.target.__name__)
         channels = getattr(backbone, "in_chans", 3)
         if channels != 3:
             problem = "the pictures have 3 channels"
@@ -366,6 +366,6 @@ def _told(pictures: Iterator, count: int, context: Context) -> Iterator:
             raise Interrupted(f"stopped at test picture {done} of {count}; the training is kept")
         now = time.monotonic()
         if now - said >= SAID_EVERY_S and distributed.is_main():
-            said, left = now, (now - began) / done * (count - done)
+            said, left = now, (now - began) / max(done, 1) * (count - done)
             console.print(f"test picture {done}/{count}  left {left:.0f} s", soft_wrap=True)
         yield picture

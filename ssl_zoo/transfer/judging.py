@@ -181,7 +181,7 @@ class OfMaps(Judge):
     def entry(self, i: int, output: Tensor, target: Tensor) -> dict[str, Any]:
         file = BytesIO()
         Image.fromarray(output.numpy().astype(np.uint8)).save(file, "PNG")
-        matrix = confusion(output, target, len(self.dataset.classes))
+        matrix = confusion(output, target, len(self.dataset.classes)).int()
         return {"name": self.dataset.name(i), "png": file.getvalue(), "matrix": matrix}
 
     def quality(self, output: Tensor, target: Tensor) -> float | None:
@@ -193,7 +193,9 @@ class OfMaps(Judge):
         return measures.metrics["mIoU"] / 100
 
     def measures(self, entries: Sequence[dict]) -> Measures:
-        return overlap_measures(sum(entry["matrix"] for entry in entries), self.dataset.classes)
+        return overlap_measures(
+            sum(entry["matrix"].long() for entry in entries), self.dataset.classes
+        )
 
     def write(self, entries: Sequence[dict], folder: Path) -> None:
         for entry in entries:
