@@ -157,7 +157,7 @@ def coco(folders, task="masks"):
 
 
 def predictions(folder):
-    (found,) = Path(folder).parent.glob(f"{Path(folder).name}-*/predictions")
+    (found,) = Path(folder).parent.glob(f"{Path(folder).name}-*/*/predictions")
     return found
 
 
@@ -270,7 +270,7 @@ def stopped_at(monkeypatch, step):
 
 def weights(folder):
     """Of the newest checkpoint of whatever was trained at this place."""
-    (found,) = Path(folder).parent.glob(f"{Path(folder).name}-*")
+    (found,) = Path(folder).parent.glob(f"{Path(folder).name}-*/*")
     return torch.load(RunFolder(found).checkpoints()[-1])
 
 

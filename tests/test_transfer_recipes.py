@@ -91,12 +91,15 @@ def test_the_command_trains_judges_and_goes_on(place, capsys):
     assert "small: AP" in capsys.readouterr().out
     found = json.loads((place / "found.json").read_text())["small"]
     assert found["main"] == "AP" and found["network"] == "random backbone"
-    (folder,) = (place / "runs/transfer/run/evaluations/by_hand/small").iterdir()
+    (folder,) = (place / "runs/transfer/run/evaluations/by_hand/small").glob("*/*")
     assert (folder / "best_and_worst.png").exists() and RunFolder(folder).checkpoints()
     saved = RunFolder(folder).checkpoints()[-1].read_bytes()
     assert cli.main([*words, "--device", "cpu"]) == 0  # only judges once more
     assert json.loads((place / "found.json").read_text())["small"] == found
     assert RunFolder(folder).checkpoints()[-1].read_bytes() == saved
+    (place / "run.yaml").write_text(f"{CONFIG}seed: 1\n")  # other weights: trained anew
+    assert cli.main([*words, "--device", "cpu"]) == 0
+    assert len([*folder.parent.iterdir()]) == 2
 
 
 def test_wrong_words_end_in_a_message(place, capsys):

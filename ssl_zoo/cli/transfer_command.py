@@ -47,6 +47,7 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 
 def transfer(arguments: argparse.Namespace) -> int:
+    from ssl_zoo.engine.stop import Interrupted
     from ssl_zoo.runs import RunFolder
     from ssl_zoo.weights.as_subject import subject_of
     from ssl_zoo.weights.starts import started
@@ -60,7 +61,10 @@ def transfer(arguments: argparse.Namespace) -> int:
         subject.folder = RunFolder(beside or f"{subject.path}.evaluations")
     if arguments.init is not None:
         subject = started(subject, arguments.init, device)
-    judge(subject, parts, device, arguments.out)
+    try:
+        judge(subject, parts, device, arguments.out)
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}\nThe same command goes on from there.") from None
     return 0
 
 
