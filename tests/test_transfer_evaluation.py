@@ -249,9 +249,9 @@ def test_a_perfect_output_is_of_full_quality_and_an_empty_one_of_none(folders):
 
 
 def test_the_best_and_the_worst_are_shown_and_none_twice():
-    assert best_and_worst([0.1, None, 0.9, 0.5, 0.4, 0.7], 2) == [2, 5, 4, 0]
-    assert best_and_worst([0.1, 0.9, 0.5], 2) == [1, 2, 0]
-    assert best_and_worst([None], 2) == []
+    assert best_and_worst([0.1, None, 0.9, 0.5, 0.4, 0.7], 2) == ([2, 5], [0, 4])
+    assert best_and_worst([0.1, 0.9, 0.5], 2) == ([1, 2], [0])
+    assert best_and_worst([None], 2) == ([], [])
 
 
 # ----------------------------------------------------------------------------------- resumed

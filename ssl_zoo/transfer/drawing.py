@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ssl_zoo.transfer.source import IGNORED, Target
 WIDTH, GAP, LINE, FONT = 320, 6, 16, 12  # pixels
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 SHOWN = 20  # objects of a picture
+GOLDEN = 0.618  # of a circle of hues, from one class to the next
 COVER = 0.5  # of a mask's color over the picture
 
 
@@ -36,23 +38,30 @@ class Drawn(NamedTuple):
     truth: Any
 
 
-def draw(rows: Sequence[Drawn], classes: Sequence[str], path: Path) -> None:
-    """A PNG of a row each: what was found, then what is annotated."""
-    pairs = [
-        (row.caption, [_cell(row.image, of, classes) for of in (sure(row.found), row.truth)])
-        for row in rows
-    ]
-    heights = [max(cell.height for cell in cells) + LINE + GAP for _, cells in pairs]
-    sheet = Image.new("RGB", (3 * GAP + 2 * WIDTH, GAP + sum(heights)), PAPER)
-    pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(FONT), GAP
-    for (caption, cells), height in zip(pairs, heights, strict=True):
-        pen.text((GAP, top), one_line(f"{caption}: found"), INK, font)
-        pen.text((2 * GAP + WIDTH, top), "annotated", INK, font)
-        for column, cell in enumerate(cells):
-            sheet.paste(cell, (GAP + column * (WIDTH + GAP), top + LINE))
-        top += height
+def draw(best: Sequence[Drawn], worst: Sequence[Drawn], classes: Sequence[str], path: Path) -> None:
+    """A PNG of two columns; of each picture what was found, and right of it what is annotated."""
+    columns = [[_pair(row, classes) for row in rows] for rows in (best, worst) if rows]
+    heights = [sum(pair.height + GAP for pair in column) for column in columns]
+    wide = 2 * (WIDTH + GAP) + GAP
+    sheet = Image.new("RGB", (GAP + wide * len(columns), GAP + max(heights)), PAPER)
+    for number, column in enumerate(columns):
+        top = GAP
+        for pair in column:
+            sheet.paste(pair, (GAP + wide * number, top))
+            top += pair.height + GAP
     with replacing(path) as staged:
         sheet.save(staged, "PNG")
+
+
+def _pair(row: Drawn, classes: Sequence[str]) -> Image.Image:
+    """Both, below the caption."""
+    cells = [_cell(row.image, of, classes) for of in (sure(row.found), row.truth)]
+    pair = Image.new("RGB", (2 * WIDTH + GAP, LINE + cells[0].height), PAPER)
+    text = one_line(f"{row.caption}; found, and annotated")
+    ImageDraw.Draw(pair).text((0, 0), text, INK, ImageFont.load_default(FONT))
+    for number, cell in enumerate(cells):
+        pair.paste(cell, (number * (WIDTH + GAP), LINE))
+    return pair
 
 
 def sure(output: Target | Tensor) -> Target | Tensor:
@@ -66,7 +75,8 @@ def sure(output: Target | Tensor) -> Target | Tensor:
 
 def color(number: int) -> tuple[int, int, int]:
     """Of a class: bright, and far from its neighbors'."""
-    return 55 + 97 * number % 201, 55 + 57 * (number + 3) % 201, 55 + 151 * number % 201
+    rgb = hsv_to_rgb(number * GOLDEN % 1, 1, 1)
+    return tuple(round(255 * part) for part in rgb)
 
 
 def _cell(image: Tensor, of: Target | Tensor, classes: Sequence[str]) -> Image.Image:
@@ -110,10 +120,10 @@ def _draw_objects(
                 pen.ellipse([x - 2, y - 2, x + 2, y + 2], fill=ink)
 
 
-def best_and_worst(qualities: Sequence[float | None], count: int) -> list[int]:
-    """Positions of so many pictures that are done best, then of the worst, none twice."""
+def best_and_worst(qualities: Sequence[float | None], count: int) -> tuple[list[int], list[int]]:
+    """Positions of so many pictures that are done best, and of the worst, none in both."""
     known = torch.tensor([i for i, q in enumerate(qualities) if q is not None], dtype=torch.int64)
     values = torch.tensor([qualities[i] for i in known.tolist()])
     order = known[values.argsort(descending=True, stable=True)].tolist()
     best = order[: min(count, (len(order) + 1) // 2)]
-    return best + order[len(best) :][-count:]
+    return best, order[len(best) :][: -count - 1 : -1]

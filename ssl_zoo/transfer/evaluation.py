@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -224,9 +225,8 @@ class Transfer(Evaluation):
                 raise ValueError(
                     f"{test.found}: no object that counts, so there is no {self.metric}"
                 )
-            shown = best_and_worst(qualities, SHOWN)
             sheet = context.folder.path / "best_and_worst.png"
-            self._draw(model, test, shown, qualities, sheet, context)
+            self._draw(model, test, qualities, sheet, context)
             return Outcome(
                 measures.metrics,
                 self._protocol(batches, train, test, judge),
@@ -296,7 +296,7 @@ class Transfer(Evaluation):
 
     def _predicted(self, model: TransferModel, image: Tensor, context: Context) -> Any:
         """Of uint8 [3, H, W], on the CPU."""
-        seen = Colors(context.splits)(image, context.device)
+        seen = self._batches(context.splits).colors(image, context.device)
         with autocast(context.device, self.precision):
             (output,) = model.predict([seen])
         return on_device(output, torch.device("cpu"))
@@ -305,22 +305,26 @@ class Transfer(Evaluation):
         self,
         model: TransferModel,
         test: AnnotatedSet,
-        shown: list[int],
-        qualities: tuple[float | None, ...],
-        path: Any,
+        qualities: Sequence[float | None],
+        path: Path,
         context: Context,
     ) -> None:
-        rows = [
-            Drawn(
-                f"{test.name(i)}, {100 * qualities[i]:.0f}%",
-                image,
-                self._predicted(model, image, context),
-                target,
-            )
-            for i, image, target in self._pictures(shown, context)
-        ]
-        if rows:
-            draw(rows, test.classes, path)
+        """Asks the model again: outputs of all pictures would not fit into memory."""
+
+        def drawn(shown: list[int]) -> list[Drawn]:
+            return [
+                Drawn(
+                    f"{test.name(i)}: {100 * qualities[i]:.0f}%",
+                    image,
+                    self._predicted(model, image, context),
+                    target,
+                )
+                for i, image, target in self._pictures(shown, context)
+            ]
+
+        best, worst = map(drawn, best_and_worst(qualities, SHOWN))
+        if best:
+            draw(best, worst, test.classes, path)
 
     def _protocol(
         self, batches: AnnotatedBatches, train: AnnotatedSet, test: AnnotatedSet, judge: Judge

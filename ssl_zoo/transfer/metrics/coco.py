@@ -85,8 +85,8 @@ def coco_measures(
     found = truths.loadRes([dict(entry) for entry in results])
     work = of.COCOeval_faster(truths, found, kind, lvis_style=lvis, print_function=_silent)
     work.params.imgIds = sorted(wanted)
-    if kind == "keypoints":
-        count = len(truth["categories"][0].get("keypoints", ()))
+    if kind == "keypoints" and truth["annotations"]:
+        count = len(truth["annotations"][0]["keypoints"]) // 3
         if count != len(work.params.kpt_oks_sigmas):  # COCO's, of a person
             work.params.kpt_oks_sigmas = np.full(count, OWN_SIGMA)
     if lvis:
