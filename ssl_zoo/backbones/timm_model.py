@@ -106,6 +106,7 @@ class TimmMaps(TimmModel):
         x = x.permute(0, 2, 3, 1) if self._channels_last else x
         return self.model.forward_head(x, pre_logits=True)
 
+    @torch.enable_grad()
     def only_maps(self) -> None:
         """See `Adaptable`. Who waits for gradients, as DDP does, waits for none in vain.
 

@@ -29,6 +29,7 @@ from ssl_zoo.transfer.models.base import (
 from ssl_zoo.transfer.models.bodies import BODIES, Body, BodyName
 from ssl_zoo.transfer.models.regions import Anchors, MaskHead, RegionAlign, Res5, Res5Heads
 
+BOX_CONVS, BOX_WIDTH = 4, 1024
 _LOSSES = {
     "loss_objectness": "objectness_loss",
     "loss_rpn_box_reg": "proposal_loss",
@@ -82,8 +83,8 @@ class FasterRCNN(TransferModel):
         max_size: PositiveInt = 1333,
         anchors: tuple[PositiveFloat, ...] | None = None,
         width: PositiveInt = 256,
-        box_convs: NonNegativeInt = 4,
-        box_width: PositiveInt = 1024,
+        box_convs: NonNegativeInt = BOX_CONVS,
+        box_width: PositiveInt = BOX_WIDTH,
         regions: PositiveInt = 512,
         proposals: PositiveInt | None = None,
         score_threshold: UnitInterval = 0.05,
@@ -125,7 +126,7 @@ class FasterRCNN(TransferModel):
     def validate(*, body: str, min_size: tuple, box_convs: int, box_width: int, **_: Any) -> None:
         if not min_size:
             raise ConfigError("min_size", "no size", found="[]", expected="at least one")
-        if body == "c4" and (box_convs, box_width) != (4, 1024):
+        if body == "c4" and (box_convs, box_width) != (BOX_CONVS, BOX_WIDTH):
             problem = "conv5_x is the box head of body c4"
             raise ConfigError("box_convs", problem, expected="neither box_convs nor box_width")
 
