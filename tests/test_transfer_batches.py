@@ -98,11 +98,9 @@ def test_a_map_is_scaled_and_cut_with_its_picture():
         assert set(of.unique().tolist()) <= {0, 1, 2, 3, 255}
         assert (found[0] == of).float().mean() > 0.75
         plain = F.interpolate(labels[None, None].float(), (height, width), mode="nearest-exact")
-        flat = plain[0, 0].long()
-        flipped = of if torch.equal(found, augment(image, labels, key, None)[0]) else None
-        windows = flat.unfold(0, of.shape[0], 1).unfold(1, of.shape[1], 1)
-        same = [(windows == way).flatten(2).all(2).any() for way in (flipped, flipped.flip(-1))]
-        assert any(same)
+        windows = plain[0, 0].long().unfold(0, of.shape[0], 1).unfold(1, of.shape[1], 1)
+        ways = (of, of.flip(-1))
+        assert any((windows == way).flatten(2).all(2).any() for way in ways)
         sizes.add(tuple(of.shape))
     assert len(sizes) > 5
 
@@ -133,23 +131,20 @@ def test_a_batch_has_the_clean_colors_and_what_can_be_learned(folders):
     assert list(Colors(splits()).spelled) == ["normalize"]
 
 
+def looks(dataset, size):
+    """((epoch, position), image) of six epochs."""
+    of = batches(dataset, size=size)
+    for step, batch in enumerate(of.batches(0, 6 * of.steps_per_epoch, CPU)):
+        for i, image in zip(batch.index.tolist(), batch.images, strict=True):
+            yield (step // of.steps_per_epoch, i), image
+
+
 def test_a_picture_looks_the_same_whatever_batch_it_is_in(folders):
     dataset = VOC("train", root=folders["voc"])
-    seen = [
-        (epoch, int(i), image)
-        for size in (1, 2)
-        for step in range(12)
-        for epoch, batch in ((step // (2 // size), part) for part in _step(dataset, size, step))
-        for i, image in zip(batch.index, batch.images, strict=True)
-    ]
-    looks = {}
-    for epoch, i, image in seen:
-        assert torch.equal(looks.setdefault((epoch, i), image), image)
-    assert any(not torch.equal(looks[0, 0], looks[epoch, 0]) for epoch in range(1, 6))
-
-
-def _step(dataset, size, step):
-    return batches(dataset, size=size).batches(step, step + 1, CPU)
+    alone, together = (dict(looks(dataset, size)) for size in (1, 2))
+    assert alone.keys() == together.keys() and len(alone) == 12
+    assert all(torch.equal(image, together[key]) for key, image in alone.items())
+    assert any(not torch.equal(alone[0, 0], alone[epoch, 0]) for epoch in range(1, 6))
 
 
 def test_workers_read_the_same(folders):

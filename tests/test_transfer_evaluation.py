@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssl_zoo import config, experiment
+from ssl_zoo.backbones import Timm
 from ssl_zoo.config import EVALUATIONS, ConfigError, Part, bind
 from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits, Views
@@ -275,12 +276,18 @@ def weights(folder):
 
 
 def test_a_resumed_transfer_is_the_uninterrupted_one_to_the_bit(folders, tmp_path, monkeypatch):
-    how = {"dataset": coco(folders), "precise_bn": 4}
-    whole, _ = measured(DETECT, tmp_path / "whole", **how)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped at step 3"):
-        stopped_at(patch, 2)
-        measured(DETECT, tmp_path / "parts", **how)
-    parts, _ = measured(DETECT, tmp_path / "parts", **how)
+    """Of a detector that draws sizes and regions."""
+    torch.manual_seed(0)
+    options = {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 8]}
+    network = Timm(name="resnet18", options=options)
+    model = {"type": "MaskRCNN", "body": "c4", "min_size": [24, 32, 40], "max_size": 48}
+    model |= {"regions": 8, "proposals": 16, "width": 8, "score_threshold": 0.0, "detections": 4}
+    how = {"dataset": coco(folders), "model": model, "precise_bn": 4, "steps": 4}
+    whole, _ = measured(DETECT, tmp_path / "whole", network, **how)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped at step 2"):
+        stopped_at(patch, 1)
+        measured(DETECT, tmp_path / "parts", network, **how)
+    parts, _ = measured(DETECT, tmp_path / "parts", network, **how)
     assert parts == whole
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert same(one["method"], other["method"]) and same(one["ranks"], other["ranks"])

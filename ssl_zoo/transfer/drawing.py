@@ -113,7 +113,8 @@ def _draw_objects(
         x0, y0, x1, y1 = box
         pen.rectangle([x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)], outline=ink, width=2)
         said = "" if scores is None else f" {scores[i]:.2f}"
-        pen.text((x0 + 3, y0 + 1), one_line(classes[label - 1]) + said, ink, font)
+        name = one_line(classes[label - 1]) + said
+        pen.text((x0 + 3, y0 + 1), name, PAPER, font, stroke_width=1, stroke_fill=INK)
         for x, y, there in of["keypoints"][i].tolist() if "keypoints" in of else ():
             if there > 0:
                 x, y = scale * (x + 0.5), scale * (y + 0.5)

@@ -40,7 +40,8 @@ class AnnotatedSet(torch.utils.data.Dataset):
     a picture itself is damaged is found when it is decoded (a `BadImage`).
 
     Attributes:
-        task: what is to be found: boxes, masks, keypoints, or a semantic map.
+        task: what is to be found: boxes, masks, keypoints, or a semantic map; the argument of this
+            name or, where there is none, the class's.
         classes: names. The label of classes[i] is i + 1 in boxes, where 0 is background, and i in
             semantic maps.
         found: what was found, a line for a person.
