@@ -380,7 +380,8 @@ def test_the_hash_is_of_pictures_annotations_and_settings_not_of_places(tmp_path
             {"schedule": {"type": "Constant", "warmup_epochs": "9 steps"}},
             r"schedule\.warmup_epochs: longer than the training",
         ),
-        ({"data": {"dataset": {"type": "Digits"}}}, "unknown key|data of its own"),
+        ({"data": {"dataset": {"type": "Digits"}}}, "it has data of its own"),
+        ({"model": {"type": "FasterRCNN", "body": "c4"}}, "Transfer needs c4 of its backbone"),
     ],
 )
 def test_a_block_that_does_not_fit_together_is_refused(folders, changed, message):
