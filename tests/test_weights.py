@@ -572,6 +572,11 @@ def test_what_a_library_does_not_have_is_refused_in_a_sentence(tmp_path):
         export(path, "torchvision", tmp_path / "out")
     with pytest.raises(ConfigError, match="no such format"):
         export(path, "tensorflow", tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="cannot go to torchvision"):
+        export(path, "torchvision", tmp_path / "there" / "deep" / "out")
+    folders = [x.name for x in tmp_path.rglob("*") if x.is_dir()]
+    assert folders == ["there"]  # no refusal leaves one behind
 
 
 # A run, from its import to its export.

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from ssl_zoo.system.files import user_path
+from ssl_zoo.system.files import check_target, user_path
 from ssl_zoo.system.text import show
 
 
@@ -50,8 +50,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from ssl_zoo.system.hardware import keep_freed_memory
     from ssl_zoo.weights.as_subject import subject_of
 
-    if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise ValueError(f"--out {out}: expected a file in a folder that exists")
+    check_target("--out", out := arguments.out)
     keep_freed_memory()
     device = distributed.start(arguments.device)
     subject = subject_of(arguments.path, device)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.backbones.timm_model import TimmModel
 from ssl_zoo.config import not_among
-from ssl_zoo.system.files import replacing, write_text
+from ssl_zoo.system.files import made_folder, replacing, write_text
 from ssl_zoo.weights import file as weights_file
 from ssl_zoo.weights.card import markdown
 from ssl_zoo.weights.file import Header
@@ -41,9 +41,9 @@ def export(path: Path, to: str, folder: Path, network: str | None = None) -> lis
         raise not_among("--to", "no such format", to, FORMATS)
     taken = take(path, network)
     taken.backbone.eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    files, lines = FORMATS[to](taken.backbone, taken.header, folder)
-    write_text(folder / "README.md", markdown(taken.header, taken.subject, to, lines))
+    with made_folder(folder):
+        files, lines = FORMATS[to](taken.backbone, taken.header, folder)
+        write_text(folder / "README.md", markdown(taken.header, taken.subject, to, lines))
     return [*(folder / name for name in files), folder / "README.md"]
 
 
