@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pickle
+import sys
+import types
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,6 +300,52 @@ def test_lightlys_resnet_for_small_images(tmp_path):
     found = imported(tmp_path, own.state_dict(), RESNET)
     assert found.header.backbone["small_images"] is True
     check_features(found, features(Cifar(net)))
+
+
+def test_solo_learns_own_code_after_two_steps(tmp_path, monkeypatch):
+    """Its MoCo v2+, without the rest of the package, which pins an old torch and asks for more."""
+    pytest.importorskip("pytorch_lightning")
+    if (found := importlib.util.find_spec("solo")) is None:
+        pytest.skip("pip install --no-deps solo-learn==1.0.2")
+    names = "solo solo.methods solo.losses solo.utils solo.utils.backbones"  # no __init__ is run
+    names += " pl_bolts pl_bolts.optimizers pl_bolts.optimizers.lr_scheduler"
+    empty = {name: types.ModuleType(name) for name in names.split()}
+    for name in ("solo", "solo.methods", "solo.losses", "solo.utils"):
+        (root,) = found.submodule_search_locations
+        empty[name].__path__ = [str(Path(root, *name.split(".")[1:]))]
+    empty["solo.utils.backbones"].__getattr__ = lambda name: None  # ViTs, under names in timm
+    empty["pl_bolts.optimizers.lr_scheduler"].LinearWarmupCosineAnnealingLR = None
+    for name, module in empty.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    kind = importlib.import_module("solo.methods.mocov2plus").MoCoV2Plus
+    rates = "lr weight_decay classifier_lr min_lr warmup_start_lr warmup_epochs"
+    made = kind(
+        encoder="resnet18",
+        num_classes=10,
+        backbone_args={"cifar": False, "zero_init_residual": False},
+        optimizer="sgd",
+        scheduler="none",
+        extra_optimizer_args={},
+        **dict.fromkeys(rates.split(), 0.1),
+        **dict.fromkeys(("lars", "exclude_bias_n_norm", "momentum_classifier"), False),
+        **{"max_epochs": 1, "batch_size": 4, "accumulate_grad_batches": 1},
+        **{"num_large_crops": 2, "num_small_crops": 0},
+        **{"base_tau_momentum": 0.9, "final_tau_momentum": 1.0, "temperature": 0.2},
+        **{"proj_output_dim": 8, "proj_hidden_dim": 16, "queue_size": 8},
+    )
+    made.log = made.log_dict = lambda *_, **__: None  # there is no trainer
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        made.training_step(
+            [None, [IMAGES, IMAGES.flip(3)], torch.arange(len(IMAGES))], 0
+        ).backward()
+        optimizer.step()
+    made.eval()
+    contents = {"epoch": 0, "state_dict": made.state_dict(), "hyper_parameters": {"lr": 0.1}}
+    found = imported(tmp_path, contents, {})
+    assert found.header.source["layout"] == "solo-learn"
+    check_features(found, features(made.encoder))
 
 
 class Cifar(nn.Module):
