@@ -2,7 +2,7 @@
 
     pip install lightly
     ssl-zoo data get textures --packages nexuiz
-    python benchmarks/pretrain_with_lightly.py lightly.pth     # five minutes on one core
+    python benchmarks/pretrain_with_lightly.py lightly.pth     # two minutes on one core
 
 They stand for published weights, which are large and of larger images. Nothing here is ssl_zoo's
 but the reading of the tiles: the backbone is timm's, views, head and loss are lightly's, the loop
@@ -85,7 +85,7 @@ def pretrain(epochs: int, batch_size: int = 64) -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, metavar="FILE.pth")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     torch.save({"state_dict": pretrain(arguments.epochs).state_dict()}, arguments.out)
 

@@ -22,6 +22,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 import ssl_zoo as sz
 from ssl_zoo.cli.command_line import main
 from ssl_zoo.config import ConfigError
+from ssl_zoo.runs import RunFolder
 from ssl_zoo.weights.exporting import export
 from ssl_zoo.weights.file import Header, build, read_header, write
 from ssl_zoo.weights.importing import import_file
@@ -657,12 +658,17 @@ def test_a_run_goes_on_from_an_import_and_is_exported_with_a_card(tmp_path, caps
     weight = "model.conv1.weight"
     assert torch.equal(*(x.backbone.state_dict()[weight] for x in (started, went_on)))
     out = tmp_path / "out"
+    assert main(["evaluate", "knn", str(run), "k=5"]) == 0
+    (old := json.loads((run / "evaluations" / "knn" / "result.json").read_text()))["step"] = 1
+    RunFolder(run).write_evaluation("of_another_step", old, "")
     assert main(["export", str(run), "--to", "safetensors", "--out", str(out)]) == 0
     again = sz.load(out / "model.safetensors")
     torch.testing.assert_close(features(again, gray), features(went_on, gray))
     text = (out / "README.md").read_text(encoding="utf-8")
     for said in ("Contrastive", "Digits", "knn", "protocol", "sz.load", "license", "MoCoQueue"):
         assert said in text
+    rows = [line for line in text.splitlines() if line.startswith("| knn |")]
+    assert len(rows) == 6 and "of_another_step" not in text  # in training, and by hand with k=5
     key = ["export", str(run), "--to", "timm", "network=key_encoder", "--out", str(tmp_path / "k")]
     assert main([*key[:-1], str(tmp_path / "key")]) == 0
     assert "key_encoder" in (tmp_path / "key" / "README.md").read_text(encoding="utf-8")

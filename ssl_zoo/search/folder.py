@@ -283,8 +283,9 @@ def _features(embedder: Embedder, reading: Reading, images: Tensor, precision: P
     """[n, F] float32 on the CPU, of uint8 [n, C, h, w], of which there may be none."""
     if not len(images):
         return torch.empty(0, embedder.num_features)
+    views = reading.views(images)
     with autocast(images.device, precision):
-        features = embedder(reading.views(images)).float().cpu()
+        features = embedder(views).float().cpu()
     if tuple(features.shape) != (expected := (len(images), embedder.num_features)):
         raise ValueError(f"a backbone must give {list(expected)}; found {list(features.shape)}")
     return features

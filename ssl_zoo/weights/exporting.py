@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ssl_zoo.backbones.timm_model import TimmModel
 from ssl_zoo.config import not_among
+from ssl_zoo.data.image.geometry import height_and_width
 from ssl_zoo.system.files import made_folder, replacing, write_text
 from ssl_zoo.weights import file as weights_file
 from ssl_zoo.weights.card import markdown
@@ -361,4 +362,4 @@ def _normalization(header: Header) -> dict[str, Any]:
 def _size(backbone: TimmModel, header: Header) -> tuple[int, int]:
     """Of the clean view where that says it, else the one that the backbone is made for."""
     sizes = [op["size"] for op in header.clean.get("ops", {}).values() if "size" in op]
-    return (sizes[-1], sizes[-1]) if sizes else tuple(backbone.made_for)
+    return tuple(height_and_width(sizes[-1])) if sizes else tuple(backbone.made_for)
