@@ -433,6 +433,14 @@ def test_timms_own_folder_names_its_architecture(tmp_path):
     torch.testing.assert_close(features(found.backbone, IMAGES[:, :1]), expected)
 
 
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_config_json_is_named(text, vit, tmp_path):
+    torch.save(vit.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json: (no JSON|expected a mapping)"):
+        import_file(tmp_path)
+
+
 def test_shapes_tell_the_architecture_and_the_layout_its_heads(tmp_path):
     net = torchvision.models.resnet18()
     found = imported(tmp_path, {"state_dict": below("module.encoder_q.", net)}, {})
@@ -589,6 +597,19 @@ def test_onnxruntime_gives_the_same_features_for_any_number_of_images(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     for images, wanted in (IMAGES, expected), (IMAGES[[0, 1, 0]], expected[[0, 1, 0]]):
         [found] = session.run(None, {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_resnet_in_onnx_takes_images_of_any_size(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    narrow = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    path, _ = weights(tmp_path, {"name": "resnet18", "options": narrow})
+    export(path, "onnx", tmp_path / "out")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    for images in IMAGES, torch.rand(3, 3, 28, 45):
+        [found] = session.run(None, {"images": images.numpy()})
+        wanted = features(sz.load(path).backbone, images)
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
 
 

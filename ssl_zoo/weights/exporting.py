@@ -104,7 +104,10 @@ def to_detectron2(backbone: TimmModel, header: Header, folder: Path) -> Written:
 
 
 def to_onnx(backbone: TimmModel, header: Header, folder: Path) -> Written:
-    """Takes [N, C, H, W] of the size that the backbone is made for, of any N."""
+    """Takes [N, C, H, W] of any N; a ResNet of any size, others of the one they are made for."""
+    any_of = {0: torch.export.Dim("N")}
+    if isinstance(backbone.model, ResNet):  # nothing in it is of one size
+        any_of |= {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     images = torch.zeros(2, backbone.in_chans, *_size(backbone, header))
     torch.onnx.export(
         backbone,
@@ -112,7 +115,7 @@ def to_onnx(backbone: TimmModel, header: Header, folder: Path) -> Written:
         folder / "model.onnx",
         input_names=["images"],
         output_names=["features"],
-        dynamic_shapes={"images": {0: torch.export.Dim("N")}},
+        dynamic_shapes={"images": any_of},
         external_data=False,
         verbose=False,
     )
