@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,15 +211,6 @@ class Grid:
             raise ConfigError("base", problem, found=f"none for {without}", expected=expected)
 
 
-@cache
-def _trained_length(path: Path, *version: int) -> tuple[str, float]:
-    """(unit, number) of a run's config.yaml, of the version that is there now.
-
-    YAML takes a tenth of a second to read, and each report of a study asks this of all its runs.
-    """
-    return experiment.run_length(config.load(path).data["train"])
-
-
 @dataclass(frozen=True)
 class Run:
     """One training run: an arm at one point of its sweep with one seed."""
@@ -249,15 +240,11 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether there is a result, of a run as long as this one is asked to be or longer."""
-        if not self.files.finished:
-            return False
-        path = self.files.config_path
-        if not path.exists():
-            return True
-        version = path.stat()
-        unit, number = _trained_length(path, version.st_ino, version.st_mtime_ns)
-        asked, wanted = experiment.run_length(self.config["train"])
-        return unit == asked and number >= wanted
+        trained = (self.files.config() if self.files.finished else None) or self.config
+        (unit, number), (asked, wanted) = (
+            experiment.run_length(config["train"]) for config in (trained, self.config)
+        )
+        return self.files.finished and unit == asked and number >= wanted
 
     @property
     def evaluations(self) -> dict[str, type[Evaluation]]:
