@@ -77,6 +77,13 @@ def test_a_table_has_a_row_for_each_point(folder):
     assert everything.count("|") == 8 and "| images/s | peak GB |" in everything
 
 
+def test_the_main_evaluation_over_epochs(folder):
+    lines = block(folder, "fig3.json epochs MoCo, 4096; end-to-end, 31").strip().splitlines()
+    assert lines[0] == "| epochs | 1 | 2 |"
+    assert lines[2:] == ["| MoCo, 4096 | 70.50 | 70.00 |", "| end-to-end, 31 | 70.50 | 70.00 |"]
+    assert "nobody" in error_of(folder, "fig3.json epochs MoCo, 4096; nobody")
+
+
 def test_a_study_is_table_verdicts_and_origin(folder):
     text = block(folder, "fig3.json study", "\n")
     assert text.startswith("\n\n|") and text.count("\n- ") == 3

@@ -83,7 +83,7 @@ def origin(study: Kept) -> str:
     torch = f"torch {machine['torch']}" if machine.get("torch") else None
     on = [cores, machine.get("cuda") or machine.get("cpu"), torch, machine.get("precision")]
     commits = [commit[:7] for commit in (data["commit"] or "").split(", ") if commit]
-    commit = f"commit {' and '.join(commits)}" if commits else None
+    commit = f"commit{'s' * (len(commits) > 1)} {' + '.join(commits)}" if commits else None
     return ", ".join(filter(None, [f"`{data['command']}`", data["date"], commit, *on]))
 
 

@@ -35,7 +35,7 @@ from PIL import Image
 
 from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.study.grid import Contrast, find_point, title
-from ssl_zoo.study.report.figure import draw
+from ssl_zoo.study.report.figure import curve_of, draw
 from ssl_zoo.study.report.kept import Kept, load, read_json
 from ssl_zoo.study.report.results import Column
 from ssl_zoo.study.report.tables import mean, spread
@@ -114,6 +114,21 @@ def costs(kept: Kept, of: str, quantities: list[str]) -> str:
     return as_table(["", "ms a step", "images/s", "peak GB"], rows)
 
 
+def epochs(kept: Kept, of: str, quantities: list[str]) -> str:
+    """The main evaluation's mean over seeds during training: a row a point, a column an epoch.
+
+    Of 'POINT; POINT; ...' these points; without, all.
+    """
+    wanted = [find_point(text.strip(), kept.at, "") for text in of.split(";") if text.strip()]
+    curves = {at: curve_of(kept.at[at], kept.main) for at in wanted or kept.at}
+    columns = sorted({epoch for curve in curves.values() for epoch in curve})
+    rows = [
+        [title(at), *(mean(curve[epoch], 2) if epoch in curve else "" for epoch in columns)]
+        for at, curve in curves.items()
+    ]
+    return as_table(["epochs", *(f"{epoch:g}" for epoch in columns)], rows)
+
+
 def origin(kept: Kept, of: str, quantities: list[str]) -> str:
     """The command, the date, the commit and the machine."""
     return kept_results.origin(kept)
@@ -189,6 +204,7 @@ KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
     "number": number,
     "baseline": baseline,
     "costs": costs,
+    "epochs": epochs,
     "origin": origin,
 }
 VALUES: dict[str, Callable[[Any, str], str]] = {
