@@ -61,6 +61,15 @@ def test_a_figure_has_a_panel_more_where_costs_were_probed(tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_legend_of_many_arms_stays_inside(tmp_path):
+    arms = [f"an arm that has a long name, {i}" for i in range(6)]
+    scores = {(arm, x): [50.0, 51.0] for arm in arms for x in ("1", "2", "3")}
+    drawn = figure._swept(written(tmp_path, "many", scores))
+    drawn.draw_without_rendering()
+    box, whole = drawn.legends[0].get_window_extent(), drawn.bbox
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1
+
+
 def test_two_points_of_an_arm_are_no_sweep(tmp_path):
     assert figure.is_swept(written(tmp_path, "a", SWEEP))
     demo = written(tmp_path, "b", DEMO)

@@ -109,7 +109,11 @@ def _name_arms(drawn: Figure, table: Table) -> None:
     if any(len(table.main.of(row)) >= ENOUGH for row in table.rows if table.main):
         entries.append(Line2D([], [], color=GRAY, marker="|", markersize=13, linestyle="none"))
         entries[-1].set_label("95% interval of the mean")
-    drawn.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 8))
+    for columns in range(len(entries), 0, -1):  # the first that leaves nothing outside
+        legend = drawn.legend(handles=entries, loc="outside lower center", ncols=columns)
+        if legend.get_window_extent().width <= drawn.bbox.width:
+            break
+        legend.remove()
 
 
 # ---------------------------------------------------------------- at the end of training
@@ -293,16 +297,17 @@ def _draw_curves(axes: Axes, table: Table, main: Column, x: Abscissa) -> None:
 
 
 def _name_lines(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Each line's name beside its end, moved up or down where names would meet."""
+    """Lines' names in a column beside the last end, each as high as its line if there is room."""
     left, right = axes.get_xlim()
     ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=right > 2).tick_values(0, right)
     axes.set_xticks([tick for tick in ticks if left <= tick <= right])
     axes.set_xlim(left, right + 0.42 * (right - left))
     low, high = axes.get_ylim()
     heights = spaced([y for _, y, _, _ in ends], 0.055 * (high - low), low, high)
+    column = max(x for x, *_ in ends) + 0.035 * (right - left)
     for (x, y, name, color), height in zip(ends, heights, strict=True):
         darker = tuple(0.8 * part for part in to_rgb(color))
-        place = {"xytext": (x + 0.035 * (right - left), height), "va": "center"}
+        place = {"xytext": (column, height), "va": "center"}
         pointer = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
         shown = axes.annotate(name, (x, y), **place, color=darker, fontsize=9.5, arrowprops=pointer)
         shown.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
