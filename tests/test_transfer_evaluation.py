@@ -329,15 +329,18 @@ def test_two_processes_train_one_model_and_share_the_test_set(folders, tmp_path)
 
 
 def test_precise_statistics_are_those_of_all_batches():
-    layer = nn.BatchNorm2d(3, momentum=0.3)
+    layer, unused = nn.BatchNorm2d(3, momentum=0.3), nn.BatchNorm2d(3)
+    unused(torch.randn(8, 3, 4, 4) + 7)
+    before = unused.running_mean.clone()
     batches = [torch.randn(8, 3, 4, 4) * (i + 1) + i for i in range(4)]
     layer.train()(torch.randn(8, 3, 4, 4) + 50)  # what was there before is forgotten
+    layer.unused = unused  # a part that its passes leave out
     estimate_statistics(layer, batches)
     means = torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0)
     variances = torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in batches]).mean(0)
     torch.testing.assert_close(layer.running_mean, means)
     torch.testing.assert_close(layer.running_var, variances)
-    assert layer.momentum == 0.3
+    assert layer.momentum == 0.3 and torch.equal(unused.running_mean, before)
 
 
 # ----------------------------------------------------------------------------------- the hash
