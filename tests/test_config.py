@@ -230,6 +230,17 @@ def test_a_mistake_is_named_with_its_key_and_the_way_out(override, said):
     assert all(words in message for words in said), message
 
 
+def test_a_block_may_have_a_base_of_its_own(tmp_path):
+    write(tmp_path, "block.yaml", "type: P\nq: 1\nr: {s: 2}\n")
+    text = "a: {b: {_base_: block.yaml, r: {s: 3}}}\nc: 4\n"
+    read = config.load(write(tmp_path, "whole.yaml", text))
+    assert read.data == {"a": {"b": {"type": "P", "q": 1, "r": {"s": 3}}}, "c": 4}
+    assert read.origins["a.b.q"].endswith("block.yaml:2")
+    assert read.origins["a.b.r.s"].endswith("whole.yaml:1")
+    with pytest.raises(ConfigError, match=r"whole.yaml:1: a._base_: not a path"):
+        config.load(write(tmp_path, "whole.yaml", "a: {_base_: 3}"))
+
+
 def test_a_mistake_in_a_base_names_the_bases_file_and_line(tmp_path):
     base = write(tmp_path, "base.yaml", "seed: 0\nmethod:\n  type: Contrastiv\n")
     child = write(tmp_path, "child.yaml", "_base_: base.yaml\n")

@@ -80,9 +80,9 @@ class Config:
 def load(path: str | Path, overrides: Iterable[str | tuple[str, Any]] = ()) -> Config:
     """Reads a YAML file, its bases, then the overrides.
 
-    `_base_` (a path relative to the file, or a recipe's name, or a list of them) is read first;
-    mappings are merged, and anything else is replaced. A block whose `type` changes starts afresh,
-    so that a swapped part inherits no key of the old one.
+    `_base_`, of the whole or of a block (a path relative to the file, or a recipe's name, or a list
+    of them), is read first; mappings are merged, and anything else is replaced. A block whose
+    `type` changes starts afresh, so that a swapped part inherits no key of the old one.
 
     Args:
         path: a file, or the name of a recipe that comes along, see `find`.
@@ -180,15 +180,33 @@ def _load(path: Path, opened: tuple[Path, ...]) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError("", f"not text in UTF-8: {error}", where=str(path)) from error
     read = loads(text, str(path))
-    bases = read.data.pop("_base_", [])
+    data = _on_bases(read.data, "", read.origins, path.parent, opened)
+    return Config(data, read.origins)
+
+
+def _on_bases(
+    block: dict, key: str, origins: dict[str, str], folder: Path, opened: tuple[Path, ...]
+) -> dict:
+    """A block, and all below it, each laid over its `_base_`; adds origins of what is inherited."""
+    own = {
+        name: _on_bases(value, join(key, name), origins, folder, opened)
+        if isinstance(value, dict)
+        else value
+        for name, value in block.items()
+    }
+    bases = own.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        where = read.origins["_base_"]
-        raise ConfigError("_base_", "not a path or a list of paths", found=repr(bases), where=where)
-    merged = Config({})
-    for config in (*(_load(_base(path.parent, base), opened) for base in bases), read):
-        merged = Config(_merge(merged.data, config.data), merged.origins | config.origins)
-    return merged
+        at, problem = join(key, "_base_"), "not a path or a list of paths"
+        raise ConfigError(at, problem, found=repr(bases), where=origins.get(at, ""))
+    merged: dict = {}
+    inherited: dict[str, str] = {}
+    for base in bases:
+        config = _load(_base(folder, base), opened)
+        merged = _merge(merged, config.data)
+        inherited |= {join(key, at): where for at, where in config.origins.items()}
+    origins |= {at: where for at, where in inherited.items() if at not in origins}
+    return _merge(merged, own)
 
 
 def _base(folder: Path, name: str) -> Path:
