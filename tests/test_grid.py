@@ -43,7 +43,7 @@ def test_a_contrast_says_which_point_is_expected_to_be_better():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("MoCo, 4096 > plane", r"no arm, or no point of one.*'plane'.*nearest:\s+plain"),
+        ("plane > MoCo, 32", r"no arm, or no point of one.*'plane'.*nearest:\s+plain"),
         ("MoCo > plain", r"no arm, or no point of one.*'MoCo'"),
         ("MoCo, 32", r"no contrast.*'A > B', where A is expected to be better"),
         ("plain>MoCo, 32", "no contrast"),
@@ -55,6 +55,20 @@ def test_a_text_that_is_no_contrast_is_an_error_that_says_why(text, message):
     with pytest.raises(ConfigError, match="compare: ") as error:
         grid_of(compare=[text])
     assert re.search(message, str(error.value), re.DOTALL), str(error.value)
+
+
+def test_the_worse_side_of_a_contrast_may_be_a_baseline():
+    text, known = "plain > random backbone", ["raw pixels", "random backbone"]
+    contrast = Contrast.read(text, POINTS, known)
+    assert contrast.worse == ("random backbone", None) and str(contrast) == text
+    assert grid_of(compare=[text]).contrasts == [contrast]
+    same_name = Contrast.read("plain > MoCo, 32", POINTS, ["MoCo, 32"])
+    assert same_name.worse == ("MoCo", "32")
+    with pytest.raises(ConfigError, match="no arm") as error:
+        Contrast.read("plain > random backbne", POINTS, known)
+    said = str(error.value).splitlines()  # names have commas, so each has a line
+    assert "  expected: one of" in said and f"{'':12}MoCo, 32" in said
+    assert said[-1] == "  nearest:  random backbone"
 
 
 def test_points_that_a_contrast_names_run_with_seeds_and_the_rest_with_other_seeds():

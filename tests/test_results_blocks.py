@@ -66,6 +66,10 @@ def test_a_verdict_is_the_sentence_of_the_paired_runs(folder):
     assert "end-to-end, 31 is better than MoCo, 32 by 3.0" in exploratory
     assert exploratory.endswith("p 0.0078 (exploratory)")
     assert "cannot tell" in block(folder, "fig3.json verdict MoCo, 4096 > end-to-end, 31")
+    baseline = block(folder, "fig3.json verdict MoCo, 32 > raw pixels")
+    assert baseline.startswith("MoCo, 32 is better than raw pixels by 47.0 points (")
+    with pytest.raises(ConfigError, match="no arm, or no point of one"):
+        block(folder, "fig3.json verdict MoCo, 32 > raw pixel")
 
 
 def test_a_table_has_a_row_for_each_point(folder):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import math
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from ssl_zoo import cli
+from ssl_zoo.config import ConfigError
 from ssl_zoo.study import grid, report, verdict
 from ssl_zoo.study.report import kept, results, verdicts
 from ssl_zoo.study.verdict import Comparison
@@ -396,6 +398,74 @@ def test_a_study_that_has_not_begun_has_no_verdicts(study):
     assert verdicts.in_words(results.read(study)) == []
 
 
+@pytest.fixture
+def untrained(study):
+    """The study with a contrast against the untrained network, and how much better than it."""
+    text = GRID.replace('["MoCo, 64 > bank"', '["other > random backbone", "MoCo, 64 > bank"')
+    Path("grid.yaml").write_text(text)
+    found, better = grid.expand("grid.yaml", "out"), {}
+    # Of an evaluation that both had: what its hash covers besides is the network.
+    result = json.loads((found.runs[0].folder / "result.json").read_text())["evaluations"]["knn"]
+    of = result["of"] | {"network": "random backbone"}
+    baselines = []
+    for run in (run for run in found.runs if run.arm == "other"):
+        right = 170 + 3 * (run.seed % 3)
+        better[run.seed] = (200 + RIGHT["other"][run.seed] - right) / IMAGES * 100
+        score = {"metrics": {"top1": right / IMAGES * 100}, "of": of, "hash": "another"}
+        of_run = {"depends_on": run.baselines["knn"]["random backbone"]}
+        of_run |= {"evaluation": "knn", "baseline": "random backbone"}
+        baselines.append(result | score | of_run)
+    Path("out/baselines.json").write_text(json.dumps(baselines))
+    return found, better
+
+
+def test_a_contrast_with_the_untrained_network_is_of_each_seeds_own(untrained):
+    study, better = untrained
+    table = results.read(study)
+    first, *others = verdicts.planned(table)
+    assert first.differences == pytest.approx(better) and first.over_classes is None
+    assert (first.contrasts, first.raw_p, first.p) == (3, 2 / 256, 6 / 256)
+    assert [c.p for c in others] == [6 / 256] * 2 and others[0].over_classes is not None
+    assert first.sentence.startswith("other is better than random backbone by 19.8 points (")
+    planned, exploratory = verdicts.in_words(table)
+    assert "other is better than random backbone" in planned.lines[0]
+    # What is known of no seed in the other evaluation is no line of it.
+    assert not any("random backbone" in line for line in exploratory.lines)
+
+
+def test_a_contrast_with_a_baseline_is_in_kept_results_and_in_compare(untrained, capsys):
+    study, _ = untrained
+    kept.write(study, Path("kept.json"))
+    sentence = verdicts.planned(results.read(study))[0].sentence
+    assert verdicts.planned(kept.load("kept.json"))[0].sentence == sentence
+    for where in ("out", "kept.json"):
+        code, said = compare(f"{where}:other", "random backbone", capsys=capsys)
+        alone = sentence.replace("p 0.023", "p 0.0078")
+        assert code == 0 and said.out.startswith(f"knn top1: {alone}\n")
+        assert "configs" not in said.out
+    code, said = compare("out:other", "random backbone", "nearest", capsys=capsys)
+    assert code == 2 and "B: no baseline of other's nearest" in said.err
+
+
+def test_baselines_that_are_lacking_or_of_other_images_are_no_pair(untrained):
+    study, _ = untrained
+    path = study.out / "baselines.json"
+    second, *rest = json.loads(path.read_text())[1:]  # without seed 0's
+    second["of"]["data"] = {"test_images": IMAGES + 1}
+    path.write_text(json.dumps([second, *rest]))
+    found = verdicts.planned(results.read(study))[0]
+    assert found.seeds == 6 and found.lacking == [0, 1]
+
+
+@pytest.mark.parametrize("worse", ["random backbne", "color statistics"])
+def test_a_worse_side_that_is_neither_arm_nor_baseline_is_an_error(study, worse):
+    text = GRID.replace("bank > other", f"bank > {worse}")
+    Path("grid.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"grid\.yaml: compare: no arm") as error:
+        grid.expand("grid.yaml", "out")
+    assert "MoCo, 128\n" in str(error.value) and "random backbone" in str(error.value)
+
+
 def exploratory_lines(folder, arms, seeds, right):
     arms = ", ".join(f"a{i}: {{set: {{optimizer.lr: 0.{i + 1}}}}}" for i in range(arms))
     text = f"base: base.yaml\nseeds: {seeds}\narms: {{{arms}}}\n"
@@ -476,7 +546,7 @@ def test_compare_takes_runs_other_metrics_and_whole_studies(study, capsys):
     [
         (["out:MoCo, 63", "out:bank"], r"A: no such point of out.*nearest:\s+moco/64"),
         (["out:bank", "nowhere"], r"B: no such thing.*found:\s+nowhere.*STUDY:POINT"),
-        (["out", "out:bank"], r"A: several points.*moco/128.*'out:POINT'"),
+        (["out", "out:bank"], r"A: several points.*\n {12}moco/128\n.*'out:POINT'"),
         (["out:bank", "out:other", "kn"], r"METRIC: no evaluation of bank.*nearest:\s+knn"),
         (["out:bank", "out:other", "knn.top2"], r"METRIC: no metric of bank's knn.*one of top1"),
         (["out/bank/seed0", "out/other/seed1"], r"no seed that both have finished.*: 0;.*: 1"),

@@ -79,9 +79,10 @@ def one(kept: Kept, quantities: list[str]) -> Column:
 
 
 def verdict(kept: Kept, of: str, quantities: list[str]) -> str:
-    """Of 'A > B', the sentence; 'exploratory' of what was not planned."""
-    contrast = Contrast.read(of, list(kept.at))
-    compared = kept_results.compared(kept, contrast, one(kept, quantities))
+    """Of 'A > B', the sentence; 'exploratory' of what was not planned. B may be a baseline."""
+    column = one(kept, quantities)
+    contrast = Contrast.read(of, list(kept.at), [baseline.name for baseline in column.baselines])
+    compared = kept_results.compared(kept, contrast, column)
     return compared.sentence if compared.contrasts else f"{compared.sentence} (exploratory)"
 
 

@@ -14,10 +14,12 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "difference with its 95% t interval, the exact two-sided sign-flip p, and a sentence.\n"
         "A and B: folders of a run, an arm or a study, or a kept study's file;\n"
         "'STUDY:ARM, POINT' is one arm of a study at one point of its sweep.\n"
+        "B may be a baseline that A's study has measured: 'random backbone'.\n"
         "Of two whole studies, the arms that both have are compared.",
         epilog="examples:\n"
         "  ssl-zoo compare 'runs/ablation/fig3:MoCo, 4096' 'runs/ablation/fig3:MoCo, 32'\n"
         "  ssl-zoo compare runs/ablation/fig3/moco/4096 runs/ablation/fig3/moco/32 unseen\n"
+        "  ssl-zoo compare 'runs/ablation/fig3:MoCo, 4096' 'random backbone'\n"
         "  ssl-zoo compare runs/today runs/yesterday knn.top5\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,7 +43,8 @@ def compare(arguments: argparse.Namespace) -> int:
                 show("  over classes: not known; no rows of this metric are kept")
         seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
         show(f"  {seeds} can show p {smallest_p(found.seeds):.2g} at best; p is not corrected")
-        show("  configs differ in:" if compared.configs else "  configs are the same")
-        for line in compared.configs:
+        if compared.configs is not None:
+            show("  configs differ in:" if compared.configs else "  configs are the same")
+        for line in compared.configs or ():
             show(f"    {line}")
     return 0

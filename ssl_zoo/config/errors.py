@@ -17,15 +17,17 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         first = ": ".join(part for part in (self.where, self.key, self.problem) if part)
-        details = [("found", self.found), ("expected", self.expected), ("nearest", self.nearest)]
-        return "\n".join([first, *(f"  {name + ':':<10}{text}" for name, text in details if text)])
+        details = {"found": self.found, "expected": self.expected, "nearest": self.nearest}
+        margin = "\n" + 12 * " "  # of what has several lines
+        shown = {f"  {n + ':':<10}": str(x).replace("\n", margin) for n, x in details.items() if x}
+        return "\n".join([first, *(name + text for name, text in shown.items())])
 
 
 def not_among(key: str, problem: str, name: object, choices: Iterable) -> ConfigError:
-    """The error about a name that is none of the choices."""
+    """The error about a name that is none of the choices; one a line where they have commas."""
     names = list(map(str, choices))
-    between = "; " if any("," in name for name in names) else ", "
-    expected = f"one of {between.join(names)}" if names else "none at all"
+    listed = "\n" + "\n".join(names) if any("," in n for n in names) else " " + ", ".join(names)
+    expected = f"one of{listed}" if names else "none at all"
     return ConfigError(
         key, problem, found=repr(name), expected=expected, nearest=closest(str(name), names)
     )

@@ -76,7 +76,7 @@ class Arm:
 
 
 def find_point(text: str, points: Iterable[Point], key: str) -> Point:
-    """The point of this title; ConfigError for one that is not there."""
+    """The point of this title, of several the last; ConfigError for one that is not there."""
     by_title = {title(point): point for point in points}
     if text not in by_title:
         raise not_among(key, "no arm, or no point of one", text, by_title)
@@ -84,19 +84,33 @@ def find_point(text: str, points: Iterable[Point], key: str) -> Point:
 
 
 class Contrast(NamedTuple):
-    """One point that is expected to be better than another."""
+    """One point that is expected to be better than another, or than a baseline of its own.
+
+    Attributes:
+        worse: of a baseline its name and None.
+    """
 
     better: Point
     worse: Point
 
     @classmethod
-    def read(cls, text: str, points: Sequence[Point]) -> Contrast:
-        """Of 'A > B'; ConfigError where it is no such text, or names what is not there."""
+    def read(
+        cls, text: str, points: Sequence[Point], baselines: Iterable[str] | None = ()
+    ) -> Contrast:
+        """Of 'A > B'; ConfigError where it is no such text, or names what is not there.
+
+        Args:
+            baselines: what B may be besides a point; None: not known here, so whatever is no point.
+        """
         sides = [side.strip() for side in text.split(" > ")]
         if len(sides) != 2:
             expected = "'A > B', where A is expected to be better"
             raise ConfigError("compare", "no contrast", found=repr(text), expected=expected)
-        contrast = cls(*(find_point(side, points, "compare") for side in sides))
+        others = sides[1:] if baselines is None else baselines
+        better = find_point(sides[0], points, "compare")
+        # Of a point and a baseline of one name the point is meant.
+        worse = find_point(sides[1], [*((name, None) for name in others), *points], "compare")
+        contrast = cls(better, worse)
         if contrast.better == contrast.worse:
             raise ConfigError("compare", "an arm against itself", found=repr(text))
         return contrast
@@ -114,6 +128,7 @@ class Grid:
         seeds: each arm runs once with each.
         compare: contrasts that are planned, '"A > B"' each, where A and B are arms, or an arm and a
             point of its sweep: "MoCo, 4096 > end-to-end, 31". A is expected to be the better one.
+            B may be a baseline of A in the main evaluation: "MoCo, 4096 > random backbone".
         other_seeds: of what no contrast names; null: `seeds`, for all.
         kept: a kept study, relative to the grid file, that the report draws these runs over.
         costs: probe what a step costs at the grid's points and, by arm, at those of further
@@ -140,7 +155,8 @@ class Grid:
         self.base, self.seeds, self.set, self.x = base, seeds, set, x
         self.kept = kept
         self.costs = None if costs is None else {n: Arm(sweep=sweep) for n, sweep in costs.items()}
-        self.contrasts = [Contrast.read(text, self.points) for text in compare]
+        # Which baselines there are, whole configs say: `expand` checks it.
+        self.contrasts = [Contrast.read(text, self.points, baselines=None) for text in compare]
         self.other_seeds = seeds if other_seeds is None else other_seeds
 
     @property
@@ -329,11 +345,13 @@ def expand(
     own_base = path.parent / user_path(grid.base) if grid.base is not None else None
     recipes = Recipes(grid, path, own_base if base is None else base, overrides)
     twins = grid.twins if aa else {}
+    runs = _runs(recipes, twins, folder)
+    _check_contrasts(grid, runs, path)
     study = Study(
         name,
         folder,
         grid.swept,
-        _runs(recipes, twins, folder),
+        runs,
         _blocks(grid, twins),
         _command(path, overrides, base, out, seeds, aa),
         probes=_probes(recipes),
@@ -416,6 +434,18 @@ def _runs(recipes: Recipes, twins: dict[Point, tuple[Point, str]], out: Path) ->
         raise ConfigError("arms", problem, found=twice[0], where=where)
     order = [*grid.seeds, *grid.other_seeds]
     return sorted(runs, key=lambda run: order.index(run.seed))
+
+
+def _check_contrasts(grid: Grid, runs: list[Run], path: Path) -> None:
+    """Raises ConfigError for a worse side that is neither a point nor a baseline of the better."""
+    for contrast in grid.contrasts:
+        if contrast.worse not in grid.points:
+            run = next(run for run in runs if run.point == contrast.better)
+            try:
+                Contrast.read(str(contrast), grid.points, run.baselines.get(run.main, ()))
+            except ConfigError as error:
+                error.where = str(path)
+                raise
 
 
 def _run(point: Point, seed: int, whole: dict[str, Any], out: Path) -> Run:

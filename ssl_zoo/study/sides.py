@@ -2,6 +2,7 @@
 
 A side is written as a run's folder, an arm's (with seed0, seed1, ... in it), a study's, or a kept
 study's file. `STUDY:POINT` is one arm of a study, at one point of its sweep: 'fig3:MoCo, 4096'.
+The second may be a baseline of the first by name, 'random backbone'.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ssl_zoo.runs import RunFolder
 from ssl_zoo.study.grid import Run, Study, slug, title
 from ssl_zoo.study.report import kept, results
 from ssl_zoo.study.report.results import Column, Table
-from ssl_zoo.study.report.verdicts import Side, compare
+from ssl_zoo.study.report.verdicts import Side, compare, compare_with_baseline
 from ssl_zoo.study.verdict import Comparison
 from ssl_zoo.system.files import user_path
 
@@ -25,16 +26,19 @@ DEPTHS = ("seed*", "*/seed*", "*/*/seed*")  # runs below an arm, a study, a stud
 @dataclass(frozen=True)
 class Compared:
     """Attributes:
-    configs: dotted keys in which the runs' configs differ, each with its two values.
+    configs: dotted keys in which the runs' configs differ, each with its two values; None where
+        the second side is a baseline of the first.
     """
 
     title: str  # of the metric
     comparison: Comparison
-    configs: list[str]
+    configs: list[str] | None
 
 
 def compare_paths(a: str, b: str, metric: str = "") -> list[Compared]:
     """What two sides say of each other; of two whole studies, for each point that both have.
+
+    Of a side and a baseline, for each point of the side.
 
     Args:
         metric: an evaluation, or 'evaluation.metric'; '': the first side's main evaluation.
@@ -43,7 +47,11 @@ def compare_paths(a: str, b: str, metric: str = "") -> list[Compared]:
         ConfigError: nothing is there, or not under this name; several points against one; no seed
             in common; or evaluations of which an argument or the data differ.
     """
-    sides = {"A": _find(a, "A"), "B": _find(b, "B")}
+    of_a = _find(a, "A")
+    offered = {n.name for side in of_a for column in side.table.columns for n in column.baselines}
+    if b in offered and not user_path(b).exists():
+        return [_with_baseline(side, b, metric) for side in of_a]
+    sides = {"A": of_a, "B": _find(b, "B")}
     several = [name for name, found in sides.items() if len(found) > 1]
     if len(several) == 2:
         of_a, of_b = ({slug(side.name): side for side in found} for found in sides.values())
@@ -51,7 +59,7 @@ def compare_paths(a: str, b: str, metric: str = "") -> list[Compared]:
     else:
         pairs = [] if several else [(sides["A"][0], sides["B"][0])]
     if not pairs:
-        found = " | ".join(side.name for side in sides[several[0]])
+        found = "\n".join(side.name for side in sides[several[0]])  # which have commas
         expected = f"'{a if several[0] == 'A' else b}:POINT', or two studies with points in common"
         raise ConfigError(several[0], "several points", found=found, expected=expected)
     if any(x.name == y.name for x, y in pairs):  # the same arm of two studies
@@ -83,6 +91,18 @@ def _compared(a: Side, b: Side, metric: str) -> Compared:
     recipes = [_recipes(side) for side in (a, b)]
     lines = (line for seed in both for line in differences(*(of[seed] for of in recipes)))
     return Compared(column.title, compare(a, b, column), list(dict.fromkeys(lines)))
+
+
+def _with_baseline(a: Side, baseline: str, metric: str) -> Compared:
+    column = _column(a, metric)
+    known = [of.name for of in column.baselines]
+    if baseline not in known:
+        raise not_among("B", f"no baseline of {a.name}'s {column.evaluation}", baseline, known)
+    comparison = compare_with_baseline(a, baseline, column)
+    if not comparison.seeds:
+        problem = f"no seed of {a.name} that has finished and whose {baseline} was measured alike"
+        raise ConfigError("", problem)
+    return Compared(column.title, comparison, None)
 
 
 def _recipes(side: Side) -> dict[int, dict[str, Any]]:

@@ -260,7 +260,7 @@ def load(path: str | Path) -> Kept:
         x=data["x"],
         runs=runs,
         blocks={arm: {} for arm, _ in points},
-        contrasts=[Contrast.read(text, points) for text in data["contrasts"]],
+        contrasts=[Contrast.read(text, points, baselines=None) for text in data["contrasts"]],
         twins={twin: tuple(of) for twin, of in data["twins"].items()},
         command=data["command"],
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ssl_zoo.study.classes import over_classes
 from ssl_zoo.study.grid import Point, title
@@ -62,11 +63,38 @@ def compare(a: Side, b: Side, column: Column, classes: bool = True) -> Compariso
     return Comparison(a.name, b.name, pairs, unit, higher, lacking, over_classes=spread)
 
 
+def compare_with_baseline(a: Side, baseline: str, column: Column) -> Comparison:
+    """Each run with what it had to beat itself, where both were evaluated in the same way.
+
+    Baselines leave no rows, so the spread over classes is not known.
+    """
+    starts = {o.run.seed: o.start(column.evaluation, baseline) for o in a.row.outcomes}
+    pairs = {
+        seed: end["metrics"][column.metric] - start["metrics"][column.metric]
+        for seed, end in a.by_seed(column).items()
+        if (start := starts[seed]) and _way(start) == _way(end)
+    }
+    lacking = sorted(starts.keys() - pairs.keys())
+    return Comparison(a.name, baseline, pairs, column.unit, column.higher_is_better, lacking)
+
+
+def _way(result: Result) -> dict[str, Any]:
+    """What the number depends on but the network, which a baseline's hash covers.
+
+    A kept study has none of it: its baselines were those of its runs when it was kept.
+    """
+    return {name: value for name, value in result.get("of", {}).items() if name != "network"}
+
+
 def compare_points(
     table: Table, pair: tuple[Point, Point], column: Column, classes: bool = True
 ) -> Comparison:
-    a, b = (Side(title(point), table, table.at[point]) for point in pair)
-    return compare(a, b, column, classes)
+    """Two points, or a point and a baseline of its own, see `Contrast`."""
+    first, second = pair
+    a = Side(title(first), table, table.at[first])
+    if second not in table.at:
+        return compare_with_baseline(a, title(second), column)
+    return compare(a, Side(title(second), table, table.at[second]), column, classes)
 
 
 def planned(table: Table, column: Column | None = None) -> list[Comparison]:
