@@ -252,7 +252,7 @@ def test_a_mask_is_learned_and_pasted_where_its_object_is():
     masks = pasted(cells, own, (60, 80))
     assert masks.dtype == torch.bool and torch.equal(masks[:2], shapes[[0, 0]] == 1)
     shape = shapes[1] == 1  # cells of 48 / 28 pixels: its border to a cell
-    assert (masks[2] & shape).sum() / (masks[2] | shape).sum() > 0.93
+    assert (masks[2] & shape).sum() / (masks[2] | shape).sum() > 0.9
     rows, columns = (masks[2].any(1 - axis).nonzero()[:, 0].float().mean() for axis in range(2))
     assert abs(rows - 39.5) <= 0.5 and abs(columns - 55.5) <= 0.5
     full = pasted(

@@ -99,11 +99,11 @@ class Res5(nn.Module):
 
 
 class Heads(RoIHeads):
-    """Boxes, keypoints, and masks that lie where their objects do.
+    """Boxes, keypoints, and masks that lie where their objects do, as in detectron2.
 
-    Masks are detectron2's: cells of a region that are at least half inside, cut out of the mask as
-    annotated. torchvision scales masks and cuts them out half a pixel off, and pastes them into
-    boxes that are rounded to pixels and one larger.
+    Learned are the cells of a region that are at least half inside of the annotated mask.
+    torchvision's are cut out half a pixel off, of masks that were scaled by another half at most,
+    and it pastes masks into boxes with whole sides, up to a pixel larger on each.
     """
 
     def has_mask(self) -> bool:
@@ -112,7 +112,11 @@ class Heads(RoIHeads):
 
     def select_training_samples(self, proposals: list[Tensor], targets: list) -> tuple:
         sampled = super().select_training_samples(proposals, targets)
-        self._sampled = sampled[:3]
+        if self.mask_predictor is not None:
+            self._on_objects = [
+                [x[labels > 0] for x in (boxes, of, labels)]
+                for boxes, of, labels in zip(*sampled[:3], strict=True)
+            ]
         return sampled
 
     def forward(
@@ -136,20 +140,11 @@ class Heads(RoIHeads):
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(maps, boxes, sizes)))
 
     def _mask_loss(self, maps: dict[str, Tensor], sizes: list, shapes: list[Tensor]) -> Tensor:
-        on_objects = [
-            [x[labels > 0] for x in (boxes, of, labels)]
-            for boxes, of, labels in zip(*self._sampled, strict=True)
-        ]
-        self._sampled = ()
-        boxes, of, labels = zip(*on_objects, strict=True)
+        boxes, of, labels = zip(*self._on_objects, strict=True)
         logits = self._mask_logits(maps, boxes, sizes)
-        truth = torch.cat(
-            [
-                shape_cells(*each, logits.shape[-1])
-                for each in zip(shapes, of, boxes, sizes, strict=True)
-            ]
-        )
         chosen = _of_labels(logits, torch.cat(labels))
+        each = zip(shapes, of, boxes, sizes, strict=True)
+        truth = torch.cat([shape_cells(*image, logits.shape[-1]) for image in each])
         count = max(truth.numel(), 1)  # without objects the loss is 0
         return F.binary_cross_entropy_with_logits(chosen, truth, reduction="sum") / count
 
