@@ -45,11 +45,11 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "voc0712_c4": Task("voc0712_c4", "voc_shapes", "c4", 300, ("AP",)),
-    "coco_fpn": Task("coco_fpn_2x", "coco_shapes", "fpn", 300),
-    "coco_c4": Task("coco_c4_2x", "coco_shapes", "c4", 300),
-    "lvis": Task("lvis_mask", "coco_shapes", "fpn", 300),
-    "keypoints": Task("coco_keypoints", "persons", "fpn", 300),
+    "voc0712_c4": Task("voc0712_c4", "voc_shapes", "c4", 600, ("AP",)),
+    "coco_fpn": Task("coco_fpn_2x", "coco_shapes", "fpn", 600),
+    "coco_c4": Task("coco_c4_2x", "coco_shapes", "c4", 600),
+    "lvis": Task("lvis_mask", "coco_shapes", "fpn", 600),
+    "keypoints": Task("coco_keypoints", "persons", "fpn", 600),
     "cityscapes": Task("cityscapes_fcn", "cityscapes_shapes", "map", 400, ("mIoU",)),
     "voc_fcn": Task("voc_fcn", "voc_shapes", "map", 400, ("mIoU",)),
     "deeplab": Task(
@@ -59,7 +59,7 @@ TASKS = {
         "coco_fpn_2x",
         "coco_shapes",
         "fpn",
-        300,
+        600,
         changed=("model.body=pyramid",),
         backbone="vit_tiny_patch16_224",
     ),
@@ -91,7 +91,7 @@ def transferred(task: Task, folder, monkeypatch, side: int, *changed: str) -> di
 
 def length(task: Task, steps: int) -> list[str]:
     """lr falls once, late. Detectors warm up."""
-    falls = [f"steps={steps}", f"schedule.milestones=[{steps * 3 // 4} steps]"]
+    falls = [f"steps={steps}", f"schedule.milestones=[{steps * 4 // 5} steps]"]
     return falls if task.body == "map" else [*falls, f"schedule.warmup_epochs={-(-steps // 30)} steps"]
 
 
