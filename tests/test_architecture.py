@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "weights": LOWEST | {"backbones", "data", "engine", "evaluation", "experiment"},
     "study": LOWEST | {"engine", "evaluation", "experiment", "runs"},
     "api": LOWEST | {"data", "engine", "experiment", "runs", "weights"},
-    "search": LOWEST | {"data", "evaluation", "runs"},
+    "search": LOWEST | {"data", "evaluation", "engine", "runs"},
     "testing": None,
     "cli": None,
 }

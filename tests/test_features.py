@@ -97,6 +97,19 @@ def test_rows_arrive_in_rank_order_whatever_their_number():
     ]
 
 
+def test_the_networks_precision_is_not_that_of_the_images():
+    net, made, seen = network(), [], []
+    net.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+
+    def batches():
+        for position in torch.arange(4).split(2):
+            made.append(torch.is_autocast_enabled("cpu"))
+            yield torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), position
+
+    features.extract(net, batches(), "cpu", "bf16")
+    assert made == [False, False] and seen == [True, True]
+
+
 def test_the_waiting_ranks_threads_are_borrowed_and_given_back(monkeypatch):
     own = torch.get_num_threads()
     with distributed.borrowed_threads() as alone:

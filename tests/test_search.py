@@ -8,6 +8,7 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from ssl_zoo.search import image_index, table
 from ssl_zoo.search.folder import embed_images
 from ssl_zoo.search.image_index import ImageIndex
 from ssl_zoo.search.sheet import Picture, thumbnail, write_sheet
+from ssl_zoo.testing.ranks import on_ranks
 
 BAD = "b/broken.jpg"
 
@@ -157,6 +159,41 @@ def test_a_killed_one_goes_on_and_ends_in_the_same_bytes(
         assert getattr(table.load(parts), name) == getattr(table.load(whole), name)
 
 
+def on_a_rank(run: Path, photos: Path, out: Path) -> tuple[dict, list]:
+    told = []
+    header = quiet(sz.load(run), photos, out, batch_size=1, told=lambda *done: told.append(done))
+    return header, told
+
+
+def test_two_ranks_go_on_from_one_and_end_in_the_same_bytes(run, photos, tmp_path):
+    whole, parts = tmp_path / "whole.npy", tmp_path / "parts.npy"
+    header, told = on_a_rank(run, photos, whole)
+    assert told == [(n, 10) for n in range(1, 11)]
+
+    def kill(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet(sz.load(run), photos, parts, batch_size=1, told=kill)
+    # Rank 0 gets the broken image; for the last turn there is one image.
+    (first, told), (second, nothing) = on_ranks(2, on_a_rank, run, photos, parts)
+    assert first == second == header and told == [(n, 10) for n in (5, 7, 9, 10)] and not nothing
+    assert parts.read_bytes() == whole.read_bytes()
+    assert table.load(parts).paths == table.load(whole).paths
+
+
+def test_the_network_may_compute_in_bf16_which_is_another_file(run, photos, embedded, tmp_path):
+    out = tmp_path / "x.npy"
+    words = ["embed", run, photos, "--out", out, "--batch-size", 3, "--workers", 0]
+    assert main([*map(str, words), "--precision", "bf16"]) == 0
+    exact, found = (table.load(file) for file in (embedded, out))
+    assert found.header["precision"] == "bf16" and found.features.dtype == np.float32
+    assert not np.array_equal(exact.features, found.features)
+    np.testing.assert_allclose(found.features, exact.features, rtol=0.02, atol=0.01)
+    assert main([*map(str, words)]) == 2  # the file is of another precision
+
+
 def test_a_damaged_half_is_not_gone_on_with(embedder, photos, tmp_path):
     def stop(done, total):
         raise KeyboardInterrupt
@@ -242,7 +279,7 @@ def test_what_cannot_be_embedded_is_said_before_anything_is_paid_for(
     (tmp_path / "empty" / "x.txt").write_text("")
     text = refused(tmp_path / "empty", "--out", out)
     assert "no image (" in text and "not read: 1 file .txt" in text
-    assert "no such format" in refused(photos, "--out", tmp_path / "x.csv")
+    assert "ends in .npy or .parquet" in refused(photos, "--out", tmp_path / "x.csv")
     assert "a folder that exists" in refused(photos, "--out", tmp_path / "no" / "x.npy")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
@@ -260,6 +297,7 @@ def test_a_folder_in_which_nothing_can_be_read_is_refused(embedder, tmp_path):
     (folder / "b.png").symlink_to("nowhere")
     with pytest.raises(ValueError, match="none of 2 images can be read"):
         quiet(embedder, folder, tmp_path / "x.npy")
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_names_that_are_no_text_are_kept_in_npy_and_refused_in_parquet(embedder, tmp_path):
@@ -339,6 +377,13 @@ def test_an_index_of_the_same_is_kept_and_one_of_another_is_refused(
     status, text = said(capsys, "index", file, "--out", index)
     assert status == 2 and "of another network" in text and "weights: '" in text
     assert said(capsys, "index", file, "--out", tmp_path)[0] == 2  # a folder of something else
+
+
+def test_an_index_is_whole_or_not_there(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_index, "write_json", Mock(side_effect=OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        ImageIndex.over(embedded).save(tmp_path / "new" / "x.index")
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_broken_file_or_index_is_named(embedded, index, tmp_path, capsys):

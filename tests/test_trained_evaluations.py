@@ -33,11 +33,15 @@ from ssl_zoo.evaluation.fine_tune import FineTune
 from ssl_zoo.evaluation.labeled_views import LabeledViews, crops_and_flips
 from ssl_zoo.evaluation.linear_augmented import LinearAugmented
 from ssl_zoo.evaluation.semi_supervised import SemiSupervised, listed, part_of_each
+from ssl_zoo.experiment.by_hand import keep, results_of
 from ssl_zoo.ops.batchnorm import split_batchnorm
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
+from ssl_zoo.system.files import sha256
 from ssl_zoo.system.rng import random_state, seed_all
 from ssl_zoo.testing.ranks import on_ranks
+from ssl_zoo.weights import file as weights
+from ssl_zoo.weights.as_subject import subject_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -353,6 +357,43 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(evaluation, tmp_path, mon
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps)) and len(steps) == 2  # what was done was not done again
     assert parts.metrics == whole.metrics and same([*parts.rows], [*whole.rows])
+
+
+def test_of_a_file_of_weights_they_go_on_beside_it(tmp_path, monkeypatch):
+    narrow = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}
+    block = {"type": "Timm", "name": "resnet18", "in_chans": 1, "options": narrow}
+    file = tmp_path / "weights.safetensors"
+
+    def saved(seed):
+        torch.manual_seed(seed)
+        state = weights.build(block).model.state_dict()
+        weights.write(file, state, weights.Header(block, {"ops": {}}))
+
+    def evaluated():
+        subject = subject_of(file, CPU)
+        keys = ["lrs=[1.0]", "epochs=2", "milestones=[]", "batch_size=50"]
+        parts = subject.parts("linearaugmented", keys)
+        subject.judge_on(Part(Digits, limit=100), parts)
+        ((name, result, outcome),) = subject.evaluate(parts, CPU)
+        keep(subject, name, result, outcome)
+        return result["hash"]
+
+    def trained():
+        (folder,) = tmp_path.glob(f"*/file_{sha256(file)[:12]}/linearaugmented-*/whole")
+        return [line["step"] for line in RunFolder(folder).metrics()]
+
+    saved(0)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped at step 2"):
+        stopped_at(patch, 1)
+        evaluated()
+    digest = evaluated()
+    assert len(trained()) == len(set(trained())) == 2  # what was done was not done again
+    assert [of.result["hash"] for of in results_of(file)] == [digest]
+    saved(1)  # another network under the name
+    assert not list(results_of(file))
+    assert evaluated() == digest and len(trained()) == 2
+    assert [of.result["hash"] for of in results_of(file)] == [digest]
+    assert {path.name for path in tmp_path.iterdir()} == {file.name, f"{file.name}.evaluations"}
 
 
 def on_a_rank(folder):

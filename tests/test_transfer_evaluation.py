@@ -329,15 +329,18 @@ def test_two_processes_train_one_model_and_share_the_test_set(folders, tmp_path)
 
 
 def test_precise_statistics_are_those_of_all_batches():
-    layer = nn.BatchNorm2d(3, momentum=0.3)
+    layer, unused = nn.BatchNorm2d(3, momentum=0.3), nn.BatchNorm2d(3)
+    unused(torch.randn(8, 3, 4, 4) + 7)
+    before = unused.running_mean.clone()
     batches = [torch.randn(8, 3, 4, 4) * (i + 1) + i for i in range(4)]
     layer.train()(torch.randn(8, 3, 4, 4) + 50)  # what was there before is forgotten
+    layer.unused = unused  # a part that its passes leave out
     estimate_statistics(layer, batches)
     means = torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0)
     variances = torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in batches]).mean(0)
     torch.testing.assert_close(layer.running_mean, means)
     torch.testing.assert_close(layer.running_var, variances)
-    assert layer.momentum == 0.3
+    assert layer.momentum == 0.3 and torch.equal(unused.running_mean, before)
 
 
 # ----------------------------------------------------------------------------------- the hash
@@ -380,7 +383,8 @@ def test_the_hash_is_of_pictures_annotations_and_settings_not_of_places(tmp_path
             {"schedule": {"type": "Constant", "warmup_epochs": "9 steps"}},
             r"schedule\.warmup_epochs: longer than the training",
         ),
-        ({"data": {"dataset": {"type": "Digits"}}}, "unknown key|data of its own"),
+        ({"data": {"dataset": {"type": "Digits"}}}, "it has data of its own"),
+        ({"model": {"type": "FasterRCNN", "body": "c4"}}, "Transfer needs c4 of its backbone"),
     ],
 )
 def test_a_block_that_does_not_fit_together_is_refused(folders, changed, message):

@@ -92,7 +92,7 @@ def test_the_command_trains_judges_and_goes_on(place, capsys):
     assert "small: AP" in capsys.readouterr().out
     found = json.loads((place / "found.json").read_text())["small"]
     assert found["main"] == "AP" and found["network"] == "random backbone"
-    (folder,) = (place / "runs/transfer/run/evaluations/by_hand/small").glob("*/*")
+    (folder,) = (place / "runs/transfer/run").glob("small-*/*")
     assert (folder / "best_and_worst.png").exists() and RunFolder(folder).checkpoints()
     saved = RunFolder(folder).checkpoints()[-1].read_bytes()
     assert cli.main([*words, "--device", "cpu"]) == 0  # only judges once more

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pickle
+import sys
+import types
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 import ssl_zoo as sz
 from ssl_zoo.cli.command_line import main
 from ssl_zoo.config import ConfigError
+from ssl_zoo.runs import RunFolder
 from ssl_zoo.weights.exporting import export
 from ssl_zoo.weights.file import Header, build, read_header, write
 from ssl_zoo.weights.importing import import_file
@@ -298,6 +303,52 @@ def test_lightlys_resnet_for_small_images(tmp_path):
     check_features(found, features(Cifar(net)))
 
 
+def test_solo_learns_own_code_after_two_steps(tmp_path, monkeypatch):
+    """Its MoCo v2+, without the rest of the package, which pins an old torch and asks for more."""
+    pytest.importorskip("pytorch_lightning")
+    if (found := importlib.util.find_spec("solo")) is None:
+        pytest.skip("pip install --no-deps solo-learn==1.0.2")
+    names = "solo solo.methods solo.losses solo.utils solo.utils.backbones"  # no __init__ is run
+    names += " pl_bolts pl_bolts.optimizers pl_bolts.optimizers.lr_scheduler"
+    empty = {name: types.ModuleType(name) for name in names.split()}
+    for name in ("solo", "solo.methods", "solo.losses", "solo.utils"):
+        (root,) = found.submodule_search_locations
+        empty[name].__path__ = [str(Path(root, *name.split(".")[1:]))]
+    empty["solo.utils.backbones"].__getattr__ = lambda name: None  # ViTs, under names in timm
+    empty["pl_bolts.optimizers.lr_scheduler"].LinearWarmupCosineAnnealingLR = None
+    for name, module in empty.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    kind = importlib.import_module("solo.methods.mocov2plus").MoCoV2Plus
+    rates = "lr weight_decay classifier_lr min_lr warmup_start_lr warmup_epochs"
+    made = kind(
+        encoder="resnet18",
+        num_classes=10,
+        backbone_args={"cifar": False, "zero_init_residual": False},
+        optimizer="sgd",
+        scheduler="none",
+        extra_optimizer_args={},
+        **dict.fromkeys(rates.split(), 0.1),
+        **dict.fromkeys(("lars", "exclude_bias_n_norm", "momentum_classifier"), False),
+        **{"max_epochs": 1, "batch_size": 4, "accumulate_grad_batches": 1},
+        **{"num_large_crops": 2, "num_small_crops": 0},
+        **{"base_tau_momentum": 0.9, "final_tau_momentum": 1.0, "temperature": 0.2},
+        **{"proj_output_dim": 8, "proj_hidden_dim": 16, "queue_size": 8},
+    )
+    made.log = made.log_dict = lambda *_, **__: None  # there is no trainer
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        made.training_step(
+            [None, [IMAGES, IMAGES.flip(3)], torch.arange(len(IMAGES))], 0
+        ).backward()
+        optimizer.step()
+    made.eval()
+    contents = {"epoch": 0, "state_dict": made.state_dict(), "hyper_parameters": {"lr": 0.1}}
+    found = imported(tmp_path, contents, {})
+    assert found.header.source["layout"] == "solo-learn"
+    check_features(found, features(made.encoder))
+
+
 class Cifar(nn.Module):
     """lightly's network, whose ReLU after the stem is no child of it, up to its last pooling."""
 
@@ -380,6 +431,14 @@ def test_timms_own_folder_names_its_architecture(tmp_path):
     with torch.no_grad():
         expected = model(IMAGES[:, :1])
     torch.testing.assert_close(features(found.backbone, IMAGES[:, :1]), expected)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_config_json_is_named(text, vit, tmp_path):
+    torch.save(vit.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json: (no JSON|expected a mapping)"):
+        import_file(tmp_path)
 
 
 def test_shapes_tell_the_architecture_and_the_layout_its_heads(tmp_path):
@@ -541,6 +600,19 @@ def test_onnxruntime_gives_the_same_features_for_any_number_of_images(tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_resnet_in_onnx_takes_images_of_any_size(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    narrow = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    path, _ = weights(tmp_path, {"name": "resnet18", "options": narrow})
+    export(path, "onnx", tmp_path / "out")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    for images in IMAGES, torch.rand(3, 3, 28, 45):
+        [found] = session.run(None, {"images": images.numpy()})
+        wanted = features(sz.load(path).backbone, images)
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_detectron2s_names_and_shapes(tmp_path):
     """Those of its modeling/backbone/resnet.py: a stem, res2 to res5, norms inside of convs."""
     path, _ = weights(tmp_path, BOTTLENECK)
@@ -572,6 +644,11 @@ def test_what_a_library_does_not_have_is_refused_in_a_sentence(tmp_path):
         export(path, "torchvision", tmp_path / "out")
     with pytest.raises(ConfigError, match="no such format"):
         export(path, "tensorflow", tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="cannot go to torchvision"):
+        export(path, "torchvision", tmp_path / "there" / "deep" / "out")
+    folders = [x.name for x in tmp_path.rglob("*") if x.is_dir()]
+    assert folders == ["there"]  # no refusal leaves one behind
 
 
 # A run, from its import to its export.
@@ -602,12 +679,17 @@ def test_a_run_goes_on_from_an_import_and_is_exported_with_a_card(tmp_path, caps
     weight = "model.conv1.weight"
     assert torch.equal(*(x.backbone.state_dict()[weight] for x in (started, went_on)))
     out = tmp_path / "out"
+    assert main(["evaluate", "knn", str(run), "k=5"]) == 0
+    (old := json.loads((run / "evaluations" / "knn" / "result.json").read_text()))["step"] = 1
+    RunFolder(run).write_evaluation("of_another_step", old, "")
     assert main(["export", str(run), "--to", "safetensors", "--out", str(out)]) == 0
     again = sz.load(out / "model.safetensors")
     torch.testing.assert_close(features(again, gray), features(went_on, gray))
     text = (out / "README.md").read_text(encoding="utf-8")
     for said in ("Contrastive", "Digits", "knn", "protocol", "sz.load", "license", "MoCoQueue"):
         assert said in text
+    rows = [line for line in text.splitlines() if line.startswith("| knn |")]
+    assert len(rows) == 6 and "of_another_step" not in text  # in training, and by hand with k=5
     key = ["export", str(run), "--to", "timm", "network=key_encoder", "--out", str(tmp_path / "k")]
     assert main([*key[:-1], str(tmp_path / "key")]) == 0
     assert "key_encoder" in (tmp_path / "key" / "README.md").read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ssl_zoo.system.files import user_path
+from ssl_zoo.system.files import check_target, user_path
 
 TWINS = """also two twins of one point: one starts from weights that differ by one unit in the last
 place, the other has another data.seed, so their differences to it show how much of a difference is
@@ -41,5 +41,6 @@ def _jobs(text: str) -> int | str:
 def ablate(arguments: argparse.Namespace) -> int:
     from ssl_zoo.study.launch import run_study
 
+    check_target("--keep", arguments.keep)
     names = ("out", "overrides", "only", "report_only", "base", "jobs", "seeds", "aa", "keep")
     return run_study(arguments.grid, **{name: getattr(arguments, name) for name in names})

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ssl_zoo.cli.command_line import FAILED, add_config
-from ssl_zoo.system.files import user_path
+from ssl_zoo.system.files import check_target, user_path
 from ssl_zoo.system.text import show
 
 LISTED = 10  # lines of a list on the screen
@@ -102,6 +102,7 @@ def show_views(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--samples {arguments.samples}: expected at least 1")
     sections = _sections(arguments)
     needed = views_needed(sections["method"])
+    check_target("--out", arguments.out)
     data = sections["data"](run_seed=sections["seed"], views_needed=needed)
     for line in data.splits.found():
         show(line)
@@ -115,6 +116,7 @@ def check_images(arguments: argparse.Namespace) -> int:
     from ssl_zoo.system.files import write_text
     from ssl_zoo.system.hardware import cores
 
+    check_target("--out", arguments.out)
     processes = cores() if arguments.workers is None else arguments.workers
     if processes < 0:
         raise ValueError(f"--workers {processes}: expected at least 0")

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ssl_zoo.cli.command_line import at_least
 from ssl_zoo.system.files import user_path
@@ -24,7 +25,8 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "are left out and listed.",
         epilog="examples:\n"
         "  ssl-zoo embed runs/moco photographs --out photographs.npy   # paths: .npy.json\n"
-        "  ssl-zoo embed CHECKPOINT photographs --out photographs.parquet network=teacher\n",
+        "  ssl-zoo embed CHECKPOINT photographs --out photographs.parquet network=teacher\n"
+        "  torchrun --nproc-per-node=2 --no-python ssl-zoo embed RUN photographs --out p.npy\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", type=user_path, metavar="RUN_OR_CHECKPOINT")
@@ -37,6 +39,12 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
     batch = "images at a time [256 on a CPU, 512 on a GPU]"
     parser.add_argument("--batch-size", type=at_least(1), metavar="N", help=batch)
     parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=["fp32", "bf16", "fp16"],
+        help="of the network's pass; what is written is float32 [fp32]",
+    )
+    parser.add_argument(
         "--workers", type=_workers, default="auto", metavar="N", help="processes that read [auto]"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
@@ -45,9 +53,9 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 def embed_folder(arguments: argparse.Namespace) -> int:
     from ssl_zoo import api
-    from ssl_zoo.data.files import counted
     from ssl_zoo.engine.stop import Interrupted
     from ssl_zoo.search.folder import embed_images
+    from ssl_zoo.system import distributed
     from ssl_zoo.system.hardware import keep_freed_memory
 
     keep_freed_memory()
@@ -61,17 +69,27 @@ def embed_folder(arguments: argparse.Namespace) -> int:
                 arguments.out,
                 batch_size=arguments.batch_size,
                 workers=arguments.workers,
+                precision=arguments.precision,
                 told=told,
             )
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on from here") from None
+    main = distributed.is_main()
+    distributed.leave()
+    if main:
+        _tell(arguments.out, header)
+    return 0
+
+
+def _tell(out: Path, header: dict) -> None:
+    from ssl_zoo.data.files import counted
+
     unreadable = list(header["unreadable"].values())
     if unreadable:
         more = [f"... {len(unreadable) - LISTED} more"] if len(unreadable) > LISTED else []
         count = f"left out, {counted(len(unreadable), 'image')} that cannot be read"
         show("\n  ".join([f"{count}:", *unreadable[:LISTED], *more]))
-    show(f"{arguments.out}: of {header['network']} of {header['run']}")
-    return 0
+    show(f"{out}: of {header['network']} of {header['run']}")
 
 
 def _workers(text: str) -> int | str:
@@ -100,13 +118,13 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn,
     )
 
+    from ssl_zoo.system import distributed
     from ssl_zoo.system.text import PlainConsole
 
     console, printed = PlainConsole(stderr=True), time.monotonic()
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")
-    bar = Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    )
+    off = not (console.is_terminal and distributed.is_main())
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=off)
     task = bar.add_task("", total=None)
 
     def told(done: int, total: int) -> None:

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ssl_zoo.system.files import user_path
+from ssl_zoo.system.files import check_target, user_path
 from ssl_zoo.system.text import show
 
 
@@ -67,8 +67,7 @@ def begun(arguments: argparse.Namespace):
     from ssl_zoo.system import distributed
     from ssl_zoo.system.hardware import keep_freed_memory
 
-    if (out := arguments.out) is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise ValueError(f"--out {out}: expected a file in a folder that exists")
+    check_target("--out", arguments.out)
     keep_freed_memory()
     return distributed.start(arguments.device)
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ssl_zoo.system.files import user_path
+from ssl_zoo.system.files import check_target, user_path
 from ssl_zoo.system.text import show
 
 
@@ -38,8 +38,7 @@ def import_weights(arguments: argparse.Namespace) -> int:
     from ssl_zoo.weights.importing import import_file
 
     out = arguments.out or arguments.path.with_name(f"{arguments.path.stem}.ssl_zoo.safetensors")
-    if out.suffix != ".safetensors" or not out.parent.is_dir():
-        raise ValueError(f"--out {out}: expected a name that ends in .safetensors, in a folder")
+    check_target("--out", out, ".safetensors")
     written = config.Config({"backbone": {}})
     config.override(written, arguments.overrides, "backbone")
     block = written.data["backbone"]

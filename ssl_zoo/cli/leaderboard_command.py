@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ssl_zoo.system.files import user_path
+from ssl_zoo.system.files import check_target, user_path
 from ssl_zoo.system.text import show
 
 WIDTH = 160  # of a file; rich would wrap the table at 80
@@ -51,10 +51,7 @@ def print_leaderboard(arguments: argparse.Namespace) -> int:
     words = [text for text in arguments.paths if "=" in text and not user_path(text).exists()]
     paths = [user_path(text) for text in dict.fromkeys(arguments.paths) if text not in words]
     words += arguments.overrides
-    out = arguments.out
-    if out is not None and (out.suffix not in (".md", ".csv") or not out.parent.is_dir()):
-        expected = "a file in a folder that exists, .md or .csv"
-        raise ConfigError("--out", "cannot be written", found=str(out), expected=expected)
+    check_target("--out", out := arguments.out, ".md", ".csv")
     if (words or arguments.data) and not arguments.evaluate:
         raise ConfigError(
             "--evaluate", "missing: what is to be judged anew?", expected="NAME[,...]"

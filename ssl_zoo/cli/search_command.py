@@ -3,7 +3,7 @@
 import argparse
 
 from ssl_zoo.cli.command_line import at_least
-from ssl_zoo.system.files import user_path
+from ssl_zoo.system.files import check_target, user_path
 from ssl_zoo.system.text import one_line, show
 
 ACROSS = 6  # pictures of a row of the sheet
@@ -37,6 +37,7 @@ def search_index(arguments: argparse.Namespace) -> int:
     from ssl_zoo.search.image_index import ImageIndex
     from ssl_zoo.search.sheet import Picture, write_sheet
 
+    check_target("--sheet", arguments.sheet)
     index = ImageIndex.load(arguments.index)
     run = arguments.run or Path(index.about["run"])
     try:

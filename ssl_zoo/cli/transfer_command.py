@@ -16,8 +16,8 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         help=summary,
         description="Trains a detector or a segmentation model from a backbone and judges it on\n"
         "the recipe's test pictures. Interrupted, the same command goes on. What is trained,\n"
-        "predictions and pictures lie below evaluations/ of the run, or FILE.evaluations/ beside\n"
-        "weights, or runs/transfer/ for a config.",
+        "predictions and pictures lie below evaluations/by_hand/ of the run, or FILE.evaluations/\n"
+        "beside weights, or runs/transfer/ for a config.",
         epilog="examples:\n"
         "  ssl-zoo transfer voc0712_c4 RUN dataset.root=/data     # a recipe of configs/transfer\n"
         "  ssl-zoo transfer voc0712_c4 moco.safetensors seed=1    # ssl-zoo import made the file\n"
@@ -48,17 +48,16 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
 
 def transfer(arguments: argparse.Namespace) -> int:
     from ssl_zoo.engine.stop import Interrupted
-    from ssl_zoo.runs import RunFolder
+    from ssl_zoo.system import distributed
     from ssl_zoo.weights.as_subject import subject_of
     from ssl_zoo.weights.starts import started
 
     device = begun(arguments)
     parts = recipe(arguments.recipe, arguments.overrides)
     subject = subject_of(arguments.path, device)
-    if subject.folder is None:  # what is trained has to outlive an interruption
-        of_config = subject.path.suffix in (".yaml", ".yml")
-        beside = Path("runs", RECIPES, subject.path.stem) if of_config else None
-        subject.folder = RunFolder(beside or f"{subject.path}.evaluations")
+    # Random weights, too, keep what is trained: it has to outlive an interruption.
+    of_config = Path("runs", RECIPES, subject.path.stem)
+    subject.trained_in = of_config if subject.untrained else distributed.attempt(subject.beside)
     if arguments.init is not None:
         subject = started(subject, arguments.init, device)
     try:

@@ -16,6 +16,7 @@ from ssl_zoo.config import closest, not_among
 from ssl_zoo.data import debian
 from ssl_zoo.data.datasets import fashion_mnist, textures
 from ssl_zoo.data.source import roots
+from ssl_zoo.system.files import made_folder
 from ssl_zoo.system.text import show
 
 Log = Callable[[str], object]
@@ -61,28 +62,28 @@ def first_that_works(
     # Made beside their place (a link to another disk, perhaps), so that a file gets its final name
     # whole or not at all.
     beside = target if target.is_dir() else target.parent
-    beside.mkdir(parents=True, exist_ok=True)
-    for left in beside.glob(".incomplete-*"):
-        log(f"  {left}: of a call that is at work now, or was killed; then it can be removed")
-    for say, source in sources:
-        log(f"{what}: {say}")
-        with tempfile.TemporaryDirectory(dir=beside, prefix=".incomplete-") as folder:
-            try:
-                made = list(source(Path(folder)))
-            except FAILURES as error:
-                if getattr(error, "errno", None) in NO_SPACE:
-                    raise
-                tried.append(f"{say}: {str(error).strip()}")
-                log(f"  failed: {str(error).strip()}")
-                continue
-            target.mkdir(exist_ok=True)
-            for path in made:
-                os.replace(path, target / path.name)
-        log(f"  done, checksums agree: {target}")
-        return
-    raise FileNotFoundError(
-        "\n  ".join([f"{what} could not be obtained. Tried:", *tried]) + f"\n{by_hand}"
-    )
+    with made_folder(beside):
+        for left in beside.glob(".incomplete-*"):
+            log(f"  {left}: of a call that is at work now, or was killed; then it can be removed")
+        for say, source in sources:
+            log(f"{what}: {say}")
+            with tempfile.TemporaryDirectory(dir=beside, prefix=".incomplete-") as folder:
+                try:
+                    made = list(source(Path(folder)))
+                except FAILURES as error:
+                    if getattr(error, "errno", None) in NO_SPACE:
+                        raise
+                    tried.append(f"{say}: {str(error).strip()}")
+                    log(f"  failed: {str(error).strip()}")
+                    continue
+                target.mkdir(exist_ok=True)
+                for path in made:
+                    os.replace(path, target / path.name)
+            log(f"  done, checksums agree: {target}")
+            return
+        raise FileNotFoundError(
+            "\n  ".join([f"{what} could not be obtained. Tried:", *tried]) + f"\n{by_hand}"
+        )
 
 
 # ---------------------------------------------------------------------------- Fashion-MNIST
@@ -202,9 +203,9 @@ def _from_torchvision(source: type) -> Callable[[Path, Log], Path]:
 
     def obtain(root: Path, log: Log) -> Path:
         log(f"{source.__name__}: looking in {root}, else downloading there")
-        root.mkdir(parents=True, exist_ok=True)
         try:
-            source(root, download=True)
+            with made_folder(root):
+                source(root, download=True)
         except (OSError, RuntimeError) as error:
             failed = f"{source.__name__} could not be downloaded to {root}: {error}"
             by_hand = "Unpack its official archive there by hand and try again."

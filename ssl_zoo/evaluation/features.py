@@ -62,9 +62,10 @@ def extract(
     """
     device = torch.device(device)
     features, labels, positions = [], [], []
-    with frozen(backbone, device), autocast(device, precision):
+    with frozen(backbone, device):
         for images, label, index in batches:
-            h = functional_call(backbone, buffers or {}, images.to(device))  # [n, F]
+            with autocast(device, precision):  # not around the making of the images, a product
+                h = functional_call(backbone, buffers or {}, images.to(device))  # [n, F]
             if h.ndim != 2:
                 raise ValueError(f"a backbone must give features [n, F]; found {list(h.shape)}")
             features.append(h.float().cpu())

@@ -1,7 +1,7 @@
 """Evaluations by hand: what is asked for, and where results are kept for a later table.
 
-Results of a run's network lie in evaluations/by_hand of its folder, those of a file that is in no
-run in FILE.evaluations beside it: NAME-HASH-FILE.json, and the rows as .csv.
+They lie where `place_of` says, as NAME-HASH-FILE.json, and the rows as .csv. Those of a file in no
+run have its digest: they are not of another file that has its name by then.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from ssl_zoo.config import Part
 from ssl_zoo.evaluation.base import Outcome
-from ssl_zoo.experiment.subject import Subject
+from ssl_zoo.experiment.subject import Subject, place_of
 from ssl_zoo.runs import RunFolder
-from ssl_zoo.system.files import write_text
+from ssl_zoo.system.files import sha256, write_text
 
 
 class Kept(NamedTuple):
@@ -59,12 +59,15 @@ def keep(subject: Subject, name: str, result: Mapping[str, Any], outcome: Outcom
     """Beside what was judged, in place of an earlier one of the same. Not of random weights."""
     if subject.untrained:
         return
-    folder = _place(subject.path)
+    folder = place_of(subject.path)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}-{result['hash']}-{subject.path.stem}.json"
     if outcome.rows is not None:
         write_text(file.with_suffix(".csv"), outcome.rows.csv())
-    known = {"name": name, "file": subject.path.name, "step": subject.step, **result}
+    known = {"name": name, "file": subject.path.name, "step": subject.step}
+    if RunFolder.of_checkpoint(subject.path) is None:
+        known["sha256"] = sha256(subject.path)
+    known |= result
     write_text(file, json.dumps(known, indent=2) + "\n")
 
 
@@ -79,19 +82,15 @@ def results_of(path: Path) -> Iterator[Kept]:
             yield Kept(name, run.evaluation(name), run.rows_path(name))
         folder = run.path / "evaluations" / "by_hand"
     else:
-        folder = _place(path)
-    for file in sorted(folder.glob("*.json")):
+        folder = place_of(path)
+    files = sorted(folder.glob("*.json"))
+    in_run = path.is_dir() or RunFolder.of_checkpoint(path) is not None
+    digest = None if in_run or not files else sha256(path)
+    for file in files:
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
-            name, of = result.pop("name"), result.pop("file")
+            name, of = result.pop("name"), (result.pop("file"), result.pop("sha256", None))
         except (ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{file}: damaged, delete it; expected a kept result") from error
-        if path.is_dir() or of == path.name:
+        if path.is_dir() or of == (path.name, digest):
             yield Kept(name, result, file.with_suffix(".csv"))
-
-
-def _place(path: Path) -> Path:
-    run = RunFolder.of_checkpoint(path)
-    if run is None:
-        return path.with_name(f"{path.name}.evaluations")
-    return run.path / "evaluations" / "by_hand"

@@ -1,6 +1,7 @@
 """What is judged after training: a backbone out of a run, a checkpoint or a config."""
 
 import copy
+import os
 import tempfile
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -44,6 +45,7 @@ from ssl_zoo.experiment.known_data import class_names
 from ssl_zoo.experiment.sections import parse, resolve, seeded
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
+from ssl_zoo.system.files import sha256
 
 USED = ("dataset", "clean", "workers", "max_bad")  # of a run's data, by evaluations
 
@@ -55,10 +57,11 @@ class Subject:
     Attributes:
         networks: by name, what the method's paper evaluates first; or the baseline alone.
         untrained: it is a baseline, whatever network a block names.
-        folder: the run's; None: a temporary one, removed at the end.
-        path: of the checkpoint, which was saved after `step`, or of the config.
+        folder: the run's; None: it is in no run.
+        path: of the checkpoint, which was saved after `step`, of other weights, or of the config.
         state: of what learned beside the method, by the evaluation's name.
         classes: which it learned; None: unknown.
+        trained_in: a folder for what evaluations train; None: see `_folder`.
     """
 
     sections: dict[str, Any]
@@ -69,6 +72,7 @@ class Subject:
     step: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
     classes: list[str] | None = None
+    trained_in: Path | None = None
 
     def named(self, network: str | None) -> str:
         """The name of one of its networks; None: of what the method's paper evaluates.
@@ -179,8 +183,7 @@ class Subject:
                     evaluated=evaluated,
                     splits=splits[name],
                     device=device,
-                    # Apart from the run's own, which may be training there just now.
-                    folder=folder.inside("evaluations", "by_hand", name, f"step_{self.step:08d}"),
+                    folder=folder.inside(name),
                     precision=precision,
                     cache=caches[judged[name]],
                 )
@@ -195,12 +198,45 @@ class Subject:
 
     @contextmanager
     def _folder(self) -> Iterator[RunFolder]:
-        if self.folder is not None:
-            yield self.folder
+        """For what evaluations train, which goes on there: beside what is judged.
+
+        A temporary one, removed at the end, for random weights and where nothing can be written.
+        """
+        place = self.trained_in
+        if place is None and not self.untrained:
+            place = distributed.attempt(self.beside)
+        if place is not None:
+            yield RunFolder(place)
             return
         make = tempfile.TemporaryDirectory if distributed.is_main() else nullcontext
         with make() as path:
             yield RunFolder(distributed.broadcast(path))
+
+    def beside(self) -> Path | None:
+        """Where what evaluations train belongs, beside the file that is judged.
+
+        None if it cannot be written, or what is judged is in no file.
+        """
+        if not self.path.is_file():
+            return None
+        place = place_of(self.path)
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not os.access(there, os.W_OK):
+            return None
+        # Another file may come to have the name.
+        return place / (
+            f"step_{self.step:08d}" if self.folder else f"file_{sha256(self.path)[:12]}"
+        )
+
+
+def place_of(path: Path) -> Path:
+    """Where what is measured by hand is kept: in the folder of a checkpoint's run, apart from what
+    the run may be training there just now; of other files in FILE.evaluations beside them.
+    """
+    run = RunFolder.of_checkpoint(path)
+    if run is None:
+        return path.with_name(f"{path.name}.evaluations")
+    return run.path / "evaluations" / "by_hand"
 
 
 def _check_of_run(key: str, parts: Mapping[str, Part]) -> None:

@@ -79,7 +79,8 @@ def hold_statistics(module: nn.Module, held: bool, why: str = "") -> None:
 def estimate_statistics(module: nn.Module, batches: Iterable[Any]) -> None:
     """PreciseBN (arXiv:2105.07576): running statistics become means over all these batches.
 
-    Each is given to the module in training mode; over processes the means are of all of theirs.
+    Each is given to the module in training mode; over processes the means are of all of theirs. A
+    layer that saw none of them keeps what it had.
     """
     layers = [
         child
@@ -88,6 +89,7 @@ def estimate_statistics(module: nn.Module, batches: Iterable[Any]) -> None:
     ]
     names = ("momentum", "usual_momentum")  # the latter where `hold_statistics` was at work
     before = [{n: getattr(of, n) for n in names if hasattr(of, n)} for of in layers]
+    statistics = [(of.running_mean.clone(), of.running_var.clone()) for of in layers]
     for layer, known in zip(layers, before, strict=True):
         layer.reset_running_stats()
         vars(layer).update(dict.fromkeys(known))  # None: torch's sign for a mean over all
@@ -97,6 +99,7 @@ def estimate_statistics(module: nn.Module, batches: Iterable[Any]) -> None:
     finally:
         for layer, known in zip(layers, before, strict=True):
             vars(layer).update(known)
-    for layer in layers:
-        layer.running_mean.copy_(distributed.mean(layer.running_mean))
-        layer.running_var.copy_(distributed.mean(layer.running_var))
+    for layer, old in zip(layers, statistics, strict=True):
+        new = layer.running_mean, layer.running_var
+        for kept, value in zip(new, new if layer.num_batches_tracked else old, strict=True):
+            kept.copy_(distributed.mean(value))

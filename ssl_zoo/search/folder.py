@@ -8,6 +8,8 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,10 +23,12 @@ from ssl_zoo.data.image import Samples, Views, decode
 from ssl_zoo.data.image.decode import BadImage, Decoding
 from ssl_zoo.data.loader import WorkerCount, automatic_workers
 from ssl_zoo.data.workers import Workers
-from ssl_zoo.evaluation.features import BATCH_SIZE
+from ssl_zoo.engine.precision import autocast
+from ssl_zoo.evaluation.features import BATCH_SIZE, Precision
 from ssl_zoo.runs.lock import Lock
 from ssl_zoo.search import table
 from ssl_zoo.search.table import Embeddings
+from ssl_zoo.system import distributed
 from ssl_zoo.system.files import read_lines, write_text
 from ssl_zoo.system.text import show
 
@@ -41,6 +45,9 @@ class Read(NamedTuple):
 
     images: Tensor  # uint8 [n, C, h, w]
     unreadable: dict[int, str]  # why, by position, of those that are not among them
+
+
+NOTHING = Read(torch.empty(0), {})
 
 
 class Reading:
@@ -63,7 +70,7 @@ class Reading:
                 images.append(self._image(position))
             except BadImage as error:
                 unreadable[position] = str(error)
-        return Read(torch.cat(images) if images else torch.empty(0), unreadable)
+        return Read(torch.cat(images) if images else NOTHING.images, unreadable)
 
     def views(self, images: Tensor) -> Tensor:
         """The clean view, float32 [n, C, h, w], of what was read; on any device."""
@@ -131,8 +138,10 @@ class Unfinished:
             raise
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
         self.file.close()
+        if error is not None and not self.rows:  # there is nothing to go on from
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
 
     def add(self, features: np.ndarray, unreadable: Mapping[str, str], done: int) -> None:
@@ -158,14 +167,19 @@ class Unfinished:
         if there[0] < self.rows or self.rows + there[1] != self.done:
             raise ValueError(f"{self.folder}: damaged: fewer rows than it tells of; {afresh}")
 
-    def finish(self, out: Path, names: list[str]) -> Embeddings:
+    def finish(self, out: Path, folder: Path, names: list[str]) -> dict[str, Any]:
+        """Puts the file in its place; its header. ValueError where no image could be read."""
+        if not self.rows:
+            reason = next(iter(self.unreadable.values()))
+            raise ValueError(
+                f"{folder}: none of {counted(len(names), 'image')} can be read: {reason}"
+            )
         header = {**self.header, "unreadable": self.unreadable}
         paths = [name for name in names if name not in self.unreadable]
         features = np.memmap(self.features, "<f4", "r", shape=(self.rows, self.width))
-        made = Embeddings(header, paths, features)
-        table.save(out, made)
+        table.save(out, Embeddings(header, paths, features))
         shutil.rmtree(self.folder, ignore_errors=True)  # the file is whole, whatever stays of this
-        return made
+        return header
 
 
 def _lines(unreadable: Mapping[str, str]) -> str:
@@ -180,6 +194,7 @@ def embed_images(
     *,
     batch_size: int | None = None,
     workers: WorkerCount = "auto",
+    precision: Precision = "fp32",
     told: Callable[[int, int], None] = lambda done, total: None,
     log: Callable[[str], None] = show,
 ) -> dict[str, Any]:
@@ -189,18 +204,60 @@ def embed_images(
     the same machine the file is the same to the bit. A finished file of the same is kept. Images
     that cannot be read are left out; the header has them under `unreadable`.
 
+    All ranks call it. They take turns batch by batch, and rank 0 writes what they found in the
+    order of the images, so the file is the same whatever the world size, also of a call that goes
+    on.
+
     Args:
-        batch_size: None: of evaluations.
-        workers: processes that read images; 0: this one.
-        told: gets (images done, images there are), after each batch.
+        batch_size: of a rank; None: of evaluations.
+        workers: processes of a rank that read images; 0: the rank itself.
+        precision: of the network's pass; what is written is float32.
+        told: gets (images done, images there are), after each batch of every rank.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
         FileExistsError: `out`, or what there is of it, is of other images or another network.
-        ConfigError, ImportError: see `table.check_target`.
-        ValueError: no image can be read, or the network's output is not [n, F].
+        ImportError: see `table.check_out`.
+        ValueError: likewise; no image can be read, or the network's output is not [n, F].
     """
     device = next(embedder.parameters()).device
+    about = {"run": embedder.about["path"], **identity(embedder), "precision": precision}
+    names, header, kept = distributed.attempt(partial(_look, folder, out, about, log))
+    if kept is not None:
+        return kept
+    total, size = len(names), batch_size or BATCH_SIZE[device.type]
+    if workers == "auto":
+        workers = automatic_workers(False, device)
+    reading = Reading(folder, names, embedder.clean, embedder.channels)
+    unfinished = Unfinished(out, header, embedder.num_features)
+    with ExitStack() as stack:
+        done = distributed.attempt(lambda: stack.enter_context(unfinished).done)
+        if done and distributed.is_main():
+            log(f"{unfinished.folder}: {counted(done, 'image')} were done before")
+        batches = [range(at, min(at + size, total)) for at in range(done, total, size)]
+        world = distributed.world()
+        share = batches[distributed.rank() :: world]
+        read = Workers().map(reading, share, workers) if workers else map(reading, share)
+        for first in range(0, len(batches), world):
+            turn = batches[first : first + world]
+            # In the last turn there may be none for this rank.
+            images, unreadable = next(read) if distributed.rank() < len(turn) else NOTHING
+            found = _features(embedder, reading, images.to(device), precision)
+            features, reasons = distributed.to_main(found), distributed.collect(unreadable)
+            if features is not None:
+                why = {names[at]: reason for of in reasons for at, reason in of.items()}
+                unfinished.add(features.numpy(), why, turn[-1].stop)
+                told(turn[-1].stop, total)
+        return distributed.attempt(partial(unfinished.finish, out, folder, names))
+
+
+def _look(
+    folder: Path, out: Path, about: Mapping[str, Any], log: Callable[[str], None]
+) -> tuple[list[str], dict[str, Any], dict[str, Any] | None]:
+    """Names of the images, the header of their features, and that of a finished file of the same.
+
+    Raises as `embed_images`, before anything is read.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     found = scan(folder)
@@ -208,49 +265,28 @@ def embed_images(
     if not found.images:
         kinds = ", ".join(decode.formats())
         raise FileNotFoundError(f"{folder}: no image ({kinds}) in this folder{ignored}")
-    names, total = found.images, len(found.images)
-    table.check_target(out, names)
-    log(f"{folder}: {counted(total, 'image')}{ignored}")
-    header = {
-        "format": FORMAT,
-        "run": embedder.about["path"],
-        **identity(embedder),
-        "folder": str(folder.resolve()),
-        "images": _digest(folder, names),
-    }
-    if out.exists():
-        kept = table.header_of(out)
-        check_same(out, kept, header)
-        log(f"{out}: there already")
-        return kept
-    size = batch_size or BATCH_SIZE[device.type]
-    if workers == "auto":
-        workers = automatic_workers(False, device)
-    reading = Reading(folder, names, embedder.clean, embedder.channels)
-    with Unfinished(out, header, embedder.num_features) as unfinished:
-        if unfinished.done:
-            log(f"{unfinished.folder}: {counted(unfinished.done, 'image')} were done before")
-        starts = range(unfinished.done, total, size)
-        batches = [range(start, min(start + size, total)) for start in starts]
-        read = Workers().map(reading, batches, workers) if workers else map(reading, batches)
-        for batch, (images, unreadable) in zip(batches, read, strict=True):
-            features = _features(embedder, reading, images.to(device))
-            why = {names[position]: reason for position, reason in unreadable.items()}
-            unfinished.add(features, why, batch.stop)
-            told(batch.stop, total)
-        if not unfinished.rows:
-            reason = next(iter(unfinished.unreadable.values()))
-            raise ValueError(f"{folder}: none of {counted(total, 'image')} can be read: {reason}")
-        return unfinished.finish(out, names).header
+    names = found.images
+    table.check_out(out, names)
+    log(f"{folder}: {counted(len(names), 'image')}{ignored}")
+    where = {"folder": str(folder.resolve()), "images": _digest(folder, names)}
+    header = {"format": FORMAT, **about, **where}
+    if not out.exists():
+        return names, header, None
+    kept = table.header_of(out)
+    check_same(out, kept, header)
+    log(f"{out}: there already")
+    return names, header, kept
 
 
 @torch.inference_mode()
-def _features(embedder: Embedder, reading: Reading, images: Tensor) -> np.ndarray:
-    """[n, F] float32 of uint8 [n, C, h, w], of which there may be none."""
+def _features(embedder: Embedder, reading: Reading, images: Tensor, precision: Precision) -> Tensor:
+    """[n, F] float32 on the CPU, of uint8 [n, C, h, w], of which there may be none."""
     if not len(images):
-        return np.empty((0, embedder.num_features), np.float32)
-    features = embedder(reading.views(images)).float().cpu().numpy()
-    if features.shape != (expected := (len(images), embedder.num_features)):
+        return torch.empty(0, embedder.num_features)
+    views = reading.views(images)
+    with autocast(images.device, precision):
+        features = embedder(views).float().cpu()
+    if tuple(features.shape) != (expected := (len(images), embedder.num_features)):
         raise ValueError(f"a backbone must give {list(expected)}; found {list(features.shape)}")
     return features
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,12 +20,13 @@ from ssl_zoo.evaluation.knn import Index, build_index, index_recall
 from ssl_zoo.ops.kmeans import faiss_threads
 from ssl_zoo.search import table
 from ssl_zoo.search.folder import check_same, identity
-from ssl_zoo.system.files import replacing, write_json
+from ssl_zoo.system.files import write_json, writing
 
 if TYPE_CHECKING:
     from ssl_zoo.api import Embedder
 
-MADE_OF = ("run", "network", "weights", "clean", "folder", "images")  # of a file's header
+# Of a file's header; those of before it had one lack the precision.
+MADE_OF = ("run", "network", "weights", "clean", "precision", "folder", "images")
 WRITTEN_BY = "expected a folder that `ssl-zoo index` writes"
 USUAL_K = 100  # neighbors that an approximate index is made for
 ROUNDING = 1e-6  # of a similarity, summed in another order
@@ -67,7 +69,7 @@ class ImageIndex:
             k = min(USUAL_K, len(bank))
             found = index_recall(rows, bank, bank, k)
             described += f", finds {found:.1f}% of the {k} nearest"
-        about = {key: header[key] for key in MADE_OF} | {"kind": kind, "index": described}
+        about = {key: header.get(key) for key in MADE_OF} | {"kind": kind, "index": described}
         return cls(about, paths, rows)
 
     @classmethod
@@ -95,10 +97,14 @@ class ImageIndex:
         if folder.exists():
             check_same(folder, ImageIndex.load(folder).about, about)
             return False
-        folder.mkdir(parents=True)
-        with replacing(folder / "index.faiss") as staged:
-            faiss.write_index(self.rows, str(staged))
-        write_json(folder / "index.json", {**about, "paths": self.paths})
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+            staged = Path(beside, "index")
+            staged.mkdir()
+            with writing(folder):
+                faiss.write_index(self.rows, str(staged / "index.faiss"))
+            write_json(staged / "index.json", {**about, "paths": self.paths})
+            staged.rename(folder)  # whole or not there
         return True
 
     def __len__(self) -> int:

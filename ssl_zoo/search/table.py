@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssl_zoo.config import ConfigError
-from ssl_zoo.system.files import replacing, write_text
+from ssl_zoo.system.files import check_target, replacing, write_text
 from ssl_zoo.system.text import one_line
 
 KINDS = (".npy", ".parquet")
@@ -35,18 +35,13 @@ class Embeddings(NamedTuple):
     features: np.ndarray
 
 
-def check_target(path: Path, names: Collection[str]) -> None:
+def check_out(path: Path, names: Collection[str]) -> None:
     """Raises for a file that could not be written once all else is done.
 
-    ConfigError: another suffix, no folder, or names that Parquet cannot hold. ImportError: pyarrow
+    ValueError: another suffix, no folder, or names that Parquet cannot hold. ImportError: pyarrow
     is not there.
     """
-    if path.suffix not in KINDS:
-        expected = f"a file that ends in {' or '.join(KINDS)}"
-        raise ConfigError("--out", "no such format", found=str(path), expected=expected)
-    if path.is_dir() or not path.parent.is_dir():
-        expected = "a file in a folder that exists"
-        raise ConfigError("--out", "cannot be written", found=str(path), expected=expected)
+    check_target("--out", path, *KINDS)
     if path.suffix == ".parquet":
         _parquet()
         for name in names:

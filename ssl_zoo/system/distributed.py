@@ -106,7 +106,7 @@ def collect(value: Any) -> list[Any]:
 
 
 def to_main(x: Tensor) -> Tensor | None:
-    """All ranks' rows [n, ...], of any n but rank 0's n > 0, on rank 0's CPU; None elsewhere."""
+    """All ranks' rows [n, ...], of any n, on rank 0's CPU; None elsewhere."""
     if world() == 1:
         return x
     counts = collect(len(x))

@@ -14,6 +14,29 @@ def user_path(text: str | os.PathLike) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def check_target(option: str, path: Path | None, *suffixes: str) -> None:
+    """Raises ValueError for a file that could not be written once all else is done."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir() or (suffixes and path.suffix not in suffixes):
+        ending = f" that ends in {' or '.join(suffixes)}," if suffixes else ""
+        raise ValueError(f"{option} {path}: expected a file{ending} in a folder that exists")
+
+
+@contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Makes a folder and those above it; of what is new no empty folder stays after an error."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in new:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """An error of the system inside says which file it is of: of a full disk it does not."""

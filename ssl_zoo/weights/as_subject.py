@@ -12,7 +12,7 @@ from ssl_zoo.data.image import Views
 from ssl_zoo.engine.settings import TrainSettings
 from ssl_zoo.evaluation.base import NETWORK
 from ssl_zoo.experiment import Subject, load_subject
-from ssl_zoo.weights.file import opened, read_header
+from ssl_zoo.weights.file import load, read_header
 
 
 def subject_of(path: Path, device: torch.device, given: Mapping[str, Any] | None = None) -> Subject:
@@ -21,16 +21,16 @@ def subject_of(path: Path, device: torch.device, given: Mapping[str, Any] | None
     The latter is judged on its own clean view where nothing else is given, and on no images of its
     own: `Subject.judge_by`, or an evaluation's `data`, says on which.
     """
-    if (found := opened(path)) is None:
+    if (header := read_header(path)) is None:
         return load_subject(path, device, given)
-    clean = bind(Views, read_header(path).clean, "data.clean")
+    clean = bind(Views, header.clean, "data.clean")
     sections = {
         "seed": 0,
         "evaluations": {},
         "train": Part(TrainSettings),
         "data": Part(Data, dataset=Part(_no_images), clean=clean),
     }
-    return Subject(sections, {NETWORK: found[0].to(device)}, path=path)
+    return Subject(sections, {NETWORK: load(path, header).to(device)}, path=path)
 
 
 def _no_images(split: str) -> NoReturn:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssl_zoo.config import dump
+from ssl_zoo.experiment.by_hand import results_of
 from ssl_zoo.weights.file import Header
 
 if TYPE_CHECKING:
@@ -47,17 +48,15 @@ def _facts(header: Header, subject: Subject | None) -> Iterator[tuple[str, str]]
 
 
 def _figures(subject: Subject) -> list[str]:
-    folder = subject.folder
-    names = subject.sections["evaluations"] if folder else {}
-    found = {name: folder.evaluation(name) for name in names}
+    found = results_of(subject.folder.path) if subject.folder else ()
     rows = [
         f"| {name} | {of['network']} | {metric} | {value:.2f}{of['unit']} | {of['hash']} |"
-        for name, of in found.items()
-        if of
+        for name, of, _ in found
+        if of["step"] == subject.step
         for metric, value in of["metrics"].items()
     ]
     if not rows:
-        return ["It was not evaluated in its run."]
+        return [f"Nothing is kept of an evaluation after step {subject.step}."]
     return ["| evaluation | network | metric | value | protocol |", "|---|---|---|---|---|", *rows]
 
 

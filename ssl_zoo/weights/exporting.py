@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ssl_zoo.backbones.timm_model import TimmModel
 from ssl_zoo.config import not_among
-from ssl_zoo.system.files import replacing, write_text
+from ssl_zoo.data.image.geometry import height_and_width
+from ssl_zoo.system.files import made_folder, replacing, write_text
 from ssl_zoo.weights import file as weights_file
 from ssl_zoo.weights.card import markdown
 from ssl_zoo.weights.file import Header
@@ -41,9 +42,9 @@ def export(path: Path, to: str, folder: Path, network: str | None = None) -> lis
         raise not_among("--to", "no such format", to, FORMATS)
     taken = take(path, network)
     taken.backbone.eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    files, lines = FORMATS[to](taken.backbone, taken.header, folder)
-    write_text(folder / "README.md", markdown(taken.header, taken.subject, to, lines))
+    with made_folder(folder):
+        files, lines = FORMATS[to](taken.backbone, taken.header, folder)
+        write_text(folder / "README.md", markdown(taken.header, taken.subject, to, lines))
     return [*(folder / name for name in files), folder / "README.md"]
 
 
@@ -103,7 +104,10 @@ def to_detectron2(backbone: TimmModel, header: Header, folder: Path) -> Written:
 
 
 def to_onnx(backbone: TimmModel, header: Header, folder: Path) -> Written:
-    """Takes [N, C, H, W] of the size that the backbone is made for, of any N."""
+    """Takes [N, C, H, W] of any N; a ResNet of any size, others of the one they are made for."""
+    any_of = {0: torch.export.Dim("N")}
+    if isinstance(backbone.model, ResNet):  # nothing in it is of one size
+        any_of |= {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     images = torch.zeros(2, backbone.in_chans, *_size(backbone, header))
     torch.onnx.export(
         backbone,
@@ -111,7 +115,7 @@ def to_onnx(backbone: TimmModel, header: Header, folder: Path) -> Written:
         folder / "model.onnx",
         input_names=["images"],
         output_names=["features"],
-        dynamic_shapes={"images": {0: torch.export.Dim("N")}},
+        dynamic_shapes={"images": any_of},
         external_data=False,
         verbose=False,
     )
@@ -361,4 +365,4 @@ def _normalization(header: Header) -> dict[str, Any]:
 def _size(backbone: TimmModel, header: Header) -> tuple[int, int]:
     """Of the clean view where that says it, else the one that the backbone is made for."""
     sizes = [op["size"] for op in header.clean.get("ops", {}).values() if "size" in op]
-    return (sizes[-1], sizes[-1]) if sizes else tuple(backbone.made_for)
+    return tuple(height_and_width(sizes[-1])) if sizes else tuple(backbone.made_for)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ssl_zoo.backbones.timm_model import TimmModel
 from ssl_zoo.config import BACKBONES, bind
-from ssl_zoo.data.image import Views
 from ssl_zoo.system.files import replacing
 
 FORMAT = "1"
@@ -73,10 +72,6 @@ def build(block: dict[str, Any], state: dict[str, Tensor] | None = None) -> Timm
     return backbone
 
 
-def opened(path: Path) -> tuple[TimmModel, Views] | None:
-    """The backbone of such a file and its clean view; None of another file."""
-    header = read_header(path)
-    if header is None:
-        return None
-    backbone = build(header.backbone, safetensors.torch.load_file(path))
-    return backbone, bind(Views, header.clean, "clean")()
+def load(path: Path, header: Header) -> TimmModel:
+    """The backbone of such a file, of which this is the header."""
+    return build(header.backbone, safetensors.torch.load_file(path))

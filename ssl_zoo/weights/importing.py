@@ -384,9 +384,17 @@ def _with_config(path: Path) -> tuple[Path, dict[str, Any]]:
         return path, {}
     beside = path.with_name("preprocessor_config.json")  # transformers' mean and deviation
     files = [file for file in (config, beside) if file.is_file()]
-    return path, dict(
-        item for file in files for item in json.loads(file.read_text(encoding="utf-8")).items()
-    )
+    return path, dict(item for file in files for item in _json(file).items())
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: no JSON, or not a whole one: {error}") from error
+    if not isinstance(contents, dict):
+        raise ValueError(f"{file}: expected a mapping, found {type(contents).__name__}")
+    return contents
 
 
 def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:

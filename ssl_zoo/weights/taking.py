@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from ssl_zoo.backbones import Timm
@@ -13,7 +12,7 @@ from ssl_zoo.backbones.timm_model import TimmModel
 from ssl_zoo.config import Part
 from ssl_zoo.experiment import load_subject
 from ssl_zoo.experiment.subject import Subject
-from ssl_zoo.weights.file import Header, build, read_header
+from ssl_zoo.weights.file import Header, build, load, read_header
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def take(path: Path, network: str | None = None) -> Taken:
     if header := read_header(path):
         if network is not None:
             raise ValueError(f"{path} has one network; found network={network}")
-        return Taken(build(header.backbone, safetensors.torch.load_file(path)), header)
+        return Taken(load(path, header), header)
     subject = load_subject(path, torch.device("cpu"))
     name = subject.named(network)
     trained: Part = subject.sections["backbone"]
