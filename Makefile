@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench speed fashion_mnist lint format pages clean
+.PHONY: demo test test-transfer bench speed fashion_mnist lint format pages clean
 .NOTPARALLEL:  # a benchmark wants the machine for itself
 
 demo: $(VENV)/installed
@@ -12,6 +12,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+
+# Each recipe of configs/transfer, and DeepLab v3 and a ViT, until it knows eight pictures by heart.
+test-transfer: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m slow tests/test_transfer_overfit.py
 
 # A short form of what docs/performance.md has in full; six minutes, best on an idle machine.
 bench: $(VENV)/installed-test fashion_mnist

@@ -28,7 +28,7 @@ from ssl_zoo.transfer.models import (
     KeypointRCNN,
     MaskRCNN,
 )
-from ssl_zoo.transfer.models.regions import Anchors, RegionAlign
+from ssl_zoo.transfer.models.regions import Anchors, RegionAlign, pasted, shape_cells
 
 SIZE = (64, 80)
 SMALL = {"min_size": (64,), "width": 8, "regions": 32, "proposals": 50}
@@ -238,6 +238,29 @@ def test_masks_of_c4_are_of_the_regions_on_objects():
     kept = heads._object_maps({}, [], [])
     assert heads.box_head.maps is None  # nothing holds the graph
     assert torch.equal(kept, heads.box_head.mapped(regions)[[0, 2]])
+
+
+def test_a_mask_is_learned_and_pasted_where_its_object_is():
+    """Of an image that is scaled by an odd factor, cut out by boxes between pixels."""
+    shapes = torch.zeros(2, 60, 80, dtype=torch.uint8)
+    shapes[0, 10:38, 20:48], shapes[1, 30:50, 40:72] = 1, 1
+    scale = 1.37
+    own = torch.tensor([[20.0, 10, 48, 38], [20, 10, 76, 66], [31.5, 20.25, 79.5, 56.25]])
+    cells = shape_cells(shapes, torch.tensor([0, 0, 1]), own * scale, (60 * scale, 80 * scale), 28)
+    assert cells[0].all()  # a cell a pixel
+    assert cells[1, :14, :14].all() and cells[1].sum() == 14 * 14
+    masks = pasted(cells, own, (60, 80))
+    assert masks.dtype == torch.bool and torch.equal(masks[:2], shapes[[0, 0]] == 1)
+    shape = shapes[1] == 1  # cells of 48 / 28 pixels: its border to a cell
+    assert (masks[2] & shape).sum() / (masks[2] | shape).sum() > 0.9
+    rows, columns = (masks[2].any(1 - axis).nonzero()[:, 0].float().mean() for axis in range(2))
+    assert abs(rows - 39.5) <= 0.5 and abs(columns - 55.5) <= 0.5
+    full = pasted(
+        torch.ones(2, 5, 5), torch.tensor([[0.4, 0.6, 3.6, 2.4], [78.6, 0, 80, 1.2]]), (60, 80)
+    )
+    assert full[0].nonzero().tolist() == [[1, x] for x in range(4)]  # middles that are inside
+    assert full[1].nonzero().tolist() == [[0, 79]]
+    assert pasted(torch.zeros(0, 5, 5), torch.zeros(0, 4), (6, 8)).shape == (0, 6, 8)
 
 
 def test_a_copy_of_c4_runs_its_own_conv5():

@@ -13,7 +13,6 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -27,7 +26,15 @@ from ssl_zoo.transfer.models.base import (
     synced,
 )
 from ssl_zoo.transfer.models.bodies import BODIES, Body, BodyName
-from ssl_zoo.transfer.models.regions import Anchors, MaskHead, RegionAlign, Res5, Res5Heads
+from ssl_zoo.transfer.models.regions import (
+    Anchors,
+    Heads,
+    MaskHead,
+    RegionAlign,
+    Res5,
+    Res5Heads,
+    pasted,
+)
 
 BOX_CONVS, BOX_WIDTH = 4, 1024
 _LOSSES = {
@@ -68,7 +75,8 @@ class FasterRCNN(TransferModel):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("boxes",)
-    learned: ClassVar[tuple[str, ...]] = ("boxes", "labels")
+    # Of targets -> as the heads know them. What is called otherwise torchvision does not scale.
+    learned: ClassVar[dict[str, str]] = {"boxes": "boxes", "labels": "labels"}
     trained_on: ClassVar[dict[str, int]] = {"c4": 2000, "fpn": 1000, "pyramid": 1000}
 
     def __init__(
@@ -114,7 +122,7 @@ class FasterRCNN(TransferModel):
             size = (width, seen.cells, seen.cells)
             head = FastRCNNConvFCHead(size, [width] * box_convs, hidden, seen.kind_of_norm)
             predictor = in_float32(FastRCNNPredictor(box_width, classes + 1))
-            heads = RoIHeads(pool, head, predictor, **numbers)
+            heads = Heads(pool, head, predictor, **numbers)
         self.add_to(heads, seen, classes, keypoints, width)
         scaled = GeneralizedRCNNTransform(
             min_size, max_size, [0.0], [1.0], size_divisible=seen.multiple
@@ -134,11 +142,11 @@ class FasterRCNN(TransferModel):
     def needs(cls, *, body: str, **_: Any) -> str:
         return BODIES[body].needs
 
-    def add_to(self, heads: RoIHeads, seen: Body, classes: int, keypoints: int, width: int) -> None:
+    def add_to(self, heads: Heads, seen: Body, classes: int, keypoints: int, width: int) -> None:
         """What else is found in boxes."""
 
     def forward(self, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
-        known = [{name: target[name] for name in self.learned} for target in targets]
+        known = [{self.learned[name]: target[name] for name in self.learned} for target in targets]
         losses = self.net(images, known)
         return {"loss": sum(losses.values())} | {_LOSSES[n]: loss for n, loss in losses.items()}
 
@@ -156,9 +164,9 @@ class MaskRCNN(FasterRCNN):
     """
 
     tasks = ("masks",)
-    learned = ("boxes", "labels", "masks")
+    learned: ClassVar[dict[str, str]] = {**FasterRCNN.learned, "masks": "shapes"}
 
-    def add_to(self, heads: RoIHeads, seen: Body, classes: int, keypoints: int, width: int) -> None:
+    def add_to(self, heads: Heads, seen: Body, classes: int, keypoints: int, width: int) -> None:
         if isinstance(heads, Res5Heads):
             channels = seen.backbone.map_features
             heads.share_maps(in_float32(MaskRCNNPredictor(channels, width, classes + 1)))
@@ -170,7 +178,7 @@ class MaskRCNN(FasterRCNN):
     def predicted(self, image: Tensor) -> dict[str, Tensor]:
         found = self.net([image])[0]
         kept = {name: found[name] for name in ("boxes", "labels", "scores")}
-        return kept | {"masks": found["masks"][:, 0] >= 0.5}
+        return kept | {"masks": pasted(found["cells"], found["boxes"], tuple(image.shape[1:]))}
 
 
 @TRANSFER_MODELS.register_module()
@@ -180,7 +188,7 @@ class KeypointRCNN(FasterRCNN):
     """
 
     tasks = ("keypoints",)
-    learned = ("boxes", "labels", "keypoints")
+    learned: ClassVar[dict[str, str]] = {**FasterRCNN.learned, "keypoints": "keypoints"}
     trained_on: ClassVar[dict[str, int]] = {"fpn": 1500, "pyramid": 1500}
 
     @staticmethod
@@ -190,7 +198,7 @@ class KeypointRCNN(FasterRCNN):
             raise ConfigError("body", problem, found=body, expected="fpn or pyramid")
         FasterRCNN.validate(body=body, **options)
 
-    def add_to(self, heads: RoIHeads, seen: Body, classes: int, keypoints: int, width: int) -> None:
+    def add_to(self, heads: Heads, seen: Body, classes: int, keypoints: int, width: int) -> None:
         if not keypoints:
             raise ConfigError("type", "a data set without keypoints", found=type(self).__name__)
         heads.keypoint_roi_pool = RegionAlign(seen.region_strides, 14)

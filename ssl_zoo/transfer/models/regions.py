@@ -1,4 +1,4 @@
-"""Anchors over maps, and regions out of them, at the strides that a body says.
+"""Anchors over maps, regions out of them, at the strides that a body says, and masks in regions.
 
 torchvision infers strides from sizes of images and maps, which is off for odd and for small ones.
 """
@@ -98,7 +98,99 @@ class Res5(nn.Module):
         return self.norm(self.c5(x)).float()
 
 
-class Res5Heads(RoIHeads):
+class Heads(RoIHeads):
+    """Boxes, keypoints, and masks that lie where their objects do, as in detectron2.
+
+    Learned are the cells of a region that are at least half inside of the annotated mask.
+    torchvision's are cut out half a pixel off, of masks that were scaled by another half at most,
+    and it pastes masks into boxes with whole sides, up to a pixel larger on each.
+    """
+
+    def has_mask(self) -> bool:
+        """Of torchvision, which then leaves masks out."""
+        return False
+
+    def select_training_samples(self, proposals: list[Tensor], targets: list) -> tuple:
+        sampled = super().select_training_samples(proposals, targets)
+        if self.mask_predictor is not None:
+            self._on_objects = [
+                [x[labels > 0] for x in (boxes, of, labels)]
+                for boxes, of, labels in zip(*sampled[:3], strict=True)
+            ]
+        return sampled
+
+    def forward(
+        self, maps: dict[str, Tensor], proposals: list[Tensor], sizes: list, targets: list | None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """As torchvision's. Of masks, targets have `shapes` [n, H, W], as annotated; outputs have
+        `cells` [n, M, M], probabilities."""
+        found, losses = super().forward(maps, proposals, sizes, targets)
+        if self.mask_predictor is None:
+            return found, losses
+        if self.training:
+            losses["loss_mask"] = self._mask_loss(maps, sizes, [of["shapes"] for of in targets])
+            return found, losses
+        logits = self._mask_logits(maps, [of["boxes"] for of in found], sizes)
+        cells = _of_labels(logits, torch.cat([of["labels"] for of in found])).sigmoid()
+        for of, part in zip(found, cells.split([len(of["boxes"]) for of in found]), strict=True):
+            of["cells"] = part
+        return found, losses
+
+    def _mask_logits(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list) -> Tensor:
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(maps, boxes, sizes)))
+
+    def _mask_loss(self, maps: dict[str, Tensor], sizes: list, shapes: list[Tensor]) -> Tensor:
+        boxes, of, labels = zip(*self._on_objects, strict=True)
+        logits = self._mask_logits(maps, boxes, sizes)
+        chosen = _of_labels(logits, torch.cat(labels))
+        each = zip(shapes, of, boxes, sizes, strict=True)
+        truth = torch.cat([shape_cells(*image, logits.shape[-1]) for image in each])
+        count = max(truth.numel(), 1)  # without objects the loss is 0
+        return F.binary_cross_entropy_with_logits(chosen, truth, reduction="sum") / count
+
+
+def _of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """[n, C, M, M] -> [n, M, M]."""
+    return logits[torch.arange(len(labels), device=labels.device), labels]
+
+
+def shape_cells(
+    shapes: Tensor, of: Tensor, boxes: Tensor, size: tuple[int, int], cells: int
+) -> Tensor:
+    """Which cells of regions are at least half inside of objects, [R, cells, cells] float32.
+
+    Args:
+        shapes: masks of an image as annotated, [n, H, W].
+        of: whose a region is, [R], 0 to n - 1.
+        boxes: [R, 4], in pixels of the scaled image.
+        size: height and width of that.
+    """
+    height, width = (own / scaled for own, scaled in zip(shapes.shape[1:], size, strict=True))
+    own = boxes * boxes.new_tensor([width, height, width, height])
+    rows = torch.cat([of[:, None].to(own), own], dim=1)  # [R, 5]
+    inside = roi_align(shapes[:, None].to(own), rows, cells, sampling_ratio=0, aligned=True)
+    return (inside[:, 0] >= 0.5).to(own)
+
+
+def pasted(cells: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks of an image of size H, W, [n, H, W] bool: where cells [n, M, M] that fill boxes [n, 4]
+    are at least 0.5 at the middle of a pixel (bilinear)."""
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=cells.device)
+    for mask, of, box in zip(masks, cells, boxes.tolist(), strict=True):
+        places, parts = [], []
+        for low, high, side in zip(box[:2], box[2:], reversed(size), strict=True):
+            first, last = max(0, math.floor(low)), min(side, math.ceil(high))
+            middles = torch.arange(first, last, device=cells.device) + 0.5
+            places.append((middles - low) / (high - low) * 2 - 1)
+            parts.append(slice(first, last))
+        across, down = torch.meshgrid(*places, indexing="xy")
+        grid = torch.stack([across, down], dim=2)[None]  # [1, h, w, 2]
+        values = F.grid_sample(of[None, None], grid, align_corners=False)[0, 0]
+        mask[parts[1], parts[0]] = values >= 0.5
+    return masks
+
+
+class Res5Heads(Heads):
     """Boxes from `Res5`, and masks from the same maps (detectron2's Res5ROIHeads).
 
     In training conv5_x runs once, and its BatchNorm sees objects and background together.
