@@ -43,10 +43,10 @@ def add(commands, common: argparse.ArgumentParser, name: str, summary: str) -> N
         "published for it), or another run's or file's",
     )
     add_device_and_out(parser)
-    parser.set_defaults(command=transfer)
+    parser.set_defaults(command=transfer_run)
 
 
-def transfer(arguments: argparse.Namespace) -> int:
+def transfer_run(arguments: argparse.Namespace) -> int:
     from ssl_zoo.engine.stop import Interrupted
     from ssl_zoo.system import distributed
     from ssl_zoo.weights.as_subject import subject_of

@@ -73,7 +73,7 @@ def sure(output: Target | Tensor) -> Target | Tensor:
     return {name: x[order] for name, x in output.items() if isinstance(x, Tensor)}
 
 
-def color(number: int) -> tuple[int, int, int]:
+def color_of(number: int) -> tuple[int, int, int]:
     """Of a class: bright, and far from its neighbors'."""
     rgb = hsv_to_rgb(number * GOLDEN % 1, 1, 1)
     return tuple(round(255 * part) for part in rgb)
@@ -85,7 +85,7 @@ def _cell(image: Tensor, of: Target | Tensor, classes: Sequence[str]) -> Image.I
         _cover_map(pixels, of.numpy())
     elif "masks" in of:
         for mask, label in zip(of["masks"], of["labels"].tolist(), strict=True):
-            _cover(pixels, mask.bool().numpy(), color(label))
+            _cover(pixels, mask.bool().numpy(), color_of(label))
     scale = WIDTH / pixels.shape[1]
     cell = Image.fromarray(pixels).resize((WIDTH, max(1, round(pixels.shape[0] * scale))))
     if not isinstance(of, Tensor):
@@ -96,7 +96,7 @@ def _cell(image: Tensor, of: Target | Tensor, classes: Sequence[str]) -> Image.I
 def _cover_map(pixels: np.ndarray, labels: np.ndarray) -> None:
     for number in np.unique(labels):
         if number != IGNORED:
-            _cover(pixels, labels == number, color(int(number)))
+            _cover(pixels, labels == number, color_of(int(number)))
 
 
 def _cover(pixels: np.ndarray, inside: np.ndarray, of: tuple[int, int, int]) -> None:
@@ -109,7 +109,7 @@ def _draw_objects(
     font = ImageFont.load_default(FONT)
     boxes, scores = (scale * of["boxes"]).tolist(), of.get("scores")
     for i, (box, label) in enumerate(zip(boxes, of["labels"].tolist(), strict=True)):
-        ink = color(label)
+        ink = color_of(label)
         x0, y0, x1, y1 = box
         pen.rectangle([x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)], outline=ink, width=2)
         said = "" if scores is None else f" {scores[i]:.2f}"
