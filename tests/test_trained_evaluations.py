@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import signal
 from pathlib import Path
 from typing import ClassVar
 from unittest import mock
@@ -13,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from timm.optim import param_groups_layer_decay
-from tiny import same
+from tiny import same, stopped_at
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,7 +24,6 @@ from ssl_zoo.data.datasets.bundled import Digits
 from ssl_zoo.data.image.color import Normalize
 from ssl_zoo.data.image.geometry import RandomResizedCrop
 from ssl_zoo.engine.stop import Interrupted
-from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation import classifier, features
 from ssl_zoo.evaluation.base import Context, hashed, identity, measure
 from ssl_zoo.evaluation.classifier import TrainedClassifier, Tuned
@@ -333,17 +331,6 @@ def test_the_hash_covers_which_images_a_file_lists_and_not_where_it_lies(tmp_pat
 
 
 # Stopped and resumed.
-
-
-def stopped_at(monkeypatch, step):
-    plain = Trainer.train_step
-
-    def train_step(self, batch):
-        if self.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, batch)
-
-    monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 @each

@@ -12,7 +12,7 @@ import pytest
 import tiny_layouts as tiny
 import torch
 from PIL import Image
-from tiny import same
+from tiny import same, stopped_at
 from torch import nn
 from torch.nn import functional as F
 
@@ -256,17 +256,6 @@ def test_the_best_and_the_worst_are_shown_and_none_twice():
 
 
 # ----------------------------------------------------------------------------------- resumed
-
-
-def stopped_at(monkeypatch, step):
-    plain = Trainer.train_step
-
-    def train_step(self, batch):
-        if self.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, batch)
-
-    monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 def weights(folder):
