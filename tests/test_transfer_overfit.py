@@ -47,7 +47,7 @@ class Task(NamedTuple):
 TASKS = {
     "voc0712_c4": Task("voc0712_c4", "voc_shapes", "c4", 1200, ("AP",)),
     "coco_fpn": Task("coco_fpn_2x", "coco_shapes", "fpn", 600),
-    "coco_c4": Task("coco_c4_2x", "coco_shapes", "c4", 600),
+    "coco_c4": Task("coco_c4_2x", "coco_shapes", "c4", 1000),
     "lvis": Task("lvis_mask", "coco_shapes", "fpn", 600),
     "keypoints": Task("coco_keypoints", "persons", "fpn", 600),
     "cityscapes": Task("cityscapes_fcn", "cityscapes_shapes", "map", 400, ("mIoU",)),
