@@ -1,5 +1,6 @@
 """Transfer as an evaluation: trained, judged, resumed, on two processes, and refused in time."""
 
+import base64
 import json
 import os
 import signal
@@ -27,6 +28,8 @@ from ssl_zoo.evaluation.base import Context, hashed, identity, measure
 from ssl_zoo.evaluation.monitor import Monitored
 from ssl_zoo.ops.batchnorm import estimate_statistics
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.study.grid import expand
+from ssl_zoo.study.launch import run_study
 from ssl_zoo.system import distributed
 from ssl_zoo.testing.ranks import on_ranks
 from ssl_zoo.testing.tiny import TinyNet
@@ -454,6 +457,19 @@ def test_a_run_is_judged_by_it_in_the_sets_own_epochs(folders, tmp_path):
     found = RunFolder(tmp_path).evaluation("found")
     assert found["main"] == "AP" and found["metrics"]["AP"] >= 0
     assert RunFolder(tmp_path).result()["best"]["metric"] == "found.AP"
+
+
+def test_a_studys_report_shows_what_was_drawn(folders, tmp_path):
+    (tmp_path / "base.yaml").write_text(config.dump(whole(folders).spelled_out()))
+    (tmp_path / "grid.yaml").write_text("base: base.yaml\nseeds: [0]\narms: {some: {}}\n")
+    (run,) = expand(tmp_path / "grid.yaml", tmp_path / "study").runs
+    with mock.patch.object(os, "fsync"):
+        experiment.train_into(run.files, config.Config(run.config), "cpu", baselines=False)
+    assert run_study(tmp_path / "grid.yaml", out=tmp_path / "study", report_only=True) == 0
+    (drawn,) = (run.folder / "evaluations" / "found").rglob("best_and_worst.png")
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "<h3>some, seed 0: found</h3>" in page
+    assert base64.b64encode(drawn.read_bytes()).decode() in page
 
 
 def test_a_config_may_name_it_before_it_is_imported():

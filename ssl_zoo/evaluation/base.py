@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -73,6 +74,7 @@ class Outcome(NamedTuple):
         protocol: what a reader should know of how they were made, as plain values.
         details: further plain values for the result's file.
         remarks: further lines for a person who evaluates by hand.
+        pictures: files below the context's folder, which a study's report shows.
     """
 
     metrics: dict[str, float]
@@ -80,6 +82,7 @@ class Outcome(NamedTuple):
     rows: Rows | None = None
     details: Mapping[str, Any] = {}
     remarks: tuple[str, ...] = ()
+    pictures: tuple[Path, ...] = ()
 
 
 class Evaluation:
@@ -313,4 +316,7 @@ def measure(part: Part, evaluation: Evaluation, context: Context) -> tuple[dict,
         "hash": digest,
         **outcome.details,
     }
+    if outcome.pictures:
+        beside = context.folder.path.parent  # in a run where result.json will be
+        result["pictures"] = [path.relative_to(beside).as_posix() for path in outcome.pictures]
     return result, outcome

@@ -83,6 +83,10 @@ class RunFolder:
         """An evaluation's row for each test image; no file before the first, or without any."""
         return self.path / "evaluations" / name / "rows.csv"
 
+    def picture_path(self, name: str, picture: str) -> Path:
+        """Of one that the evaluation's newest result names."""
+        return self.path / "evaluations" / name / picture
+
     def check_format(self) -> None:
         """Raises ValueError for a folder that another version wrote."""
         environment = self.environment()

@@ -232,6 +232,7 @@ class Transfer(Evaluation):
                 self._protocol(batches, train, test, judge),
                 details={"by_class": measures.by_class},
                 remarks=(train.found, test.found, f"predictions: {folder}", f"pictures: {sheet}"),
+                pictures=(sheet,) if sheet.exists() else (),
             )
 
         return distributed.attempt(judged)

@@ -30,7 +30,7 @@ def render(table: Table, sections: list[Section], picture: Path) -> str:
     return TEMPLATES.get_template("page.html").render(
         study=study,
         outcomes=table.outcomes,
-        picture=base64.b64encode(picture.read_bytes()).decode(),
+        picture=_base64(picture),
         header=header,
         body=body,
         best=best,
@@ -39,8 +39,25 @@ def render(table: Table, sections: list[Section], picture: Path) -> str:
         blocks={name: config.dump(x).strip() if x else "nothing" for name, x in blocks.items()},
         own_bases=any("base" in block for block in study.blocks.values()),
         alone=shlex.join(again),
+        pictures=_pictures(table),
         environment=_environment(table.outcomes),
     )
+
+
+def _pictures(table: Table) -> list[tuple[str, str]]:
+    """(what it shows, PNG in base64): what evaluations drew, of each point's first run."""
+    found = []
+    for outcome in (row.finished[0] for row in table.rows if row.finished):
+        for name, result in outcome.evaluations.items():
+            for picture in result.get("pictures", ()):
+                path = outcome.run.files.picture_path(name, picture)
+                if path.exists():  # folders are cleaned up
+                    found.append((f"{outcome.run}: {name}", _base64(path)))
+    return found
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
 
 
 def _environment(outcomes: list[Outcome]) -> dict[str, list[str]]:
