@@ -27,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without installing
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import equality
 import kept_results
 import textures
 from common import Table, told
@@ -215,6 +216,7 @@ VALUES: dict[str, Callable[[Any, str], str]] = {
     "cell": cell,
     "told": lambda data, of: told(data),
     "baselines": lambda data, of: textures.render(data),
+    "equality": lambda data, of: equality.markdown(data),
 }
 
 
