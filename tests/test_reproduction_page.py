@@ -111,6 +111,14 @@ def test_an_order_that_seeds_agree_on_is_shown_and_its_reverse_contradicted(fold
     assert reverse.comparison.p == pytest.approx(2 / 2**8)
 
 
+def test_an_arm_may_be_held_against_its_baseline(folder):
+    held = read(folder, ours("MoCo, 32 > raw pixels"))
+    assert held.verdict == "shown" and held.scores[1] == dict.fromkeys(range(8), 20.0)
+    assert held.comparison.mean == pytest.approx(47.0)  # 60 to 74, less 20
+    cell = reproduction_page.ours(held)
+    assert "against raw pixels 20.0" in cell and "+47.0 points" in cell
+
+
 def test_a_difference_too_small_to_matter_is_not_shown(folder):
     small = ours("MoCo, 4096 > end-to-end, 31")
     assert read(folder, small).verdict == "not shown"
@@ -209,6 +217,7 @@ NOT_RUN = "        verdict: not shown\n"
         (ORDER + NOT_RUN, ["verdict", "both"]),
         (ours("MoCo, 4096 > MoCo, 33"), ["ours.compare: no arm", "nearest:  MoCo, 32"]),
         (ours("MoCo, 4096 > "), ["compare: no comparison"]),
+        (ours("raw pixels > MoCo, 32"), ["ours.compare: no arm", "raw pixels"]),
         (ours("MoCo, 4096 > MoCo, 32", "one: 1.0"), ["theirs", "two numbers or none"]),
         (ours("MoCo, 4096"), ["theirs", "one number", "0 for 'MoCo, 4096'"]),
         (ours("MoCo, 4096 > MoCo, 32", on="kn"), ["ours.on", "nearest:  knn"]),

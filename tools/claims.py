@@ -19,6 +19,7 @@ from kept_results import column_of, command
 
 from ssl_zoo import config
 from ssl_zoo.config import ConfigError, Part, PositiveFloat, bind
+from ssl_zoo.evaluation.base import UNTRAINED
 from ssl_zoo.study.grid import Contrast, Grid, Point, find_point, title
 from ssl_zoo.study.report.kept import Kept
 from ssl_zoo.study.report.results import Column
@@ -37,7 +38,8 @@ class Ours:
     Args:
         result: a kept study, results/`result`.json.
         compare: 'A > B': A is better. 'A = B': they are level. 'A': it has the claim's number.
-            A and B are arms, or an arm and a point: "MoCo, 4096 > MoCo, 32".
+            A and B are arms, or an arm and a point: "MoCo, 4096 > MoCo, 32". B may be a baseline
+            of A: "MoCo > random backbone".
         on: an evaluation, or pretext_top1, images_per_s, peak_memory_gb, seconds; null: the study's
             main evaluation.
         at: the end of training; or the highest of all epochs, which is what some tables have.
@@ -75,8 +77,12 @@ class Ours:
         if of == "ratio" and len(sides) < 2:
             raise ConfigError("of", "a ratio of one number", found=of, expected="difference")
 
-    def points(self, among: Iterable[Point]) -> list[Point]:
-        return [find_point(side, among, "compare") for side in self.sides]
+    def points(self, among: Iterable[Point], baselines: Iterable[str]) -> list[Point]:
+        """The sides; the second may be a baseline, unless a point has its name."""
+        first, *second = self.sides
+        others = [*((name, None) for name in baselines), *among]
+        found = [find_point(first, among, "compare")]
+        return [*found, *(find_point(side, others, "compare") for side in second)]
 
 
 class Claim:
@@ -220,10 +226,14 @@ class Held:
 
     def _scores(self, highest: bool) -> list[dict[int, float]]:
         rows = {title(row.point): row for row in self.kept.rows}
-        return [
+        sides = self.claim.ours.sides
+        found = [
             kept_results.scores(self.kept, rows[side], self.column, highest) if side in rows else {}
-            for side in self.claim.ours.sides
+            for side in sides
         ]
+        if sides[-1] in baselines(self.column) and sides[-1] not in rows and sides[0] in rows:
+            found[-1] = kept_results.starts(rows[sides[0]], self.column, sides[-1])
+        return found
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -239,7 +249,8 @@ class Held:
             return Comparison.of(*ours.sides, *logs, **more)
         if not all(self.scores):
             return Comparison.of(*ours.sides, *self.scores, **more)
-        return kept_results.compared(self.kept, Contrast(*ours.points(self.kept.at)), column)
+        points = ours.points(self.kept.at, baselines(column))
+        return kept_results.compared(self.kept, Contrast(*points), column)
 
     @property
     def expected(self) -> float | None:
@@ -337,14 +348,19 @@ def _held(claim: Claim, key: str, results: Path) -> Held:
         kept = kept_results.load(results / ours.file)
         held = Held(claim, kept, kept.data["command"] if kept else command(ours.file, "result"))
         if kept is not None:
-            column_of(kept, ours.on)
-        if kept is None or not set(ours.sides) <= {*map(title, kept.at)}:
-            ours.points(planned(ours.file))  # what is not kept yet is planned at least
+            known = {*map(title, kept.at), *baselines(column_of(kept, ours.on))}
+        if kept is None or ours.sides[0] not in map(title, kept.at) or ours.sides[-1] not in known:
+            # What is not kept yet is planned at least, or what evaluations have by themselves.
+            ours.points(planned(ours.file), [UNTRAINED])
     except ConfigError as error:
         if not error.where:
             error.key = f"{key}.{error.key}" if error.key else key
         raise
     return held
+
+
+def baselines(column: Column) -> list[str]:
+    return [baseline.name for baseline in column.baselines]
 
 
 @cache

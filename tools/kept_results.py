@@ -69,6 +69,12 @@ def scores(study: Kept, row: Row, column: Column, highest: bool = False) -> dict
     return found
 
 
+def starts(row: Row, column: Column, baseline: str) -> dict[int, float]:
+    """By seed, of finished runs: what each had to beat itself."""
+    found = {o.run.seed: o.start(column.evaluation, baseline) for o in row.finished}
+    return {seed: start["metrics"][column.metric] for seed, start in found.items() if start}
+
+
 def compared(study: Kept, contrast: Contrast, column: Column) -> Comparison:
     """Corrected over the planned contrasts, if it is one of them and in the main evaluation."""
     if column is study.main and contrast in study.study.contrasts:
