@@ -275,15 +275,15 @@ def test_a_resumed_transfer_is_the_uninterrupted_one_to_the_bit(folders, tmp_pat
     model = {"type": "MaskRCNN", "body": "c4", "min_size": [24, 32, 40], "max_size": 48}
     model |= {"regions": 8, "proposals": 16, "width": 8, "score_threshold": 0.0, "detections": 4}
     how = {"dataset": coco(folders), "model": model, "precise_bn": 4, "steps": 4}
-    whole, _ = measured(DETECT, tmp_path / "whole", network, **how)
+    whole, _ = measured(DETECT, tmp_path / "whole" / "e", network, **how)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped at step 2"):
         stopped_at(patch, 1)
-        measured(DETECT, tmp_path / "parts", network, **how)
-    parts, _ = measured(DETECT, tmp_path / "parts", network, **how)
+        measured(DETECT, tmp_path / "parts" / "e", network, **how)
+    parts, _ = measured(DETECT, tmp_path / "parts" / "e", network, **how)
     assert parts == whole
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    one, other = weights(tmp_path / "whole" / "e"), weights(tmp_path / "parts" / "e")
     assert same(one["method"], other["method"]) and same(one["ranks"], other["ranks"])
-    files = [sorted(predictions(tmp_path / name).iterdir()) for name in ("whole", "parts")]
+    files = [sorted(predictions(tmp_path / name / "e").iterdir()) for name in ("whole", "parts")]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
 
 
@@ -414,6 +414,17 @@ def test_what_the_data_do_not_allow_is_refused_before_anything_is_paid_for(folde
     tiny.write(folders["voc"] / "VOC2007/ImageSets/Main/none.txt", "000002\n")
     with pytest.raises(ValueError, match="no picture has an object to be found"):
         part_of(DETECT, dataset=voc(folders, **empty))().check(splits())
+
+
+def test_keypoints_of_another_order_are_refused(tmp_path):
+    root = tiny.coco(tmp_path)
+    path = root / "annotations" / "person_keypoints_val2017.json"
+    data = json.loads(path.read_text())
+    data["categories"][0]["keypoints"].reverse()
+    path.write_text(json.dumps(data))
+    dataset = {"type": "COCO", "root": str(root), "task": "keypoints"}
+    with pytest.raises(ValueError, match=r"the keypoints of training, .* are not those of test"):
+        part_of(DETECT, dataset=dataset)().check(splits())
 
 
 def test_a_backbone_without_what_a_model_needs_is_refused(folders, tmp_path):

@@ -288,6 +288,20 @@ def test_lvis_counts_the_surest_300_of_a_picture():
         assert (coco_measures(truth, many + right, "bbox", lvis=True).metrics["AR"] > 0) is value
 
 
+@pytest.mark.parametrize("kind", ["bbox", "keypoints"])
+@pytest.mark.parametrize("ids", [lambda i: i - 1, lambda i: 7, None], ids=["from 0", "one", "none"])
+def test_own_ids_of_annotations_do_not_matter(kind, ids):
+    truths, outputs = scenes(4)
+    truth, results = as_coco(truths, crowds=False), all_results(outputs, kind)
+    expected = coco_measures(truth, results, kind)
+    for entry in truth["annotations"]:
+        del entry["num_keypoints"]
+        number = entry.pop("id")
+        if ids:
+            entry["id"] = ids(number)
+    assert coco_measures(truth, results, kind) == expected
+
+
 def test_coco_without_results_and_with_wrong_ones():
     truths, outputs = scenes(4)
     truth = as_coco(truths)

@@ -198,6 +198,52 @@ def test_coco_keypoints(folders):
     assert coco.mirrored_keypoints() == [0, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("names", "mirrored"),
+    [
+        (["left_eye", "tail", "right_eye"], [2, 1, 0]),
+        (["eye_left", "eye_right"], [1, 0]),
+        (["Left-Eye", "Right-Eye", "leftover"], [1, 0, 2]),
+        (["l_ear", "r_ear", "upright", "ear.r", "ear.l"], [1, 0, 2, 4, 3]),
+        (["left_wing", "tail"], None),
+    ],
+)
+def test_a_left_keypoint_is_the_right_one_in_the_mirror(names, mirrored, copied):
+    root = copied("coco")
+    path = root / "annotations" / "person_keypoints_train2017.json"
+
+    def renamed(data):
+        data["categories"][0]["keypoints"] = names
+        for of in data["annotations"]:
+            of["keypoints"] = [1, 1, 2] * len(names)
+
+    damage(path, renamed)
+    if mirrored is None:
+        with pytest.raises(ValueError, match=r"train2017\.json: keypoints: found '.*' without its"):
+            COCO("train", root=root, task="keypoints")
+        return
+    coco = COCO("train", root=root, task="keypoints")
+    assert coco.mirrored_keypoints() == mirrored
+    pairs = len(names) // 2
+    assert f"{len(names)} keypoints, {pairs} pairs of left and right" in coco.found
+
+
+def test_what_nothing_is_learned_from_does_not_count(copied):
+    """A sliver that scaling closes, what lies outside, a person of whom no keypoint is seen."""
+    root = copied("coco")
+    path = root / "annotations" / "instances_train2017.json"
+    sliver = {"image_id": 7, "category_id": 1, "bbox": [1e-5, 2, 1e-5, 5], "area": 1}
+    damage(path, lambda data: data["annotations"].append({**sliver, "segmentation": []}))
+    coco = COCO("train", root=root)
+    assert coco.objects.tolist() == [1, 2, 0]
+    assert not len(learnable(coco.target(2))["boxes"])
+    assert COCO("train", root=root, task="keypoints").objects.tolist() == [0, 1, 0]
+    root = copied("voc")
+    outside = tiny.voc_xml(tiny.voc_object("dog", (90, 90, 95, 95)))
+    tiny.write(root / "VOC2007/Annotations/000002.xml", outside)
+    assert VOC("train", root=root).objects.tolist() == [2, 0, 1]
+
+
 def damage(path, change):
     data = json.loads(path.read_text())
     change(data)
@@ -280,6 +326,13 @@ def test_lvis(folders):
     assert image.shape == (3, 24, 32) and target["labels"].tolist() == [2, 1]
     assert target["masks"].sum((1, 2)).tolist() == [64, 64] and target["iscrowd"].tolist() == [0, 0]
     assert lvis.truth()["images"][0]["neg_category_ids"] == [20]
+
+
+def test_an_image_of_lvis_says_which_categories_are_not_there(copied):
+    path = copied("lvis") / "annotations" / "lvis_v1_train.json"
+    damage(path, lambda data: data["images"][1].pop("neg_category_ids"))
+    with pytest.raises(ValueError, match="image 2: neg_category_ids: found None, expected list"):
+        LVIS("train", root=path.parent.parent)
 
 
 def test_cityscapes_ids_become_the_nineteen_classes(folders):

@@ -105,6 +105,15 @@ def collect(value: Any) -> list[Any]:
     return values
 
 
+def collect_on_main(value: Any) -> list[Any] | None:
+    """Every rank's value, in rank order, on rank 0; None elsewhere."""
+    if world() == 1:
+        return [value]
+    values = [None] * world() if is_main() else None
+    dist.gather_object(value, values, dst=0)
+    return values
+
+
 def to_main(x: Tensor) -> Tensor | None:
     """All ranks' rows [n, ...], of any n, on rank 0's CPU; None elsewhere."""
     if world() == 1:

@@ -162,6 +162,11 @@ class Transfer(Evaluation):
             raise ValueError(
                 f"the classes of training, {known[0]}, are not those of test, {known[1]}"
             )
+        points = [getattr(dataset, "keypoints", []) for dataset in (train, test)]
+        if points[0] != points[1]:
+            raise ValueError(
+                f"the keypoints of training, {points[0]}, are not those of test, {points[1]}"
+            )
         if not test.objects.any():
             raise ValueError(f"{test.found}: no picture has an object to be found")
         batches = self._batches(splits)
@@ -216,7 +221,7 @@ class Transfer(Evaluation):
         found = self._found(model, test, judge, context)
 
         def judged() -> Outcome:
-            entries, qualities = zip(*found, strict=True)
+            entries, qualities = zip(*(each for of_rank in found for each in of_rank), strict=True)
             folder = context.folder.path / "predictions"
             folder.mkdir(parents=True, exist_ok=True)
             judge.write(entries, folder)
@@ -274,9 +279,9 @@ class Transfer(Evaluation):
 
     def _found(
         self, model: TransferModel, test: AnnotatedSet, judge: Judge, context: Context
-    ) -> list[tuple[Any, float | None]]:
-        """(entry, quality) of every test picture, in order, from all ranks; one picture a pass, so
-        that each goes through the network in the same company whatever the world's size."""
+    ) -> list[list[tuple[Any, float | None]]] | None:
+        """(entry, quality) of every test picture, in order, by rank, on rank 0; one picture a pass,
+        so that each goes through the network in the same company whatever the world's size."""
         mine = torch.arange(len(test)).tensor_split(distributed.world())[distributed.rank()]
         found = []
         with context.stop:
@@ -284,7 +289,7 @@ class Transfer(Evaluation):
             for i, image, target in _told(pictures, len(mine), context):
                 output = self._predicted(model, image, context)
                 found.append((judge.entry(i, output, target), judge.quality(output, target)))
-        return [each for of_rank in distributed.collect(found) for each in of_rank]
+        return distributed.collect_on_main(found)
 
     def _pictures(
         self, positions: list[int], context: Context

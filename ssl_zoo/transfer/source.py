@@ -30,6 +30,8 @@ from ssl_zoo.system.text import one_line
 ANNOTATED = Registry("annotated data set")
 OWN_CLASSES = "classes.txt"
 IGNORED = 255  # in semantic maps: counts neither for nor against
+# Of a box that is trained on, in pixels: a thinner one may be gone once it is mirrored and scaled.
+LEAST_SIDE = 0.01
 Target = dict[str, Any]
 
 
@@ -199,8 +201,15 @@ def learnable(target: Target) -> Target:
     Difficult objects stay, as in detectron2's training on VOC.
     """
     boxes = target["boxes"]
-    kept = (target["iscrowd"] == 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)  # [n]
+    kept = (target["iscrowd"] == 0) & (boxes[:, 2:] - boxes[:, :2] > LEAST_SIDE).all(1)  # [n]
     return {name: x[kept] if isinstance(x, Tensor) else x for name, x in target.items()}
+
+
+def has_area(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether `learnable` keeps this [x0, y0, x1, y1] of a picture of (height, width)."""
+    height, width = size
+    sides = min(box[2], width) - max(box[0], 0), min(box[3], height) - max(box[1], 0)
+    return min(sides) > LEAST_SIDE
 
 
 def list_folder(folder: Path) -> dict[str, str]:

@@ -80,8 +80,8 @@ def coco_measures(
         raise ValueError(f"a result is of image {min(unknown)}, none of the {len(wanted)} wanted")
     if lvis:
         results = _judged(truth, _surest(results, LVIS_DETECTIONS))
-    # Both are changed by the library.
-    truths = of.COCO({**truth, "annotations": [dict(entry) for entry in truth["annotations"]]})
+    # Both are changed by the library, so it has copies.
+    truths = of.COCO({**truth, "annotations": _numbered(truth["annotations"], kind)})
     found = truths.loadRes([dict(entry) for entry in results])
     work = of.COCOeval_faster(truths, found, kind, lvis_style=lvis, print_function=_silent)
     work.params.imgIds = sorted(wanted)
@@ -103,6 +103,16 @@ def coco_measures(
     ids = {category["id"]: category["name"] for category in truth["categories"]}
     by_class = {ids[id]: _mean(precision[:, :, i]) for i, id in enumerate(work.params.catIds)}
     return Measures(_measured(metrics), _measured(by_class))
+
+
+def _numbered(annotations: Sequence[Mapping], kind: Kind) -> list[dict[str, Any]]:
+    """Copies with what the library reads: ids from 1 on, which it marks matches by (0 is none),
+    and how many keypoints are there, without which it ignores an object."""
+    copies = [{**entry, "id": i} for i, entry in enumerate(annotations, start=1)]
+    if kind == "keypoints":
+        for entry in copies:
+            entry.setdefault("num_keypoints", sum(v > 0 for v in entry["keypoints"][2::3]))
+    return copies
 
 
 def _surest(results: Sequence[Mapping], most: int) -> list[Mapping]:

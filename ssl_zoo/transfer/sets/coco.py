@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from math import isfinite
@@ -21,9 +22,12 @@ from ssl_zoo.transfer.source import (
     Target,
     all_there,
     boxes_target,
+    has_area,
 )
 
 Task = Literal["boxes", "masks", "keypoints"]
+SIDE = re.compile("(?<![a-z])(left|right|l|r)(?![a-z])")  # a word of a keypoint's name
+OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 @ANNOTATED.register_module()
@@ -48,6 +52,7 @@ class COCO(AnnotatedSet):
 
     subfolders = ("coco",)
     name_key = "file_name"  # of an entry of images
+    image_keys: ClassVar[dict[str, type]] = {}  # what else it has to have
     files: ClassVar[dict[str, str]] = {
         "boxes": "instances_{}.json",
         "masks": "instances_{}.json",
@@ -72,7 +77,7 @@ class COCO(AnnotatedSet):
         if task == "masks":
             library()
         self.task, self.path, self.annotations = task, path, [str(path)]
-        content = _Content(path, task, self.name_key)
+        content = _Content(path, task, {self.name_key: str, **self.image_keys})
         self.classes = [category["name"] for category in content.categories]
         self.category_ids = [category["id"] for category in content.categories]
         self.keypoints: list[str] = content.keypoints
@@ -90,6 +95,9 @@ class COCO(AnnotatedSet):
         self._records = Records(content.records())
         self.objects = torch.tensor([content.learnable[image["id"]] for image in content.images])
         of = f"{counted(len(content.annotations), 'object')} of {len(self.classes):,} categories"
+        if self.keypoints:
+            pairs = sum(i != other for i, other in enumerate(self.mirrored_keypoints())) // 2
+            of += f", {len(self.keypoints)} keypoints, {pairs} pairs of left and right"
         self.found = f"{path}: {counted(len(self), 'picture')}, {of}"
 
     def picture_name(self, image: Mapping[str, Any], pictures: str) -> str:
@@ -111,13 +119,17 @@ class COCO(AnnotatedSet):
         return target
 
     def mirrored_keypoints(self) -> list[int]:
-        """Which keypoint of a person each is in the mirror: left ones are right ones there."""
-        other = {"left_": "right_", "right_": "left_"}
-        names = self.keypoints
-        swapped = [
-            next((new + n[len(old) :] for old, new in other.items() if n.startswith(old)), n)
-            for n in names
-        ]
+        """Which keypoint each is in the mirror: a left one is the right one there, by its name.
+
+        Raises:
+            ValueError: a left one has no right one, or the other way round.
+        """
+        names = [name.lower() for name in self.keypoints]
+        swapped = [SIDE.sub(lambda found: OTHER_SIDE[found[0]], name) for name in names]
+        alone = [name for name, other in zip(names, swapped, strict=True) if other not in names]
+        if alone:
+            problem = f"found {alone[0]!r} without its other side"
+            raise ValueError(f"{self.path}: keypoints: {problem}, expected both or neither")
         return [names.index(name) for name in swapped]
 
     def truth(self) -> dict[str, Any]:
@@ -136,6 +148,10 @@ class LVIS(COCO):
     """
 
     name_key = "coco_url"
+    image_keys: ClassVar[dict[str, type]] = {
+        "neg_category_ids": list,
+        "not_exhaustive_category_ids": list,
+    }
 
     def __init__(
         self,
@@ -158,14 +174,14 @@ class LVIS(COCO):
 class _Content:
     """A file of annotations, checked: images, categories in the order of ids, annotations."""
 
-    def __init__(self, path: Path, task: Task, name_key: str):
+    def __init__(self, path: Path, task: Task, image_keys: Mapping[str, type]):
         self.path, self.task = path, task
         data = _loaded(path)
         for key in ("images", "annotations", "categories"):
             if not isinstance(data.get(key), list):
                 raise ValueError(f"{path}: {key}: found no list of them")
         self.images, self.annotations = data["images"], data["annotations"]
-        self._have("image", self.images, {"id": int, name_key: str})
+        self._have("image", self.images, {"id": int, **image_keys})
         self._have("category", data["categories"], {"id": int, "name": str})
         self.categories = sorted(data["categories"], key=lambda category: category["id"])
         if not self.images or not self.categories:
@@ -222,8 +238,9 @@ class _Content:
         if self.keypoints and not (_numbers(points) and len(points) == 3 * len(self.keypoints)):
             raise wrong("keypoints", f"3 numbers for each of {len(self.keypoints)}")
         x, y, width, height = box
-        inside = x + width > 0 and x < size[1] and y + height > 0 and y < size[0]
-        if not of.get("iscrowd", 0) and width and height and inside:
+        # As in detectron2, a person without a visible keypoint is no reason to train on a picture.
+        shown = not self.keypoints or any(points[2::3])
+        if not of.get("iscrowd", 0) and shown and has_area([x, y, x + width, y + height], size):
             self.learnable[of["image_id"]] += 1
 
     def records(self) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from ssl_zoo.transfer.source import (
     Target,
     all_there,
     boxes_target,
+    has_area,
     in_range,
     label_map,
     list_folder,
@@ -88,7 +89,9 @@ class VOC(AnnotatedSet):
                 for path in self.annotations
             ]
             self._records = Records(read)
-            self.objects = torch.tensor([len(record["boxes"]) for record in read])
+            self.objects = torch.tensor(
+                [sum(has_area(box, of["size"]) for box in of["boxes"]) for of in read]
+            )
             of = counted(sum(len(record["boxes"]) for record in read), "object")
         else:
             self.objects, of = torch.ones(len(self.paths), dtype=torch.int64), "semantic maps"
