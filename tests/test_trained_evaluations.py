@@ -253,15 +253,25 @@ def test_all_weights_of_a_copy_are_what_a_plain_loop_trains(tmp_path, monkeypatc
     [
         ("vit_tiny_patch16_224", "head", {"depth": 2, "embed_dim": 12, "num_heads": 2}),
         ("resnet18", "fc", {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
+        (
+            "vit_tiny_patch16_224",
+            "head",
+            {"depth": 2, "embed_dim": 12, "num_heads": 2, "global_pool": "avg"},
+        ),
+        ("convnext_tiny", "head.fc", {"depths": [1, 1, 1, 1], "dims": [4, 4, 8, 8]}),
     ],
 )
 def test_rates_of_layers_are_timms(name, head, options):
     whole = Tuned(Timm(name=name, options=options), 5, CPU)
     model = copy.deepcopy(whole.backbone.model)
-    setattr(model, head, whole.head)
+    place, _, name = head.rpartition(".")
+    setattr(model.get_submodule(place), name, whole.head)
+    left_out = getattr(model, "no_weight_decay", set)()
     expected = [
         (*p.shape, group["lr_scale"], group["weight_decay"])
-        for group in param_groups_layer_decay(model, 0.05, layer_decay=0.5)
+        for group in param_groups_layer_decay(
+            model, 0.05, no_weight_decay_list=left_out, layer_decay=0.5
+        )
         for p in group["params"]
     ]
     found = [

@@ -189,6 +189,43 @@ def test_a_vit_is_found_in_the_layout_of_each_project(layout, vit, tmp_path):
     check_features(found, features(vit))
 
 
+OF_TWELVE_HEADS = {
+    "mmpretrain": lambda v: below(
+        "backbone.",
+        Renamed(v, MMPRETRAIN),
+        beside=["momentum_encoder.module.0.cls_token", "momentum_encoder.steps"],
+    ),
+    "solo-learn": lambda v: below("backbone.", v, beside=["classifier.weight", "decoder.a.weight"]),
+    "moco-v3": lambda v: {"arch": "vit_small", "state_dict": below("module.", v)},
+}
+
+
+@pytest.mark.parametrize("layout", OF_TWELVE_HEADS)
+def test_a_vit_of_twelve_heads_which_no_shape_tells(layout, tmp_path):
+    small = {"img_size": 32, "depth": 1}
+    vit = moved(timm.create_model("vit_small_patch16_224", num_classes=0, num_heads=12, **small))
+    contents = OF_TWELVE_HEADS[layout](vit)
+    if layout == "moco-v3":
+        contents["state_dict"]["module.head.weight"] = torch.ones(3)
+    found = imported(tmp_path, contents, {"options": small})
+    assert found.header.backbone["options"]["num_heads"] == 12
+    check_features(found, features(vit))
+
+
+def test_heads_that_nothing_tells_are_said(tmp_path):
+    vit = timm.create_model("vit_small_patch16_224", num_classes=0, img_size=32, depth=1)
+    contents = below("backbone.", vit, beside=["classifier.weight", "momentum_classifier.weight"])
+    found = imported(tmp_path, contents, {"options": {"depth": 1}})
+    assert any("options.num_heads=12" in line for line in found.lines)
+
+
+@pytest.mark.parametrize("other", ["teacher_backbone.", "student_backbone.", "query_backbone."])
+def test_of_lightlys_networks_the_plain_one_is_taken(other, resnet, tmp_path):
+    """As its benchmarks evaluate it."""
+    contents = below(other, timm_like(resnet)) | below("backbone.", resnet)
+    check_features(imported(tmp_path, contents, RESNET), features(resnet))
+
+
 def test_ijepa_takes_the_target_encoder_which_has_no_class_token(tmp_path):
     options = {**VIT["options"], "class_token": False, "global_pool": "avg", "fc_norm": False}
     block = {"name": VIT["name"], "options": options}
@@ -458,6 +495,8 @@ def test_positions_and_channels_are_fitted_and_said(vit, tmp_path):
     said = "\n".join(found.lines)
     assert "positions interpolated from 17 to 37 tokens" in said
     assert "first layer of 3 channels summed for 1" in said
+    normalize = found.header.clean["ops"]["normalize"]
+    assert normalize["mean"] == pytest.approx([0.449], abs=1e-3) and len(normalize["std"]) == 1
     gray = IMAGES[:, :1]
     same = imported(tmp_path, below("", vit), {**VIT, "in_chans": 1}).backbone
     torch.testing.assert_close(features(same, gray), features(vit, gray.expand(-1, 3, -1, -1)))
@@ -559,6 +598,9 @@ def run_lines(folder):
         return names
 
 
+CONVOLUTIONS = {**CONVNEXT, "options": {**CONVNEXT["options"], "conv_mlp": True}}
+
+
 @pytest.mark.parametrize("block", [RESNET, VIT, CONVNEXT], ids=["resnet", "vit", "convnext"])
 def test_timm_gives_the_same_features(block, tmp_path):
     path, expected = weights(tmp_path, block)
@@ -577,7 +619,9 @@ def test_torchvision_gives_the_same_features(block, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "block", [RESNET, BOTTLENECK, VIT, CONVNEXT], ids=["resnet", "bottleneck", "vit", "convnext"]
+    "block",
+    [RESNET, BOTTLENECK, VIT, CONVNEXT, CONVOLUTIONS],
+    ids=["resnet", "bottleneck", "vit", "convnext", "convolutions"],
 )
 def test_transformers_gives_the_same_features(block, tmp_path):
     pytest.importorskip("transformers")
@@ -642,6 +686,16 @@ def test_what_a_library_does_not_have_is_refused_in_a_sentence(tmp_path):
     path, _ = weights(tmp_path, narrow)
     with pytest.raises(ValueError, match="resnet18 with these options cannot go to torchvision"):
         export(path, "torchvision", tmp_path / "out")
+    for block, more, to, said in (
+        (RESNET, {"act_layer": "silu"}, "torchvision", "activations SiLU"),
+        (RESNET, {"output_stride": 8}, "detectron2", "dilation"),
+        (VIT, {"act_layer": "quick_gelu"}, "transformers", "activations Quick"),
+        (VIT, {"act_layer": "gelu_tanh"}, "torchvision", "activations GELU"),
+        (CONVNEXT, {"act_layer": "relu"}, "transformers", "it takes ConvNeXts"),
+    ):
+        path, _ = weights(tmp_path, {**block, "options": {**block.get("options", {}), **more}})
+        with pytest.raises(ValueError, match=said):
+            export(path, to, tmp_path / "out")
     with pytest.raises(ConfigError, match="no such format"):
         export(path, "tensorflow", tmp_path / "out")
     (tmp_path / "there").mkdir()

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from timm.layers import AvgPool2dSame
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from ssl_zoo.backbones.base import Backbone, Level
 from ssl_zoo.config import ConfigError
 from ssl_zoo.ops.batchnorm import hold_statistics, split_batchnorm
+
+_HEAD = "head.fc.weight"  # as no pattern of timm's for layers has it
 
 
 class TimmModel(Backbone):
@@ -42,15 +45,33 @@ class TimmModel(Backbone):
 
     def layers(self) -> list[list[nn.Parameter]]:
         """As timm's own layer decay orders them."""
-        model = self.model
-        if hasattr(model, "group_matcher"):
-            number = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-        else:
-            number = auto_group_layers(model)
-        layers: list[list[nn.Parameter]] = [[] for _ in range(max(number.values()) + 1)]
-        for name, parameter in model.named_parameters():
+        number = self._layer_of
+        last = max(number[name] for name, _ in self.model.named_parameters())
+        layers: list[list[nn.Parameter]] = [[] for _ in range(last + 1)]
+        for name, parameter in self.model.named_parameters():
             layers[number[name]].append(parameter)
         return layers
+
+    @property
+    def head_joins_last(self) -> bool:
+        """Whether there is a norm behind pooling, which timm counts to the classifier's layer."""
+        number = self._layer_of
+        return number[_HEAD] in {number[name] for name, _ in self.model.named_parameters()}
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Class token, positions and the like, as timm's optimizers leave them out."""
+        names = getattr(self.model, "no_weight_decay", set)()
+        return [p for name, p in self.model.named_parameters() if name in names]
+
+    @property
+    def _layer_of(self) -> dict[str, int]:
+        """By a parameter's name, and by _HEAD: a classifier's, which this model has not."""
+        if hasattr(self.model, "group_matcher"):
+            named = [*self.model.named_parameters(), (_HEAD, None)]
+            whole = SimpleNamespace(named_parameters=lambda: named)
+            return group_parameters(whole, self.model.group_matcher(coarse=False), reverse=True)
+        number = auto_group_layers(self.model)
+        return {**number, _HEAD: max(number.values()) + 1}
 
     def _checked(self, images: Tensor) -> Tensor:
         """Raises ConfigError for images of other channels or, where it is fixed, another size."""

@@ -93,12 +93,22 @@ class FineTune(TrainedClassifier):
         raise ValueError(f"FineTune: layer_decay={self.layer_decay:g} needs {problem}")
 
     def optimizer(self, classifier: Classifier, lr: float) -> torch.optim.Optimizer:
-        layers = [*self._layers(classifier.backbone), list(classifier.head.parameters())]
+        backbone = classifier.backbone
+        layers, head = self._layers(backbone), list(classifier.head.parameters())
+        if getattr(backbone, "head_joins_last", False):
+            layers[-1] = [*layers[-1], *head]
+        else:
+            layers = [*layers, head]
+        left_out = backbone.undecayed() if hasattr(backbone, "undecayed") else []
+        undecayed = {id(parameter) for parameter in left_out}
         groups = []
         for depth, layer in enumerate(reversed(layers)):
             rate = lr * self.layer_decay**depth
-            for weight_decay, is_matrix in ((self.weight_decay, True), (0.0, False)):
-                if parameters := [p for p in layer if (p.ndim >= 2) == is_matrix]:
+            for weight_decay, decayed in ((self.weight_decay, True), (0.0, False)):
+                parameters = [
+                    p for p in layer if (p.ndim >= 2 and id(p) not in undecayed) == decayed
+                ]
+                if parameters:
                     group = {"params": parameters, "lr": rate, "weight_decay": weight_decay}
                     groups.append(group)
         return torch.optim.AdamW(groups, fused=True)

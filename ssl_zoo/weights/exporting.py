@@ -144,6 +144,10 @@ def to_transformers(backbone: TimmModel, header: Header, folder: Path) -> Writte
         raise _no("transformers", header, "ResNets, ViTs and ConvNeXts")
     config |= {"architectures": [kind], "num_channels": backbone.in_chans}
     state = _rename(_divided(model.state_dict()), rules)
+    # timm may have a 1 x 1 convolution where transformers has a linear layer.
+    state = {
+        name: x.flatten(1) if ".pwconv" in name and x.ndim == 4 else x for name, x in state.items()
+    }
     safetensors.torch.save_file(state, folder / "model.safetensors", {"format": "pt"})
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     extra = ", add_pooling_layer=False" if kind == "ViTModel" else ""
@@ -240,6 +244,9 @@ def _divided(state: State) -> State:
     return divided
 
 
+_ACT = re.compile(r"(?:^|\.)act\d?$")
+
+
 def _no(library: str, header: Header, known: str) -> ValueError:
     return ValueError(f"{header.backbone['name']} cannot go to {library}: it takes {known}")
 
@@ -259,12 +266,23 @@ def _check_resnet(library: str, model: ResNet, header: Header) -> None:
         x is not None and type(x) is not nn.Identity for x in inner
     )
     odd += ["pooled shortcuts"] * any(".downsample.2." in name for name in names)
+    odd += _other_activation(model, "ReLU")
+    convs = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    odd += ["dilation"] * any(conv.dilation != (1, 1) for conv in convs)
     expansion = 4 if isinstance(first, Bottleneck) else 1
     if library == "torchvision" and model.num_features != 512 * expansion:
         odd.append(f"{model.num_features} channels")
     if odd:
         problem = f"{header.backbone['name']} with these options cannot go to {library}"
         raise ValueError(f"{problem}: its ResNets are plain; found {', '.join(odd)}")
+
+
+def _other_activation(model: nn.Module, expected: str) -> list[str]:
+    """By the names of classes, since timm has some of its own."""
+    acts = [part for name, part in model.named_modules() if _ACT.search(name)]
+    found = {type(act).__name__ for act in acts} - {expected, "Identity"}
+    found |= {"GELU by tanh" for act in acts if getattr(act, "approximate", "none") != "none"}
+    return [f"activations {name}" for name in sorted(found)]
 
 
 def _check_vit(library: str, model: VisionTransformer) -> None:
@@ -281,6 +299,7 @@ def _check_vit(library: str, model: VisionTransformer) -> None:
         "mlp.fc1_g",
     )
     odd = [name for name in others if name in names]
+    odd += _other_activation(model, "GELU")
     if model.cls_token is None or model.global_pool != "token":
         odd.append(f"global_pool {model.global_pool}")
     if odd or model.no_embed_class or "qkv.bias" not in names:
@@ -341,8 +360,9 @@ def _vit_config(model: VisionTransformer) -> dict[str, Any]:
 
 def _convnext_config(model: ConvNeXt, header: Header) -> dict[str, Any]:
     names = " ".join(model.state_dict())
-    if "grn" in names or ".gamma" not in names or isinstance(model.stem[0], nn.Sequential):
-        raise _no("transformers", header, "ConvNeXts as published first, with layer scale")
+    odd = "grn" in names or ".gamma" not in names or isinstance(model.stem[0], nn.Sequential)
+    if odd or _other_activation(model, "GELU"):
+        raise _no("transformers", header, "ConvNeXts as published first, with layer scale and GELU")
     return {
         "model_type": "convnext",
         "hidden_sizes": [info["num_chs"] for info in model.feature_info],

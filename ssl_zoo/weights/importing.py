@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,12 +49,14 @@ class Found(NamedTuple):
         layout, naming: as in the tables.
         place: where in the file, in words.
         state: its tensors by their names there, without what stands before all of them.
+        options: of timm's models by name, what neither shapes nor the user tell.
     """
 
     layout: str
     naming: str
     place: str
     state: State
+    options: Mapping[str, dict]
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,8 @@ def recognize(contents: Mapping[str, Any], path: Path, layout: str | None = None
                         continue
                     if own and any(re.match(how.has, key) for key in own):
                         place = " and ".join(filter(None, (inside, prefix and f"{prefix}*")))
-                        return Found(name, naming, place or "at its top", own)
+                        options = _options(name, state, contents)
+                        return Found(name, naming, place or "at its top", own, options)
     as_told = f"as {layout} has them" if layout else "of any known layout"
     shown = ", ".join(islice((k for _, s in _places(contents, None) for k in s), _SIDE_BY_SIDE))
     top = ", ".join(map(str, islice(contents, _SIDE_BY_SIDE)))
@@ -185,6 +189,14 @@ def recognize(contents: Mapping[str, Any], path: Path, layout: str | None = None
         f"{path}: no backbone {as_told} ({', '.join(LAYOUTS)})\n  at its top: {top}, ...\n"
         f"  its tensors: {shown or 'none'}, ..."
     )
+
+
+def _options(layout: str, state: State, contents: Mapping[str, Any]) -> Mapping[str, dict]:
+    row = LAYOUTS[layout]
+    if layout == ANY and contents.get("arch") == "vit_small":  # moco-v3's linear classifiers
+        return LAYOUTS["moco-v3"].options
+    told = [more for has, more in row.when if any(re.match(has, key) for key in state)]
+    return told[0] if told else row.options
 
 
 def _places(contents: Mapping[str, Any], row: Layout | None) -> Iterator[tuple[str, State]]:
@@ -318,7 +330,7 @@ def _by_shapes(path: Path, found: Found, state: State, given: Mapping[str, Any])
 
 def _block(given: Mapping[str, Any], found: Found, state: State) -> dict[str, Any]:
     """A backbone's block: what the user gave, then what the layout and the tensors say."""
-    options = LAYOUTS[found.layout].options.get(given["name"], {})
+    options = found.options.get(given["name"], {})
     return _of_tensors({"type": "Timm", **_over({"options": options}, given)}, state)
 
 
@@ -423,6 +435,11 @@ def _of_layout(found: Found, state: State, config: Mapping[str, Any]) -> Iterato
     """What a person should know about features that may differ from the project's."""
     if found.layout == "solo-learn" and _stem(state) == (3, 3):
         yield "solo-learn's stem for CIFAR pads by 2 pixels and this one by 1: features differ"
+    small = "vit_small_patch16_224"
+    width = state["pos_embed"].shape[-1] if "pos_embed" in state else None
+    if found.layout == "solo-learn" and width in (192, 384) and small not in found.options:
+        heads = "solo-learn's ViTs of this width have 12 heads in MoCo v3 and 3 or 6 in others"
+        yield f"{heads}, which no tensor tells: options.num_heads=12 for the first"
     eps = config.get("layer_norm_eps", 1e-6)
     if "ViT" in found.naming and eps != 1e-6:
         yield f"layer norms divide by a deviation with {eps:g} added there, with 1e-06 here"
@@ -435,16 +452,19 @@ def _stem(state: State) -> tuple[int, ...] | None:
 def _clean(backbone: TimmModel, row: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
     """The view that such weights are judged on: as ImageNet's, 256 to 224 pixels, a center crop.
 
-    timm's and transformers' config.json know of another mean and deviation. Gray images have none.
+    timm's and transformers' config.json know of another mean and deviation. Gray images have the
+    mean of those of colors.
     """
     size = min(backbone.made_for)
     ops: dict[str, Any] = {
         "resize": {"type": "Resize", "size": round(size * 256 / 224)},
         "crop": {"type": "CenterCrop", "size": size},
     }
-    if row.normalized and backbone.in_chans == 3:
+    if row.normalized and backbone.in_chans in (1, 3):
         told = config.get("pretrained_cfg", {})
         mean = told.get("mean") or config.get("image_mean") or IMAGENET_DEFAULT_MEAN
         std = told.get("std") or config.get("image_std") or IMAGENET_DEFAULT_STD
+        if backbone.in_chans == 1:
+            mean, std = ([statistics.fmean(values)] for values in (mean, std))
         ops["normalize"] = {"type": "Normalize", "mean": list(mean), "std": list(std)}
     return {"ops": ops}

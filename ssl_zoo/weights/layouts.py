@@ -32,6 +32,7 @@ class Layout(NamedTuple):
         has: some key matches, from its beginning; a pattern.
         source: the code that writes the files.
         options: of timm's model, where theirs differs in what no shape tells: {name: options}.
+        when: (pattern, options) that hold where some key of the file matches as well.
         normalized: whether its images have ImageNet's mean and deviation taken out.
     """
 
@@ -40,6 +41,7 @@ class Layout(NamedTuple):
     has: str
     source: str
     options: dict[str, dict] = {}  # noqa: RUF012
+    when: tuple[tuple[str, dict[str, dict]], ...] = ()
     normalized: bool = True
 
 
@@ -53,8 +55,10 @@ _BY_CLASS = {name: {"global_pool": "token"} for name in _DINOV3}  # timm average
 # Projects save a state_dict as it is, or below one of these; Lightning and mmengine do the latter.
 _USUAL = ("state_dict", "model", "model_ema", "state_dict_ema", "")
 _FAIR = "github.com/facebookresearch"
+_TWELVE_HEADS = {f"vit_{size}_patch16_224": {"num_heads": 12} for size in ("tiny", "small")}
+# Whoever has a plain `backbone` beside others evaluates that.
 _LIGHTLY_NAMES = tuple(
-    f"{who}backbone." for who in ("teacher_", "student_", "query_", "online_", "")
+    f"{who}backbone." for who in ("", "teacher_", "student_", "query_", "online_")
 )
 # The most telling first. Of two networks the one that the project evaluates: MoCo's query encoder,
 # DINO's teacher, I-JEPA's target encoder.
@@ -65,7 +69,7 @@ LAYOUTS: dict[str, Layout] = {
         ("base_encoder.",),
         r"base_encoder\.",
         f"{_FAIR}/moco-v3 main_moco.py, vits.py",
-        options={"vit_small_patch16_224": {"num_heads": 12}},
+        options=_TWELVE_HEADS,
     ),
     "simsiam": Layout(
         _USUAL, ("encoder.",), r"encoder\.fc\.6\.", f"{_FAIR}/simsiam simsiam/builder.py"
@@ -116,22 +120,25 @@ LAYOUTS: dict[str, Layout] = {
         "github.com/tonylins/simclr-converter convert.py, eval.py",
         normalized=False,
     ),
+    "mmpretrain": Layout(  # and mmselfsup, from which it has them
+        _USUAL,
+        ("backbone.",),
+        r"(?:data_preprocessor|neck|encoder_k|target_net)\.|head\.(?:fc|layers|predictor)\."
+        r"|momentum_encoder\.(?:\d|steps)",
+        "github.com/open-mmlab/mmpretrain mmpretrain/models, tools/model_converters",
+        when=((r"momentum_encoder\.", _TWELVE_HEADS),),  # MoCo v3's
+    ),
     "solo-learn": Layout(
         _USUAL,
         ("backbone.", "encoder."),
         r"(?:classifier|momentum_(?:backbone|encoder|classifier))\.",
         "github.com/vturrisi/solo-learn main_linear.py, solo/methods/base.py",
+        when=((r"decoder\.", _TWELVE_HEADS),),  # MAE's
     ),
     "barlowtwins": Layout(
         _USUAL, ("backbone.",), r"bn\.running_mean$", f"{_FAIR}/barlowtwins main.py"
     ),
     "vicreg": Layout(_USUAL, ("backbone.",), r"projector\.", f"{_FAIR}/vicreg main_vicreg.py"),
-    "mmpretrain": Layout(  # and mmselfsup, from which it has them
-        _USUAL,
-        ("backbone.",),
-        r"(?:data_preprocessor|neck|head|encoder_k|target_net|momentum_encoder)\.",
-        "github.com/open-mmlab/mmpretrain mmpretrain/models, tools/model_converters",
-    ),
     "lightly": Layout(
         _USUAL,
         (*(f"{name}vit." for name in _LIGHTLY_NAMES), *_LIGHTLY_NAMES),
@@ -184,6 +191,16 @@ _QKV = (  # of transformers, as it saves them and, from version 5 on, as it hold
     (r"attention\.(?:attention\.)?(?:value|v_proj)\.", "attn.v."),
     (r"attention\.(?:output\.dense|o_proj)\.", "attn.proj."),
 )
+_TRANSFORMERS_DINOV3 = (
+    (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+    (r"^embeddings\.register_tokens$", "storage_tokens"),
+    (r"^embeddings\.", ""),
+    (r"^(?:model\.)?layer\.", "blocks."),
+    *_QKV,
+    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+)
 _LAYERS = tuple(  # children of a torchvision ResNet in an nn.Sequential: maxpool is the fourth
     (rf"^{index}\.", name)
     for index, name in [(0, "conv1."), (1, "bn1."), *((n + 3, f"layer{n}.") for n in range(1, 5))]
@@ -232,19 +249,17 @@ NAMINGS: dict[str, Naming] = {
         _RESNETS,
     ),
     "DINOv3's ViT": Naming(r"storage_tokens$|rope_embed\.", (), _DINOV3),
-    "transformers' DINOv3": Naming(
-        r"(?:model\.)?layer\.0\.attention\.o_proj\.",
+    "transformers' gated DINOv3": Naming(  # of the sizes S+, H+ and 7B
+        r"(?:model\.)?layer\.0\.mlp\.gate_proj\.",
         (
-            (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
-            (r"^embeddings\.register_tokens$", "storage_tokens"),
-            (r"^embeddings\.", ""),
-            (r"^(?:model\.)?layer\.", "blocks."),
-            *_QKV,
-            (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
-            (r"\.mlp\.up_proj\.", ".mlp.fc1."),
-            (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+            (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+            (r"\.mlp\.up_proj\.", ".mlp.fc1_x."),
+            *_TRANSFORMERS_DINOV3,
         ),
         _DINOV3,
+    ),
+    "transformers' DINOv3": Naming(
+        r"(?:model\.)?layer\.0\.attention\.o_proj\.", _TRANSFORMERS_DINOV3, _DINOV3
     ),
     "FAIR's ViT in chunks": Naming(
         r"blocks\.0\.0\.", ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),), _DINOV2
