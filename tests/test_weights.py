@@ -417,7 +417,9 @@ def test_torchvisions_own(form, tmp_path):
     check_features(imported(tmp_path, net.state_dict(), block), features(net))
 
 
-@pytest.mark.parametrize("form", ["vit", "mae", "dinov2", "dinov3", "resnet", "convnext"])
+@pytest.mark.parametrize(
+    "form", ["vit", "mae", "dinov2", "dinov3", "gated dinov3", "resnet", "convnext"]
+)
 def test_transformers_own(form, tmp_path):
     """As save_pretrained writes them; and a state_dict, whose names differ from version 5 on."""
     t = pytest.importorskip("transformers")
@@ -431,11 +433,13 @@ def test_transformers_own(form, tmp_path):
     elif form == "dinov2":
         net = t.Dinov2Model(t.Dinov2Config(**sizes, mlp_ratio=2))
         block = {"name": "vit_small_patch14_dinov2", "options": VIT["options"]}
-    elif form == "dinov3":
+    elif form.endswith("dinov3"):
         sizes |= {"layer_norm_eps": 1e-5, "patch_size": 16, "num_register_tokens": 4}
+        gated = form.startswith("gated")
+        sizes |= {"use_gated_mlp": True, "hidden_act": "silu"} if gated else {}
         net = t.DINOv3ViTModel(t.DINOv3ViTConfig(**sizes))
         options = {**VIT["options"], "patch_size": 16}
-        block = {"name": "vit_small_patch16_dinov3_qkvb", "options": options}
+        block = {"name": f"vit_small{'_plus' * gated}_patch16_dinov3_qkvb", "options": options}
     elif form == "resnet":
         config = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
         net, block = t.ResNetModel(t.ResNetConfig(**config, depths=[1] * 4)), RESNET
