@@ -200,6 +200,20 @@ def train(root: Path, run: Path, *words: str) -> int:
     return cli.main(["train", str(root / "config.yaml"), *words])
 
 
+def test_what_an_evaluation_trains_says_what_it_could_not_read(root, tmp_path):
+    """Other images are another number: with another hash."""
+    block = {"type": "LinearAugmented", "epochs": 4, "batch_size": 6, "milestones": [2]}
+    words = [f"evaluations={json.dumps({'linear': block})}"]
+    found = {}
+    for name in ("whole", "damaged"):
+        assert train(root, tmp_path / name, "--no-baselines", *words) == 0
+        found[name] = RunFolder(tmp_path / name).evaluation("linear")
+        spoil(root, "train/a/1.png")
+    assert found["damaged"]["protocol"]["unreadable"] == "1 of train"
+    assert found["damaged"]["unreadable"] == {"train": ["a/1.png"]}
+    assert found["whole"]["hash"] != found["damaged"]["hash"]
+
+
 def test_a_run_goes_on_without_and_says_so(root, tmp_path, capsys):
     spoil(root, "train/a/1.png", "val/b/0.png")
     run = RunFolder(tmp_path / "run")

@@ -23,7 +23,7 @@ from ssl_zoo.config.part import Ready
 from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits
 from ssl_zoo.data.files import some
-from ssl_zoo.engine.hooks import Checkpoints, MetricsLogger, ProgressBar
+from ssl_zoo.engine.hooks import Checkpoints, MetricsLogger, ProgressBar, Unreadable
 from ssl_zoo.engine.hooks.scheduling import Schedules
 from ssl_zoo.engine.settings import TrainSettings
 from ssl_zoo.engine.stop import StopSignal
@@ -206,6 +206,13 @@ class Context:
             self.left_out[split] = names
         return found
 
+    def leave_out_unreadable(self, split: str, images: Tensor) -> None:
+        """Notes which of these, by position [n], some training has met and could not read."""
+        met = set().union(*distributed.collect(set(self.splits.unreadable.get(split, ()))))
+        names = self.splits.split(split).names(images) if met else []
+        if lost := [name for name in names if name in met]:
+            self.left_out[split] = lost
+
     def train(
         self,
         method,
@@ -231,7 +238,10 @@ class Context:
             Interrupted: asked to stop; the same call goes on.
         """
         scheduled = Schedules(schedules or {})
+        unreadable = Unreadable(self.splits.unreadable)
+        unreadable.load_state_dict({})  # what was met before has been told
         hooks = {
+            "unreadable": unreadable,
             "progress": ProgressBar(live=False),
             "schedules": scheduled,
             "metrics": MetricsLogger(scheduled),

@@ -165,6 +165,7 @@ class TrainedClassifier(Evaluation):
         lr = self._best_of(trials) if trials else self.lrs[0]
         batches = self._batches(context.splits, images, "whole")
         classifier = self._trained(context, lr, batches, "whole")
+        context.leave_out_unreadable("train", images)
         seen = context
         if classifier.backbone is not context.backbone:
             seen = replace(context, backbone=classifier.backbone, cache={})
