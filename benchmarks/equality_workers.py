@@ -64,7 +64,9 @@ RECIPES: dict[str, list[str]] = {
         "method.memory={type: EndToEnd, same_view_negatives: true, shuffle_bn: false}",
         "method.loss.temperature=0.2",
     ],
-    "byol": [
+    "byol": [  # its BatchNorms want a batch: at 32 a run says little of the next
+        "data.batch_size=128",
+        "optimizer.lr=0.06",
         "backbone.bn_groups=1",
         f"method={{type: BYOL, head: {MLP}, predictor: {MLP}, momentum: 0.98}}",
         "schedules={method.momentum: {type: Cosine, final: 1.0}}",
