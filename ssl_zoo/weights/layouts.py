@@ -55,7 +55,8 @@ _BY_CLASS = {name: {"global_pool": "token"} for name in _DINOV3}  # timm average
 # Projects save a state_dict as it is, or below one of these; Lightning and mmengine do the latter.
 _USUAL = ("state_dict", "model", "model_ema", "state_dict_ema", "")
 _FAIR = "github.com/facebookresearch"
-_TWELVE_HEADS = {f"vit_{size}_patch16_224": {"num_heads": 12} for size in ("tiny", "small")}
+_TWELVE_HEADS = {"vit_small_patch16_224": {"num_heads": 12}}
+_TINY_TOO = {"vit_tiny_patch16_224": {"num_heads": 12}}
 # Whoever has a plain `backbone` beside others evaluates that.
 _LIGHTLY_NAMES = tuple(
     f"{who}backbone." for who in ("", "teacher_", "student_", "query_", "online_")
@@ -133,7 +134,7 @@ LAYOUTS: dict[str, Layout] = {
         ("backbone.", "encoder."),
         r"(?:classifier|momentum_(?:backbone|encoder|classifier))\.",
         "github.com/vturrisi/solo-learn main_linear.py, solo/methods/base.py",
-        when=((r"decoder\.", _TWELVE_HEADS),),  # MAE's
+        when=((r"decoder\.", _TWELVE_HEADS | _TINY_TOO),),  # MAE's
     ),
     "barlowtwins": Layout(
         _USUAL, ("backbone.",), r"bn\.running_mean$", f"{_FAIR}/barlowtwins main.py"
