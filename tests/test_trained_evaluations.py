@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ssl_zoo import config
+from ssl_zoo.backbones import fits
 from ssl_zoo.backbones.timm import Timm
 from ssl_zoo.config import EVALUATIONS, ConfigError, Part, bind
 from ssl_zoo.data import Splits, Views
@@ -283,6 +284,7 @@ def test_rates_of_layers_are_timms(name, head, options):
 
 
 def test_a_backbone_that_does_not_tell_its_layers_has_one_rate_or_is_refused_first():
+    assert fits(Net(), "layers")  # which has them and no more
     network = nn.Linear(4, 3)
     network.num_features = 3
     with pytest.raises(ValueError, match=r"needs a backbone's layers\(\), which Linear does not"):

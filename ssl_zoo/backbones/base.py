@@ -130,16 +130,15 @@ class Tokens(Protocol):
 
 
 class Layers(Protocol):
-    """Parameters by depth, for learning rates that fall layer by layer (arXiv:2106.08254)."""
+    """Parameters by depth, for learning rates that fall layer by layer (arXiv:2106.08254).
 
-    head_joins_last: bool
-    """Whether a classifier's layer is the last of these; may be left out where it is not."""
+    Fine-tuning also asks, where a backbone has them, for `head_joins_last`, whether a classifier
+    belongs to the last of these layers, and for `undecayed()`, parameters that are left out of
+    weight decay as biases are.
+    """
 
     def layers(self) -> list[list[nn.Parameter]]:
         """From the stem to what pools; each parameter is in one of them."""
-
-    def undecayed(self) -> list[nn.Parameter]:
-        """Those of two dimensions and more without weight decay; may be left out."""
 
 
 class Lab(Protocol):
