@@ -163,6 +163,8 @@ def test_few_shot_is_scikit_learns_classifiers_on_each_draw():
     assert found.details["draws"]["logistic"] == pytest.approx(scores) and len(set(scores)) > 1
     assert found.metrics["logistic"] == pytest.approx(np.mean(scores))
     assert found.metrics["svm"] == pytest.approx(np.mean(found.details["draws"]["svm"]))
+    without = FewShot(k=3, draws=3, svm=False).judge(train, test)
+    assert without.metrics == {"logistic": found.metrics["logistic"]}
     low, high = found.details["interval"]["logistic"]
     # Student's t at 2 degrees of freedom: 4.303.
     half = 4.3027 * np.std(scores, ddof=1) / 3**0.5

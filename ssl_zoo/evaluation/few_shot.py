@@ -17,7 +17,7 @@ from ssl_zoo.system import rng
 CONFIDENCE = 0.95
 
 
-def classifiers(cost: float, seed: int) -> dict[str, Callable[[], Any]]:
+def classifiers(cost: float, svm: bool, seed: int) -> dict[str, Callable[[], Any]]:
     """Makers of scikit-learn's classifiers by name; ImportError where it is not installed."""
     try:
         from sklearn.linear_model import LogisticRegression
@@ -25,10 +25,12 @@ def classifiers(cost: float, seed: int) -> dict[str, Callable[[], Any]]:
     except ImportError as error:
         needs = "FewShot's classifiers are scikit-learn's: pip install scikit-learn"
         raise ImportError(needs) from error
-    return {
-        "logistic": lambda: LogisticRegression(C=cost, max_iter=1000),
-        "svm": lambda: LinearSVC(C=cost, random_state=seed, max_iter=10000),
+    makers: dict[str, Callable[[], Any]] = {
+        "logistic": lambda: LogisticRegression(C=cost, max_iter=1000)
     }
+    if svm:
+        makers["svm"] = lambda: LinearSVC(C=cost, random_state=seed, max_iter=10000)
+    return makers
 
 
 def draw(labels: Tensor, counts: Tensor, *key: int | str) -> Tensor:
@@ -64,6 +66,7 @@ class FewShot(Evaluation):
         k: images of a class.
         draws: of the images, by `seed`; the same for every network.
         cost: scikit-learn's C, the inverse of the regularization.
+        svm: train them too. They are one against all: of hundreds of classes they take minutes.
         train_limit, test_limit: images used of the split; null: all.
         precision: of the backbone's pass.
     """
@@ -77,19 +80,20 @@ class FewShot(Evaluation):
         k: PositiveInt = 5,
         draws: AtLeastTwo = 5,
         cost: PositiveFloat = 1.0,
+        svm: bool = True,
         seed: NonNegativeInt = 0,
         train_limit: PositiveInt | None = None,
         test_limit: PositiveInt | None = None,
         precision: Precision = "fp32",
     ):
-        self.k, self.draws, self.cost, self.seed = k, draws, cost, seed
+        self.k, self.draws, self.cost, self.svm, self.seed = k, draws, cost, svm, seed
         self.limits, self.precision = (train_limit, test_limit), precision
 
     def check(self, splits: Splits) -> None:
         train = splits.split("train")
         check_usable("FewShot", train_split=train, test_split=splits.split("test"))
         self._check_labels(train.labels[splits.chosen("train", self.limits[0])], train.classes)
-        classifiers(self.cost, self.seed)
+        classifiers(self.cost, self.svm, self.seed)
 
     def _check_labels(self, labels: Tensor, names: list[str] | None = None) -> None:
         """Raises ValueError unless there are two classes, and k images of each that has any."""
@@ -105,8 +109,9 @@ class FewShot(Evaluation):
             raise ValueError(f"FewShot: {problem}, class {name} has {int(counts[least])}")
 
     def judge(self, train: Labeled, test: Labeled, device: torch.device | str = "cpu") -> Outcome:
-        """'logistic' and 'svm', the mean top-1 in % over draws; as details each draw's, and an
-        'interval' of the mean at 95%.
+        """'logistic' and, if asked for, 'svm', the mean top-1 in % over draws.
+
+        As details each draw's, and an 'interval' of the mean at 95%.
 
         The rows are of logistic regression: what most draws say of a test image, and as score the
         share of the draws that are right, whose mean over the images is the metric. A class that
@@ -122,7 +127,7 @@ class FewShot(Evaluation):
         said: dict[str, list[Tensor]] = {}
         for number in range(self.draws):
             chosen = draw(train.labels, few, self.seed, "few shot", number).numpy()
-            for name, make in classifiers(self.cost, self.seed).items():
+            for name, make in classifiers(self.cost, self.svm, self.seed).items():
                 model = make().fit(x[chosen], train.labels.numpy()[chosen])
                 said.setdefault(name, []).append(torch.from_numpy(model.predict(inputs)))
         right = {name: torch.stack(of) == test.labels for name, of in said.items()}  # [draws, m]
