@@ -81,6 +81,20 @@ def test_a_table_has_a_row_for_each_point(folder):
     assert everything.count("|") == 8 and "| images/s | peak GB |" in everything
 
 
+def test_baselines_that_are_asked_for_are_rows_of_the_table(folder):
+    table = block(folder, "fig3.json table raw pixels | knn").strip().splitlines()
+    assert len(table) == 2 + 4 + 1 and table[-1].startswith("| raw pixels | 1 | 20.00")
+    assert "no baseline of knn" in error_of(folder, "fig3.json table raw pixel | knn")
+
+
+def test_differences_of_several_pairs_in_several_quantities(folder):
+    pairs = "MoCo, 4096 > MoCo, 32; MoCo, 32 > raw pixels"
+    table = block(folder, f"fig3.json differences {pairs} | knn").strip().splitlines()
+    assert table[0] == "|  | knn, % |" and len(table) == 2 + 2
+    assert table[2] == "| MoCo, 4096 less MoCo, 32 | +3.0 (2.9 to 3.1) |"
+    assert table[3].startswith("| MoCo, 32 less raw pixels | +47.0 (")
+
+
 def test_the_main_evaluation_over_epochs(folder):
     lines = block(folder, "fig3.json epochs MoCo, 4096; end-to-end, 31").strip().splitlines()
     assert lines[0] == "| epochs | 1 | 2 |"

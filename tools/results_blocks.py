@@ -38,8 +38,9 @@ from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.study.grid import Contrast, find_point, title
 from ssl_zoo.study.report.figure import curve_of, draw
 from ssl_zoo.study.report.kept import Kept, load, read_json
-from ssl_zoo.study.report.results import Column
+from ssl_zoo.study.report.results import Baseline, Column
 from ssl_zoo.study.report.tables import mean, spread
+from ssl_zoo.study.verdict import Comparison
 from ssl_zoo.system.files import sha256
 
 ROOT = kept_results.ROOT
@@ -50,14 +51,22 @@ BLOCK = re.compile(f"{START}(?P<asked>[^\\n]*?) -->(?P<inside>.*?){END}", flags=
 def table(kept: Kept, of: str, quantities: list[str]) -> str:
     """A row for each point: seeds, then mean and standard deviation of each quantity.
 
-    Without quantities: all evaluations, then what training leaves.
+    Without quantities: all evaluations, then what training leaves. Of 'a baseline; ...', a row for
+    each of these as well.
     """
     columns = [column_of(kept, name) for name in quantities] or kept.columns
     rows = []
     for row in kept.rows:
         cells = [shown(scores(kept, row, column)) for column in columns]
         rows.append([title(row.point), str(len(row.finished)), *cells])
+    for name in parted(of):
+        values = [baseline_of(column, name).scores for column in columns]
+        rows.append([name, str(max(map(len, values))), *map(spread, values)])
     return as_table(["", "seeds", *map(header, columns)], rows)
+
+
+def parted(of: str) -> list[str]:
+    return [text.strip() for text in of.split(";") if text.strip()]
 
 
 def header(column: Column) -> str:
@@ -81,10 +90,24 @@ def one(kept: Kept, quantities: list[str]) -> Column:
 
 def verdict(kept: Kept, of: str, quantities: list[str]) -> str:
     """Of 'A > B', the sentence; 'exploratory' of what was not planned. B may be a baseline."""
-    column = one(kept, quantities)
-    contrast = Contrast.read(of, list(kept.at), [baseline.name for baseline in column.baselines])
-    compared = kept_results.compared(kept, contrast, column)
+    compared = comparison(kept, of, one(kept, quantities))
     return compared.sentence if compared.contrasts else f"{compared.sentence} (exploratory)"
+
+
+def comparison(kept: Kept, of: str, column: Column) -> Comparison:
+    contrast = Contrast.read(of, list(kept.at), [baseline.name for baseline in column.baselines])
+    return kept_results.compared(kept, contrast, column)
+
+
+def differences(kept: Kept, of: str, quantities: list[str]) -> str:
+    """Of 'A > B; ...', a row for each: how much higher A is, and its 95% interval over seeds."""
+    columns = [column_of(kept, name) for name in quantities] or kept.columns
+    rows = []
+    for text in parted(of):
+        compared = [comparison(kept, text, column) for column in columns]
+        cells = [f"{c.mean:+.1f} ({c.interval[0]:.1f} to {c.interval[1]:.1f})" for c in compared]
+        rows.append([f"{compared[0].a} less {compared[0].b}", *cells])
+    return as_table(["", *map(header, columns)], rows)
 
 
 def number(kept: Kept, of: str, quantities: list[str]) -> str:
@@ -95,14 +118,17 @@ def number(kept: Kept, of: str, quantities: list[str]) -> str:
 
 def baseline(kept: Kept, of: str, quantities: list[str]) -> str:
     """Of one that all points share, by name: mean and standard deviation."""
-    column = one(kept, quantities)
+    return spread(baseline_of(one(kept, quantities), of).scores)
+
+
+def baseline_of(column: Column, name: str) -> Baseline:
     known = {baseline.name: baseline for baseline in column.baselines}
-    if of not in known:
-        raise not_among("", f"no baseline of {column.evaluation}", of, known)
-    if not known[of].shared:
+    if name not in known:
+        raise not_among("", f"no baseline of {column.evaluation}", name, known)
+    if not known[name].shared:
         problem = "a baseline of each arm and not of all"
-        raise ConfigError("", problem, found=of, expected="one that all points share")
-    return spread(known[of].scores)
+        raise ConfigError("", problem, found=name, expected="one that all points share")
+    return known[name]
 
 
 def costs(kept: Kept, of: str, quantities: list[str]) -> str:
@@ -120,7 +146,7 @@ def epochs(kept: Kept, of: str, quantities: list[str]) -> str:
 
     Of 'POINT; POINT; ...' these points; without, all.
     """
-    wanted = [find_point(text.strip(), kept.at, "") for text in of.split(";") if text.strip()]
+    wanted = [find_point(text, kept.at, "") for text in parted(of)]
     curves = {at: curve_of(kept.at[at], kept.main) for at in wanted or kept.at}
     columns = sorted({epoch for curve in curves.values() for epoch in curve})
     rows = [
@@ -136,10 +162,13 @@ def origin(kept: Kept, of: str, quantities: list[str]) -> str:
 
 
 def study(kept: Kept, of: str, quantities: list[str]) -> str:
-    """The table, the verdict of each planned contrast in the main evaluation, the origin."""
+    """The table, the verdict of each planned contrast in the main evaluation, the origin.
+
+    Of 'a baseline; ...', the table has these as well.
+    """
     verdicts = [f"- {verdict(kept, contrast, [])}" for contrast in kept.data["contrasts"]]
     origin = f"From {kept_results.origin(kept)}."
-    parts = [table(kept, "", quantities), "\n".join(verdicts), origin]
+    parts = [table(kept, of, quantities), "\n".join(verdicts), origin]
     return "\n\n".join(filter(None, parts))
 
 
@@ -202,6 +231,7 @@ KINDS: dict[str, Callable[[Kept, str, list[str]], str]] = {
     "study": study,
     "table": table,
     "verdict": verdict,
+    "differences": differences,
     "number": number,
     "baseline": baseline,
     "costs": costs,
