@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/installed
 	$(BIN)/ssl-zoo data get textures
-	$(BIN)/ssl-zoo ablate configs/ablation/demo.yaml --jobs 2
+	$(BIN)/ssl-zoo ablate configs/ablation/demo.yaml
 
 test: $(VENV)/installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal

@@ -179,19 +179,21 @@ def test_costs_are_compared_as_ratios_and_less_is_better(folder):
     assert "; 0.80 times (0.80 to 0.81), p 0.0078, 8 seeds, exploratory | 0.99 times theirs" in line
 
 
-def test_nothing_is_held_against_memory(folder):
+def test_nothing_is_held_against_a_remembered_number(folder):
     paper = PAPER.replace("source: P", "source: M")
     held = read(folder, ORDER, paper)
     assert held.verdict == "shown" and held.deviation is None
     assert "MoCo 4096: 59.0, MoCo 32: 54.0 (M)" in rows(folder)[0]
-    assert "a verdict on memory" in error_of(folder, ours("MoCo, 32", "top1: 60.0"), paper)
+    assert "a verdict on a number from memory" in error_of(
+        folder, ours("MoCo, 32", "top1: 60.0"), paper
+    )
 
 
 def test_what_was_not_run_has_the_command_and_no_number(folder):
     (folder / "results" / "fig3.json").unlink()
-    assert read(folder, ORDER).verdict == "not run yet"
+    assert read(folder, ORDER).verdict == "not run"
     page = reproduction_page.render(claims.read(folder / "ledger", folder / "results"))
-    assert "| not run yet | – | not run yet |" in page
+    assert "| not run | – | not run |" in page
     assert "`results/fig3.json`: not run yet. `ssl-zoo ablate configs/ablation/fig3.yaml`" in page
 
 
@@ -200,12 +202,12 @@ def test_a_point_that_is_planned_and_not_kept_yet_is_not_run_yet(folder):
     data["runs"] = [run for run in data["runs"] if run["arm"] != "memory bank"]
     data["contrasts"] = [text for text in data["contrasts"] if "bank" not in text]
     kept_study.write(folder / "results", data)
-    assert read(folder, ours("MoCo, 4096 > memory bank, 4096")).verdict == "not run yet"
+    assert read(folder, ours("MoCo, 4096 > memory bank, 4096")).verdict == "not run"
 
 
 # ---------------------------------------------------------------- what is wrong is named
 
-NOT_RUN = "        verdict: not shown\n"
+NOT_RUN = "        verdict: not run\n"
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from ssl_zoo.study.verdict import Comparison, standard_error
 
 LEDGER = kept_results.ROOT / "ledger"
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
-CANNOT_TELL, NOT_RUN = "cannot tell at this size", "not run yet"
-MEMORY = "M"
-Source = Literal["P", "C", "T", "M"]  # the paper, the authors' code, a third party, memory
+CANNOT_TELL, NOT_RUN = "cannot tell at this size", "not run"
+REMEMBERED = "M"
+Source = Literal["P", "C", "T", "M"]  # the paper, the authors' code, a third party, remembered
 
 
 class Ours:
@@ -91,7 +91,7 @@ class Claim:
     Args:
         says: in one sentence.
         source: where their numbers were read: the paper (P), the authors' code or its README (C), a
-            third party's notes (T), memory (M). Nothing is held against a number from memory.
+            third party's notes (T), or remembered and not looked up (M): no number is held against it.
         theirs: label -> number. Where `ours` compares two, the two in that order; one for one.
         ours: null: nothing was run.
         verdict: where nothing was run.
@@ -106,7 +106,7 @@ class Claim:
         source: Source,
         theirs: dict[str, int | float] = {},  # noqa: B006
         ours: Part[Ours] | None = None,
-        verdict: Literal["not shown", "cannot tell at this size"] | None = None,
+        verdict: Literal["not run", "cannot tell at this size"] | None = None,
         reason: str | None = None,
         command: str | None = None,
     ):
@@ -126,9 +126,14 @@ class Claim:
                 expected = "two numbers or none" if sides == 2 else "one number"
                 found = f"{len(theirs)} for {ours.kwargs['compare']!r}"
                 raise ConfigError("theirs", "not what is compared", found=found, expected=expected)
-            if sides == 1 and source == MEMORY:
+            if sides == 1 and source == REMEMBERED:
                 expected = "a number that was read somewhere"
-                raise ConfigError("source", "a verdict on memory", found=MEMORY, expected=expected)
+                raise ConfigError(
+                    "source",
+                    "a verdict on a number from memory",
+                    found=REMEMBERED,
+                    expected=expected,
+                )
 
 
 class Table:
@@ -256,7 +261,7 @@ class Held:
     def expected(self) -> float | None:
         """Their number as `comparison` has ours; None where there is none, or it is from memory."""
         numbers = list(self.claim.theirs.values())
-        if self.claim.source == MEMORY or not numbers:
+        if self.claim.source == REMEMBERED or not numbers:
             return None
         if len(numbers) == 1:
             return 0.0  # the comparison is with their number already

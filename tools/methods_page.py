@@ -51,7 +51,7 @@ table says labels):
 ssl-zoo ablate configs/ablation/zoo.yaml      # goes on where it was stopped
 ```
 
-Each method gets about two minutes on two CPU cores: a
+Each method gets about two minutes on a CPU core: a
 ResNet-10 of half the width or, for methods that need tokens, a ViT with 16 or 49 patches. That is
 far from the papers' settings. The figures show that a method learns something here; they do not
 rank the papers. One seed: differences below a point mean nothing.

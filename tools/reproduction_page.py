@@ -40,8 +40,8 @@ studies); no deviation and no verdict is typed where something was run.
 two CPU cores and small images. So absolute numbers are compared only where data and protocol are
 the same. Elsewhere the claim itself is tested, usually an order: the same comparison at our size,
 over seeds that both arms share. `theirs` has the letter of where a number was read: **P** the
-paper's text, **C** the authors' code or README, **T** a third party, **M** memory, which nothing is
-held against. `ours` has mean ± standard deviation over seeds, then the paired difference with its
+paper's text, **C** the authors' code or README, **T** a third party, **M** remembered and not looked
+up, so that no number is compared with it. `ours` has mean ± standard deviation over seeds, then the paired difference with its
 95% interval and p: of the sign-flip test, by Holm over the study's planned contrasts, and marked
 *exploratory* where a comparison was not planned. `deviation` is ours less theirs, in the same unit
 and in standard errors over seeds; between different data sets it compares sizes of an effect, and
@@ -54,8 +54,9 @@ no more. A p says that an order is no accident of seeds on these data, and nothi
 | not shown | the interval lies within the margin: no difference that matters | |
 | cannot tell at this size | neither | neither |
 
-Where nothing was run the verdict is *not shown*, or *cannot tell at this size* where our sizes
-could not tell, with the reason; *not run yet* is a study of which only the grid comes along.
+Where nothing was run the verdict is *not run*, or *cannot tell at this size* where our sizes could
+not tell, with the reason. Commands for ImageNet are for one GPU; on 8 of them add
+`backbone.bn_groups=1`.
 A study becomes a result by `ssl-zoo ablate GRID --report-only --keep results/NAME.json`."""
 
 HEADER = ("claim", "theirs", "ours", "deviation", "verdict")
