@@ -91,7 +91,7 @@ class Claim:
     Args:
         says: in one sentence.
         source: where their numbers were read: the paper (P), the authors' code or its README (C), a
-            third party's notes (T), or remembered and not looked up (M): no number is held against it.
+            third party's notes (T); or remembered (M), so that no number is held against it.
         theirs: label -> number. Where `ours` compares two, the two in that order; one for one.
         ours: null: nothing was run.
         verdict: where nothing was run.

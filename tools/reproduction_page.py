@@ -40,12 +40,13 @@ studies); no deviation and no verdict is typed where something was run.
 two CPU cores and small images. So absolute numbers are compared only where data and protocol are
 the same. Elsewhere the claim itself is tested, usually an order: the same comparison at our size,
 over seeds that both arms share. `theirs` has the letter of where a number was read: **P** the
-paper's text, **C** the authors' code or README, **T** a third party, **M** remembered and not looked
-up, so that no number is compared with it. `ours` has mean ± standard deviation over seeds, then the paired difference with its
-95% interval and p: of the sign-flip test, by Holm over the study's planned contrasts, and marked
-*exploratory* where a comparison was not planned. `deviation` is ours less theirs, in the same unit
-and in standard errors over seeds; between different data sets it compares sizes of an effect, and
-no more. A p says that an order is no accident of seeds on these data, and nothing of other data.
+paper's text, **C** the authors' code or README, **T** a third party, **M** remembered and not
+looked up, so that no number is compared with it. `ours` has mean ± standard deviation over seeds,
+then the paired difference with its 95% interval and p: of the sign-flip test, by Holm over the
+study's planned contrasts, and marked *exploratory* where a comparison was not planned. `deviation`
+is ours less theirs, in the same unit and in standard errors over seeds; between different data sets
+it compares sizes of an effect, and no more. A p says that an order is no accident of seeds on these
+data, and nothing of other data.
 
 | verdict | of an order, "A is better" | of a level, "A is as good as B", or of a number |
 |---|---|---|
