@@ -182,8 +182,10 @@ class Run:
         with kept_random_state(on):
             subject = load_subject(self.path, on, self.given)
             parts = subject.parts(name, list(keys.items()))
-            splits = {n: x for n, x in {"train": train, "test": test}.items() if x is not None}
-            if splits:
+            given = {"train": train, "test": test}
+            if splits := {n: x for n, x in given.items() if x is not None}:
+                of_run = run_splits(subject.sections)
+                splits |= {n: of_run.split(n) for n in given.keys() - splits}
                 subject.judge_on(Part(given_images, splits=splits), parts)
             [(_, result, _)] = subject.evaluate(parts, on)
         return result

@@ -18,6 +18,8 @@ import ssl_zoo as sz
 from ssl_zoo.cli.command_line import main
 from ssl_zoo.config import ConfigError
 from ssl_zoo.data.datasets.bundled import Digits
+from ssl_zoo.data.given import dataset_block
+from ssl_zoo.evaluation.knn import KNN
 from ssl_zoo.runs import RunFolder
 
 IMAGES = torch.arange(48 * 3 * 8 * 8).remainder(251).to(torch.uint8).view(48, 3, 8, 8)
@@ -113,6 +115,49 @@ def test_a_run_from_data_sets_and_a_module_is_judged(run):
     assert run.evaluate("knn", train=other, test=other, k=3)["protocol"]["classes"] == 2
     with pytest.raises(ConfigError, match=r"no evaluation of this name.*\n.*'nn'"):
         run.evaluate("nn")
+
+
+def test_other_images_with_the_same_labels_are_another_protocol(run):
+    others = TensorDataset(IMAGES.flip(0), LABELS)
+    own = run.evaluate("knn")["hash"]
+    hashes = [run.evaluate("knn", train=x, test=x)["hash"] for x in (LABELED, LABELED, others)]
+    assert own == hashes[0] == hashes[1] != hashes[2]
+    # What is not given is the run's.
+    assert run.evaluate("knn", test=LABELED)["metrics"] == run.evaluate("knn")["metrics"]
+
+
+def test_two_evaluations_on_images_of_their_own_have_each_its_own(run, tmp_path):
+    """Which nothing but Python tells apart."""
+    wrong = TensorDataset(IMAGES, LABELS.roll(1))
+    found = trained(
+        tmp_path / "run",
+        data={"train": LABELED, "test": LABELED},
+        evaluations={
+            name: {
+                "type": "KNN",
+                "k": 1,
+                "data": {"dataset": dataset_block({"train": x, "test": LABELED})},
+            }
+            for name, x in (("same", LABELED), ("rolled", wrong))
+        },
+    ).result["evaluations"]
+    assert found["same"]["metrics"]["top1"] == 100 and found["rolled"]["metrics"]["top1"] == 0
+
+
+def test_a_ready_evaluation_is_refused_as_its_results_could_not_name_its_arguments(tmp_path):
+    with pytest.raises(ConfigError, match=r"(?s)evaluations.knn: a ready evaluation.*partial\(KNN"):
+        trained(
+            tmp_path / "run",
+            data={"train": LABELED, "test": LABELED},
+            evaluations={"knn": KNN(k=3)},
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_list_is_recorded_as_one_and_not_item_by_item(tmp_path):
+    items = [(image, int(label)) for image, label in LABELED]
+    written = trained(tmp_path / "run", data=items).folder.config_path.read_text()
+    assert len(written) < 4000 and "collections.UserList" in written
 
 
 def test_another_call_is_refused_in_the_folder(tmp_path):

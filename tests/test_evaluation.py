@@ -538,7 +538,7 @@ def test_not_a_number_is_never_best(tmp_path):
 # Names, and what does not go together.
 
 
-@pytest.mark.parametrize("name", ["all", "a.b", "a b", "../a", "", 1])
+@pytest.mark.parametrize("name", ["all", "source", "by_hand", "a.b", "a b", "../a", "", 1])
 def test_a_name_that_cannot_be_typed_or_be_a_folder_is_refused_by_the_check(name):
     with pytest.raises(ConfigError, match="no name for an evaluation"):
         experiment.parse(config.load(DIGITS, [("evaluations", {name: KNN[1]})]))

@@ -73,6 +73,19 @@ def test_labels_at_hand_are_taken_without_a_pass():
     assert Wrapped(AtHand(PIXELS), "pretrain").labels.tolist() == [1, 0, 1, 1]
 
 
+def test_a_set_is_known_by_its_pixels_unless_it_draws_them_itself():
+    class Drawing(TensorDataset):
+        def __getitem__(self, index):
+            return torch.rand(3, 5, 6), 0
+
+    labels = torch.zeros(4).long()
+    same, other = (Wrapped(TensorDataset(x, labels), "train") for x in (PIXELS, PIXELS.flip(0)))
+    assert same.identity == Wrapped(TensorDataset(PIXELS, labels), "test").identity
+    assert same.identity != other.identity
+    drawn = [Wrapped(Drawing(PIXELS, labels), "train").identity for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
 def test_splits_are_given_by_name():
     splits = {"train": TensorDataset(PIXELS, torch.tensor([0, 1, 0, 1]))}
     assert len(given_images("pretrain", splits=splits)) == 4

@@ -15,6 +15,7 @@ from tiny import TinyNet
 import ssl_zoo as sz
 from ssl_zoo import config
 from ssl_zoo.cli.command_line import main
+from ssl_zoo.experiment.by_hand import results_of
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.study.leaderboard import Board, read
 from ssl_zoo.weights import file as weights
@@ -161,6 +162,18 @@ def test_what_lacks_an_evaluation_is_judged_once_and_kept(run, tmp_path, capsys,
     assert [x.name for x in tmp_path.glob("*.evaluations")] == ["moved.pt.evaluations"]
     monkeypatch.setattr("ssl_zoo.experiment.subject.measure", None)  # nothing is measured again
     assert said(capsys, *words)[0] == 0
+
+
+def test_a_file_in_a_folder_called_checkpoints_is_in_no_run(run, tmp_path, capsys):
+    """So results of it are not taken for another file's that has its name by then."""
+    file = tmp_path / "checkpoints" / "net.pt"
+    file.parent.mkdir()
+    shutil.copy(RunFolder(run).checkpoints()[-1], file)
+    assert said(capsys, "leaderboard", file, "--evaluate", "all", "knn.k=4")[0] == 0
+    assert len(list(results_of(file))) == 1 and not (tmp_path / "evaluations").exists()
+    with file.open("ab") as other:
+        other.write(b"other")
+    assert not list(results_of(file))
 
 
 def test_another_set_of_images_is_another_column(run, tmp_path, capsys):

@@ -20,7 +20,7 @@ import ssl_zoo as sz
 from ssl_zoo.cli.command_line import main
 from ssl_zoo.config import Part
 from ssl_zoo.data.image import Views
-from ssl_zoo.search import folder as embedding
+from ssl_zoo.ops.weights import digest_of_weights
 from ssl_zoo.search import image_index, table
 from ssl_zoo.search.folder import embed_images
 from ssl_zoo.search.image_index import ImageIndex
@@ -506,10 +506,10 @@ def test_a_sheet_shows_what_it_can(photos, tmp_path):
 
 
 def test_the_digest_of_weights_is_of_every_tensor(embedder):
-    one = embedding.digest_of_weights(embedder.backbone)
+    one = digest_of_weights(embedder.backbone)
     net = TinyNet(in_chans=3)
     net.load_state_dict(embedder.backbone.state_dict())
-    assert embedding.digest_of_weights(net) == one
+    assert digest_of_weights(net) == one
     with torch.no_grad():
         net.net[0].bias[3] += 1e-3
-    assert embedding.digest_of_weights(net) != one
+    assert digest_of_weights(net) != one

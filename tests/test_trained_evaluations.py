@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
 from tiny import same, stopped_at
 from torch import nn
@@ -352,10 +353,32 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(evaluation, tmp_path, mon
         stopped_at(patch, 1)
         evaluation.evaluate(context(tmp_path / "parts"))
     parts = evaluation.evaluate(context(tmp_path / "parts"))
-    lines = RunFolder(tmp_path / "parts").inside("whole").metrics()
+    (folder,) = (tmp_path / "parts").glob("*/whole")
+    lines = RunFolder(folder).metrics()
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps)) and len(steps) == 2  # what was done was not done again
     assert parts.metrics == whole.metrics and same([*parts.rows], [*whole.rows])
+
+
+@each
+def test_what_other_weights_have_trained_in_the_folder_is_not_gone_on_with(evaluation, tmp_path):
+    other = backbone()
+    torch.nn.init.zeros_(other.conv.weight)
+    evaluation.evaluate(context(tmp_path / "one"))
+    found = evaluation.evaluate(context(tmp_path / "one", other)).rows.score
+    assert same(found, evaluation.evaluate(context(tmp_path / "two", other)).rows.score)
+
+
+def test_a_copy_to_train_drops_nothing():
+    vit = Timm(
+        name="vit_tiny_patch16_224",
+        options={"drop_path_rate": 0.5, "depth": 2, "proj_drop_rate": 0.1},
+    )
+    assert {m.drop_prob for m in vit.modules() if isinstance(m, DropPath)} == {0.5}
+    tuned = classifier.copy_to_train(vit, CPU)
+    assert {m.drop_prob for m in tuned.modules() if isinstance(m, DropPath)} == {0.0}
+    assert {m.p for m in tuned.modules() if isinstance(m, nn.Dropout)} == {0.0}
+    assert {m.drop_prob for m in vit.modules() if isinstance(m, DropPath)} == {0.5}
 
 
 def test_of_a_file_of_weights_they_go_on_beside_it(tmp_path, monkeypatch):
@@ -378,7 +401,7 @@ def test_of_a_file_of_weights_they_go_on_beside_it(tmp_path, monkeypatch):
         return result["hash"]
 
     def trained():
-        (folder,) = tmp_path.glob(f"*/file_{sha256(file)[:12]}/linearaugmented-*/whole")
+        (folder,) = tmp_path.glob(f"*/file_{sha256(file)[:12]}/linearaugmented-*/*/whole")
         return [line["step"] for line in RunFolder(folder).metrics()]
 
     saved(0)

@@ -273,6 +273,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_images_and_check
     assert all(v.isfinite().all() for v in weights.values() if v.is_floating_point())
 
 
+def stopped_by_one_rank(folder: str) -> tuple[int, bool]:
+    trainer = make(Path(folder), ("backbone.norm", False), "method.memory.shuffle_bn=false")
+
+    class Poison(Hook):
+        def before_step(self, trainer):
+            if trainer.step == 8 and distributed.rank() == 1:
+                trainer.method.loss.temperature = math.nan
+
+    trainer.hooks = {"poison": Poison(), **trainer.hooks}
+    with pytest.raises(NonFiniteLoss) as caught:
+        trainer.fit()
+    return trainer.step, "step 8" in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path):
+    assert on_ranks(2, stopped_by_one_rank, str(tmp_path)) == [(9, True)] * 2
+
+
 # Schedules.
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple, NoReturn
 
@@ -151,6 +151,19 @@ def _spelled(value: Any, *how: bool) -> Any:
         return [_spelled(item, *how) for item in value]
     plain = value is None or isinstance(value, str | int | float)  # bool is an int
     return value if plain else named(value if hasattr(value, "__qualname__") else type(value))
+
+
+def known_by(value: Any) -> Hashable:
+    """Equal for blocks that say the same; what is no plain value is the same only as itself."""
+    if isinstance(value, Ready):
+        return known_by(value.made)
+    if isinstance(value, Part):
+        return value.target, known_by(value.arguments())
+    if isinstance(value, Mapping):
+        return tuple((name, known_by(value[name])) for name in sorted(value, key=str))
+    if isinstance(value, list | tuple):
+        return tuple(map(known_by, value))
+    return value if value is None or isinstance(value, str | int | float) else ("object", id(value))
 
 
 class Ready(Part):

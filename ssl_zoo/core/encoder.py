@@ -70,6 +70,18 @@ def encode_views(encoder: Encoder, views: list[Tensor]) -> list[Tensor]:
     return outputs
 
 
+def without_drops(network: nn.Module) -> nn.Module:
+    """The same network, whose drop path and dropout drop nothing from now on."""
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "drop_rate"):  # timm's CNNs, before the classifier
+            module.drop_rate = 0.0
+    return network
+
+
 class MomentumEncoder(nn.Module):
     """A copy of an encoder that follows it slowly: a key encoder, a target network, a teacher.
 
@@ -79,14 +91,7 @@ class MomentumEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
-        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
-        for module in self.encoder.modules():
-            if isinstance(module, DropPath):
-                module.drop_prob = 0.0
-            elif isinstance(module, nn.Dropout):
-                module.p = 0.0
-            elif hasattr(module, "drop_rate"):  # timm's CNNs, before the classifier
-                module.drop_rate = 0.0
+        self.encoder = without_drops(copy.deepcopy(encoder).requires_grad_(False))
 
     @property
     def backbone(self) -> nn.Module:

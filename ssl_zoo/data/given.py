@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections import UserList
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from ssl_zoo.config import ConfigError, Part, load, not_among
 from ssl_zoo.config.yaml import RECIPES
-from ssl_zoo.data.source import ImageSet, Split, Stream
+from ssl_zoo.data.source import ImageSet, Split, Stream, identities
 
 PRESETS = {p.stem.removeprefix("views_"): p for p in (RECIPES / "_base_").glob("views_*.yaml")}
 PUBLISHED = 224  # pixels, of the presets' large views
+LOOKED_AT = 256  # images by which a data set is known
 
 
 class Wrapped(ImageSet):
@@ -60,6 +62,20 @@ class Wrapped(ImageSet):
             return int(item[1])
         found, expected = f"item {index} is one {type(item).__name__}", "(image, label)"
         raise ConfigError("data", "labels are needed", found=found, expected=expected)
+
+    @cached_property
+    def fingerprint(self) -> Tensor:
+        """[n] int64, of positions, and of the pixels of LOOKED_AT images, evenly spaced.
+
+        Not of pixels where the same image comes out in two ways: such a set draws by itself.
+        """
+        items = [str(i).encode() for i in range(len(self))]
+        first = [self._pixels(0) for _ in range(2)] if items else []
+        if first and torch.equal(*first):
+            for i in (torch.arange(LOOKED_AT) * len(self) // LOOKED_AT).unique().tolist():
+                pixels = self._pixels(i)
+                items[i] += f" {tuple(pixels.shape)} ".encode() + pixels.numpy().tobytes()
+        return identities(items)
 
     def fetch(self, index: Tensor) -> list[Tensor]:
         return [self._pixels(i) for i in index.tolist()]
@@ -159,7 +175,9 @@ def dataset_block(data: Any) -> Any:
     for name in splits:
         if name not in get_args(Split):
             raise not_among(f"data.{name}", "no split of a data set", name, get_args(Split))
-    return Part(given_images, splits=splits)
+    # A run records of what was given its type alone, and of a list each item.
+    unlisted = {n: UserList(x) if isinstance(x, list | tuple) else x for n, x in splits.items()}
+    return Part(given_images, splits=unlisted)
 
 
 def shows_whole(block: Any, size: int) -> bool:

@@ -106,8 +106,9 @@ class Splits:
     def identity(self) -> dict[str, Any]:
         """Which images these are, wherever they lie: plain values."""
         sets = {name: self.split(name) for name in ("train", "test")}
-        # What lies in RAM is what its block says; below a root there may be any files.
-        from_files = {name: dataset for name, dataset in sets.items() if not dataset.in_ram}
+        # What lies in RAM is what its block says, but of Python's; below a root may be any files.
+        said = self.blocks["dataset"].target in DATASETS.module_dict.values()
+        from_files = {n: dataset for n, dataset in sets.items() if not (said and dataset.in_ram)}
         return {
             **self.declared(),
             "train_images": len(sets["train"]),

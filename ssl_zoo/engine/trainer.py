@@ -141,9 +141,11 @@ class Trainer:
         steps, losses = zip(*self.losses, strict=True)
         self.losses.clear()
         finite = torch.stack(losses).isfinite().tolist()
-        if all(finite):
+        bad = [step for step, fine in zip(steps, finite, strict=True) if not fine]
+        firsts = [step for step, *_ in filter(None, distributed.collect(bad))]  # of all ranks
+        if not firsts:
             return
-        step = steps[finite.index(False)]
+        step = min(firsts)
         images = self.data.indices(step)
         good = [p for p in self.folder.checkpoints() if p <= self.folder.checkpoint(step)]
         shown, per_epoch = ", ".join(map(str, images[:8].tolist())), self.data.steps_per_epoch

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.config import Part
-from ssl_zoo.config.part import Ready
 from ssl_zoo.core import Batch
 from ssl_zoo.data import Splits
 from ssl_zoo.data.files import some
@@ -30,6 +29,7 @@ from ssl_zoo.engine.stop import StopSignal
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation.features import Labeled, Precision, extract_split
 from ssl_zoo.ops.modes import eval_mode
+from ssl_zoo.ops.weights import digest_of_weights
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all, seed_rank
@@ -213,6 +213,14 @@ class Context:
         if lost := [name for name in names if name in met]:
             self.left_out[split] = lost
 
+    def of_these_weights(self, *further: Any) -> Context:
+        """The same in a folder that only they have: what others have trained is not gone on with.
+
+        As after a file was replaced, or a run came to a step again in another way.
+        """
+        digest = distributed.attempt(lambda: digest_of_weights(self.backbone, *further))
+        return replace(self, folder=self.folder.inside(digest))
+
     def train(
         self,
         method,
@@ -280,7 +288,7 @@ def identity(
 
 def declared(part: Part, name: str) -> str:
     """What a block's evaluation says of `metric` or `needs`, which may depend on its arguments."""
-    value = getattr(part.made if isinstance(part, Ready) else part.target, name)
+    value = getattr(part.target, name)
     return value(**part.kwargs) if callable(value) else value
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch, Method
+from ssl_zoo.core.encoder import without_drops
 from ssl_zoo.data import Splits, Views
 from ssl_zoo.engine.schedules import Schedule
 from ssl_zoo.engine.stop import NonFiniteLoss
@@ -93,8 +94,9 @@ def copy_to_train(backbone: nn.Module, device: torch.device) -> nn.Module:
     """A copy of which all weights can be trained.
 
     It starts from rank 0's running statistics; BatchNorm normalizes a process's batch as a whole.
+    Drop path and dropout drop nothing, whatever they did in pre-training.
     """
-    copied = copy.deepcopy(backbone).requires_grad_(True)
+    copied = without_drops(copy.deepcopy(backbone)).requires_grad_(True)
     copied.zero_grad()
     copied.load_state_dict(main_buffers(backbone, device), strict=False)
     return join_batchnorm(copied)
@@ -160,6 +162,7 @@ class TrainedClassifier(Evaluation):
         self._batches(splits, images, "whole")
 
     def evaluate(self, context: Context) -> Outcome:
+        context = context.of_these_weights()
         images = self.images(context.splits)
         trials = self._trials(context, images) if len(self.lrs) > 1 else []
         lr = self._best_of(trials) if trials else self.lrs[0]
@@ -249,6 +252,7 @@ class TrainedClassifier(Evaluation):
             views = f"random crops of {height} x {width} pixels, flips, and the colors of `clean`"
         else:
             views = self.views.spelled_out()["ops"]
+        world = distributed.world()
         held = f"the best of {self.lrs} on {self.held_out:g} of the training images, held out"
         return {
             "views": views,
@@ -260,6 +264,8 @@ class TrainedClassifier(Evaluation):
             **self.recipe(),
             "classes": classes_of(splits),
             "precision": self.precision,
+            # BatchNorm of a tuned copy sees so many images fewer.
+            **({"processes": world} if self.kind is Tuned and world > 1 else {}),
         }
 
 

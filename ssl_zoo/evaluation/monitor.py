@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ssl_zoo.config import DATASETS, ConfigError, DueEpochs, Part, PositiveFloat, not_among
+from ssl_zoo.config.part import Ready, known_by
 from ssl_zoo.data import Data, Splits
 from ssl_zoo.data.image import Views
 from ssl_zoo.engine.hooks import Checkpoints, Hook
@@ -26,6 +27,8 @@ from ssl_zoo.evaluation.base import (
 from ssl_zoo.ops.modes import eval_mode
 from ssl_zoo.system import distributed
 from ssl_zoo.system.rng import kept_random_state, seed_all
+
+TAKEN = ("all", "by_hand", "source")  # what commands and folders mean by these
 
 
 class EvaluationData:
@@ -63,9 +66,13 @@ def check_blocks(parts: Mapping[str, Part]) -> None:
     for name, part in parts.items():
         kind, key = part.target, f"evaluations.{name}"
         usable = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)
-        if not usable or name == "all":
-            expected = "text of letters, digits, _ and -, and not `all`"
+        if not usable or name in TAKEN:
+            expected = f"text of letters, digits, _ and -, and not {' or '.join(TAKEN)}"
             raise ConfigError(key, "no name for an evaluation", found=repr(name), expected=expected)
+        if isinstance(part, Ready):
+            problem = "a ready evaluation, whose arguments its results could not name"
+            expected = f"partial({type(part.made).__name__}, ...)"
+            raise ConfigError(key, problem, found=type(part.made).__name__, expected=expected)
         if (metric := declared(part, "metric")) in LINE_KEYS:
             problem = "no name for a metric, as lines of metrics.jsonl have it"
             raise ConfigError(key, problem, found=repr(metric))
@@ -80,16 +87,14 @@ def check_blocks(parts: Mapping[str, Part]) -> None:
 def splits_of(parts: Mapping[str, Part], run: Splits) -> dict[str, Splits]:
     """The data of each evaluation; those over the same images share one object."""
 
-    def key(blocks: Mapping[str, Part]) -> str:
-        return str({name: block.spelled_out() for name, block in blocks.items()})
-
-    shared, of = {key(run.blocks): run}, {}
+    shared, of = {known_by(run.blocks): run}, {}
     for name, part in parts.items():
         blocks = run.blocks | part.beside().blocks
-        if key(blocks) not in shared:
+        key = known_by(blocks)
+        if key not in shared:
             same = {"pool": run.pool, "workers": run.workers, "max_bad": run.max_bad}
-            shared[key(blocks)] = Splits(run.seed, **same, **blocks)
-        of[name] = shared[key(blocks)]
+            shared[key] = Splits(run.seed, **same, **blocks)
+        of[name] = shared[key]
     return of
 
 

@@ -1,7 +1,7 @@
 """Evaluations by hand: what is asked for, and where results are kept for a later table.
 
-They lie where `place_of` says, as NAME-HASH-FILE.json, and the rows as .csv. Those of a file in no
-run have its digest: they are not of another file that has its name by then.
+They lie where `place_of` says, as NAME-HASH-FILE.json, and the rows as .csv. They have the file's
+digest: they are not of another file that has its name by then.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def keep(subject: Subject, name: str, result: Mapping[str, Any], outcome: Outcom
     if outcome.rows is not None:
         write_text(file.with_suffix(".csv"), outcome.rows.csv())
     known = {"name": name, "file": subject.path.name, "step": subject.step}
-    if RunFolder.of_checkpoint(subject.path) is None:
-        known["sha256"] = sha256(subject.path)
-    known |= result
+    known |= {"sha256": sha256(subject.path), **result}
     write_text(file, json.dumps(known, indent=2) + "\n")
 
 
@@ -84,8 +82,7 @@ def results_of(path: Path) -> Iterator[Kept]:
     else:
         folder = place_of(path)
     files = sorted(folder.glob("*.json"))
-    in_run = path.is_dir() or RunFolder.of_checkpoint(path) is not None
-    digest = None if in_run or not files else sha256(path)
+    digest = None if path.is_dir() or not files else sha256(path)
     for file in files:
         try:
             result = json.loads(file.read_text(encoding="utf-8"))

@@ -137,7 +137,7 @@ class Subject:
         """Puts other images in place of the run's, as `judge_by` does."""
         _check_of_run("dataset", parts)
         data = self.sections["data"]
-        self.sections["data"] = data.replaced(data.target, dataset=dataset)
+        self.sections["data"] = data.replaced(data.target, dataset=Part.of(dataset, DATASETS))
 
     def lacking(self, parts: Mapping[str, Part]) -> list[str]:
         """Names of those that learn beside a run, where this run had none of the name."""

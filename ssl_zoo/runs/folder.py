@@ -48,7 +48,9 @@ class RunFolder:
     @classmethod
     def of_checkpoint(cls, path: Path) -> RunFolder | None:
         """The run that a checkpoint lies in; None for one that was copied elsewhere."""
-        return cls(path.parent.parent) if path.parent.name == "checkpoints" else None
+        run = cls(path.parent.parent)
+        inside = path.parent == run.best.parent and run.config_path.exists()
+        return run if inside else None
 
     def inside(self, *names: str) -> RunFolder:
         """A folder of its own below this one, for what trains inside the run."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_zoo.config import differences
 from ssl_zoo.data.files import counted, scan
@@ -25,6 +25,7 @@ from ssl_zoo.data.loader import WorkerCount, automatic_workers
 from ssl_zoo.data.workers import Workers
 from ssl_zoo.engine.precision import autocast
 from ssl_zoo.evaluation.features import BATCH_SIZE, Precision
+from ssl_zoo.ops.weights import digest_of_weights
 from ssl_zoo.runs.lock import Lock
 from ssl_zoo.search import table
 from ssl_zoo.search.table import Embeddings
@@ -296,15 +297,6 @@ def identity(embedder: Embedder) -> dict[str, Any]:
     about = embedder.about
     weights = digest_of_weights(embedder.backbone)
     return {"network": about["network"], "weights": weights, "clean": about["clean"]}
-
-
-def digest_of_weights(network: nn.Module) -> str:
-    """Of the names, types, shapes and bytes of all tensors, on whatever device."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
 
 
 def check_same(path: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -194,9 +192,7 @@ class Transfer(Evaluation):
         train, test = self._set("train"), self._set("test")
         batches, judge = self._batches(context.splits), judge_of(test)
         seed = self._seed(context.splits)
-        # What began with other weights, as before a file was replaced, is not gone on with.
-        start = distributed.attempt(lambda: digest_of(context.backbone, seed))
-        context = replace(context, folder=context.folder.inside(start))
+        context = context.of_these_weights(seed)
         seed_all(seed)
         model: TransferModel = self.model(
             backbone=copy_to_train(context.backbone, context.device),
@@ -355,15 +351,6 @@ class Transfer(Evaluation):
             "processes": distributed.world(),
             "precision": self.precision,
         }
-
-
-def digest_of(network: nn.Module, seed: int) -> str:
-    """Which weights these are, and by which seed they are trained on."""
-    digest = hashlib.sha256(str(seed).encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
 
 
 def task_of(dataset: Part) -> str:
