@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 from unittest import mock
@@ -13,10 +14,11 @@ import pytest
 import torch
 from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
-from tiny import same, stopped_at
+from tiny import TinyNet, same, stopped_at
 from torch import nn
 from torch.nn import functional as F
 
+import ssl_zoo as sz
 from ssl_zoo import config
 from ssl_zoo.backbones import fits
 from ssl_zoo.backbones.timm import Timm
@@ -27,7 +29,7 @@ from ssl_zoo.data.image.color import Normalize
 from ssl_zoo.data.image.geometry import RandomResizedCrop
 from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.evaluation import classifier, features
-from ssl_zoo.evaluation.base import Context, hashed, identity, measure
+from ssl_zoo.evaluation.base import UNTRAINED, Context, hashed, identity, measure
 from ssl_zoo.evaluation.classifier import TrainedClassifier, Tuned
 from ssl_zoo.evaluation.fine_tune import FineTune
 from ssl_zoo.evaluation.labeled_views import LabeledViews, crops_and_flips
@@ -315,6 +317,23 @@ class Named:
 
     def names(self, index):
         return [self.files[i] for i in index]
+
+
+def test_a_few_labels_have_to_be_worth_more_with_the_features_than_without(tmp_path):
+    few = {"share": 0.4, "epochs": 2, "batch_size": 32, "every_epochs": None}
+    run = sz.train(
+        "digits/moco_v2",
+        out=tmp_path / "run",
+        method={"memory": {"size": 32}},
+        backbone=partial(TinyNet, in_chans=1),
+        data={"dataset": {"type": "Digits", "limit": 100}},
+        batch_size=32,
+        evaluations={"knn": None, "few": {"type": "SemiSupervised", **few}},
+        epochs=1,
+    )
+    (line,) = (line for line in run.metrics if line["kind"] == "baseline")
+    assert line["baseline"] == UNTRAINED and line["step"] == 0 and line["top1"] >= 0
+    assert run.result["evaluations"]["few"]["metrics"]["top1"] != line["top1"]
 
 
 def test_a_list_names_the_images(tmp_path):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ssl_zoo.data import ImageSet, Splits, Views
 from ssl_zoo.data.files import some
 from ssl_zoo.engine.optimizers import SGD
 from ssl_zoo.engine.schedules import Cosine
+from ssl_zoo.evaluation.base import UNTRAINED
 from ssl_zoo.evaluation.classifier import Classifier, TrainedClassifier, Tuned, check_lrs
 from ssl_zoo.evaluation.features import Precision
 from ssl_zoo.evaluation.few_shot import draw
@@ -86,6 +87,7 @@ class SemiSupervised(TrainedClassifier):
         precision: of all passes.
     """
 
+    baselines: ClassVar = {UNTRAINED: None}
     kind = Tuned
     drop_last = True
 
