@@ -320,6 +320,23 @@ def test_anchors_and_widths_of_an_fpn_by_default():
     assert len(norms) == 8
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "proposals", "before", "after"),
+    [
+        (FasterRCNN, "c4", None, (12000, 6000), (2000, 1000)),  # detectron2's
+        (FasterRCNN, "fpn", None, (2000, 1000), (1000, 1000)),
+        (KeypointRCNN, "fpn", None, (2000, 1000), (1500, 1000)),
+        (FasterRCNN, "fpn", 200, (400, 200), (200, 200)),
+    ],
+)
+def test_proposals_before_suppression_are_in_proportion(kind, body, proposals, before, after):
+    with torch.device("meta"):
+        model = kind(Timm(name="resnet50"), 80, 17, body=body, proposals=proposals)
+    rpn = model.net.rpn
+    assert (*rpn._pre_nms_top_n.values(),) == before
+    assert (*rpn._post_nms_top_n.values(),) == after
+
+
 def test_a_pyramid_has_four_strides_of_a_vit_and_one_for_proposals():
     body = detector(FasterRCNN, "pyramid").net.backbone
     maps = body(torch.randn(2, 3, 64, 96))

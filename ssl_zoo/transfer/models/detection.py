@@ -6,6 +6,7 @@ from an IoU of 0.5, up to a quarter of them; non-maximum suppression at 0.7 and 
 torchvision's: an error of a box counts squared below 1/9, where detectron2 has L1 throughout.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -68,8 +69,8 @@ class FasterRCNN(TransferModel):
             hidden layers. Of no use to `c4`, as is `box_width`.
         box_width: of hidden layers.
         regions: of an image, from which boxes and classes are learned.
-        proposals: of an image, in training and evaluation. null: 1000; in training 2000 for `c4`,
-            and 1500 for keypoints.
+        proposals: of an image, in training and evaluation; before suppression in proportion. null:
+            1000; in training 2000 for `c4`, and 1500 for keypoints.
         score_threshold, detections: what a detection's score has to exceed; how many of the best of
             an image are kept.
     """
@@ -101,7 +102,10 @@ class FasterRCNN(TransferModel):
         super().__init__()
         kind = BODIES[body]
         seen = kind(prepared(backbone, kind.needs, type(self).__name__, norm), width)
-        kept = (proposals or self.trained_on[body], proposals or 1000)
+        usual = (self.trained_on[body], 1000)
+        kept = (proposals or usual[0], proposals or usual[1])
+        # Suppression takes time with their square.
+        before = [round(n * k / u) for n, k, u in zip(seen.before_nms, kept, usual, strict=True)]
         numbers = {
             "fg_iou_thresh": 0.5,
             "bg_iou_thresh": 0.5,
@@ -127,7 +131,7 @@ class FasterRCNN(TransferModel):
         scaled = GeneralizedRCNNTransform(
             min_size, max_size, [0.0], [1.0], size_divisible=seen.multiple
         )
-        self.net = GeneralizedRCNN(seen, _proposing(seen, anchors, kept), heads, scaled)
+        self.net = GeneralizedRCNN(seen, _proposing(seen, anchors, before, kept), heads, scaled)
         synced(self, norm)
 
     @staticmethod
@@ -212,8 +216,13 @@ class KeypointRCNN(FasterRCNN):
         return kept | {"keypoint_scores": found["keypoints_scores"]}
 
 
-def _proposing(seen: Body, anchors: tuple | None, kept: tuple[int, int]) -> RegionProposalNetwork:
-    """ConfigError for another number of anchors than of maps."""
+def _proposing(
+    seen: Body, anchors: tuple | None, before: Sequence[int], kept: Sequence[int]
+) -> RegionProposalNetwork:
+    """Proposals in training and in evaluation, of a map before suppression and of all maps after.
+
+    ConfigError for another number of anchors than of maps.
+    """
     sizes = seen.anchors()
     if anchors is not None:
         if len(sizes) > 1 and len(anchors) != len(sizes):
@@ -230,7 +239,7 @@ def _proposing(seen: Body, anchors: tuple | None, kept: tuple[int, int]) -> Regi
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
         positive_fraction=0.5,
-        pre_nms_top_n=dict(zip(phases, seen.before_nms, strict=True)),
+        pre_nms_top_n=dict(zip(phases, before, strict=True)),
         post_nms_top_n=dict(zip(phases, kept, strict=True)),
         nms_thresh=0.7,
     )
