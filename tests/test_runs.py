@@ -362,12 +362,13 @@ def test_another_config_takes_over_nothing_of_a_sitting_without_a_checkpoint(tmp
 
 def test_a_run_folder_names_what_is_in_it(tmp_path):
     run = RunFolder(tmp_path)
-    assert RunFolder.of_checkpoint(run.best).path == tmp_path == run.stdout.parent
-    assert RunFolder.of_checkpoint(tmp_path / "best.pt") is None
     run.best.parent.mkdir()
+    assert RunFolder.of_checkpoint(run.best) is None  # a folder of that name alone is no run's
     for path in (run.best, run.config_path):
         path.touch()
         path.with_name(f"{path.name}.tmp").touch()
+    assert RunFolder.of_checkpoint(run.best).path == tmp_path == run.stdout.parent
+    assert RunFolder.of_checkpoint(tmp_path / "best.pt") is None
     run.clean_up()
     assert {path for path in tmp_path.rglob("*.*")} == {run.best, run.config_path}
 
