@@ -184,8 +184,8 @@ class Run:
             parts = subject.parts(name, list(keys.items()))
             given = {"train": train, "test": test}
             if splits := {n: x for n, x in given.items() if x is not None}:
-                of_run = run_splits(subject.sections)
-                splits |= {n: of_run.split(n) for n in given.keys() - splits}
+                for missing in given.keys() - splits:
+                    splits[missing] = run_splits(subject.sections).split(missing)
                 subject.judge_on(Part(given_images, splits=splits), parts)
             [(_, result, _)] = subject.evaluate(parts, on)
         return result

@@ -84,6 +84,10 @@ def test_a_set_is_known_by_its_pixels_unless_it_draws_them_itself():
     assert same.identity != other.identity
     drawn = [Wrapped(Drawing(PIXELS, labels), "train").identity for _ in range(2)]
     assert drawn[0] == drawn[1]
+    with pytest.raises(ConfigError, match=r"no images(?s:.*)an empty list"):
+        Wrapped([], "train")
+    unreadable = Wrapped([np.zeros(3), *PIXELS], "pretrain")  # the loader says what is to be said
+    assert len(unreadable.fingerprint) == 5
 
 
 def test_splits_are_given_by_name():

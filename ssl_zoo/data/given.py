@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import UserList
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -35,7 +36,7 @@ class Wrapped(ImageSet):
             finds. Else they are known only where the data set has them at hand.
 
     Raises:
-        ConfigError: labels are needed and are not there, or are no integers.
+        ConfigError: it is empty, or labels are needed and are not there, or are no integers.
     """
 
     varies = True
@@ -45,6 +46,9 @@ class Wrapped(ImageSet):
         if not listed or isinstance(items, str):
             found, expected = type(items).__name__, "a data set with a length and items by number"
             raise ConfigError("data", "not a map-style data set", found=found, expected=expected)
+        if len(items) == 0:
+            found, expected = f"an empty {type(items).__name__}", "at least one image"
+            raise ConfigError("data", "no images", found=found, expected=expected)
         self.items, self.split = items, split
         labels = next((getattr(items, n) for n in ("targets", "labels") if hasattr(items, n)), None)
         if labels is None and labeled:
@@ -70,11 +74,14 @@ class Wrapped(ImageSet):
         Not of pixels where the same image comes out in two ways: such a set draws by itself.
         """
         items = [str(i).encode() for i in range(len(self))]
-        first = [self._pixels(0) for _ in range(2)] if items else []
-        if first and torch.equal(*first):
+        first: list[Tensor] = []
+        with suppress(ValueError, OSError):
+            first = [self._pixels(0) for _ in range(2)]
+        if not first or torch.equal(*first):
             for i in (torch.arange(LOOKED_AT) * len(self) // LOOKED_AT).unique().tolist():
-                pixels = self._pixels(i)
-                items[i] += f" {tuple(pixels.shape)} ".encode() + pixels.numpy().tobytes()
+                with suppress(ValueError, OSError):  # what cannot be read is for the loader to say
+                    pixels = self._pixels(i)
+                    items[i] += f" {tuple(pixels.shape)} ".encode() + pixels.numpy().tobytes()
         return identities(items)
 
     def fetch(self, index: Tensor) -> list[Tensor]:
