@@ -89,12 +89,11 @@ def judge_lacking(
     from ssl_zoo.weights.as_subject import subject_of
 
     of_data = [word for word in words if word.startswith("data.")]
-    # Of `all` the evaluations' own names stand first, and `asked` knows them.
-    by_name = {
-        name: [w for w in words if w not in of_data and (name == "all" or w.startswith(f"{name}."))]
-        for name in names
-    }
-    if unused := set(words).difference(of_data, *by_name.values()):
+    by_name = {name: [word for word in words if word.startswith(f"{name}.")] for name in names}
+    unused = set(words).difference(of_data, *by_name.values())
+    if "all" in names:  # `asked` knows which evaluations there are
+        by_name["all"] += [word for word in words if word in unused]
+    elif unused:
         raise not_among("", "no key of what is evaluated", min(unused), [*names, "data"])
     on = distributed.start(device)
     for path in paths:

@@ -65,7 +65,7 @@ def keep(subject: Subject, name: str, result: Mapping[str, Any], outcome: Outcom
     if outcome.rows is not None:
         write_text(file.with_suffix(".csv"), outcome.rows.csv())
     known = {"name": name, "file": subject.path.name, "step": subject.step}
-    known |= {"sha256": sha256(subject.path), **result}
+    known |= {"sha256": subject.sha256, **result}
     write_text(file, json.dumps(known, indent=2) + "\n")
 
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,11 @@ class Subject:
         with make() as path:
             yield RunFolder(distributed.broadcast(path))
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file that is judged."""
+        return sha256(self.path)
+
     def beside(self) -> Path | None:
         """Where what evaluations train belongs, beside the file that is judged.
 
@@ -224,9 +230,7 @@ class Subject:
         if not os.access(there, os.W_OK):
             return None
         # Another file may come to have the name.
-        return place / (
-            f"step_{self.step:08d}" if self.folder else f"file_{sha256(self.path)[:12]}"
-        )
+        return place / (f"step_{self.step:08d}" if self.folder else f"file_{self.sha256[:12]}")
 
 
 def place_of(path: Path) -> Path:
