@@ -11,6 +11,12 @@ import tiny  # noqa: F401  (registers TinyNet)
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _seeded_module():
+    """A module's own fixtures come before those of a test."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
