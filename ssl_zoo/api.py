@@ -28,6 +28,7 @@ from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.experiment import load_subject, run_splits, train_into, whole_run
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
+from ssl_zoo.system.hardware import kept_threads
 from ssl_zoo.system.rng import kept_random_state
 from ssl_zoo.weights.as_subject import subject_of
 
@@ -87,14 +88,11 @@ def train(
         backbone = {"type": "Timm", "name": backbone}
     whole = _laid_over(config, {**sections, "backbone": backbone}, data, views, size)
     _lay(whole, {"train.epochs": epochs, "data.batch_size": batch_size})
-    threads = torch.get_num_threads()
     try:
-        with kept_random_state(distributed.start(device)):
+        with kept_threads(), kept_random_state(distributed.start(device)):
             train_into(RunFolder(out), whole, device, resume)
     except Interrupted as stop:
         raise Interrupted(f"{stop}\nThe same call with resume=True goes on from there.") from None
-    finally:
-        torch.set_num_threads(threads)
     return Run(out, whole.data)
 
 

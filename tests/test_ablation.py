@@ -164,6 +164,7 @@ def measured():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "measure_baselines", measure_baselines)
+        patch.setattr(launch, "side_by_side", lambda measurers: launch.one_by_one)
         patch.setattr(division, "seconds_per_step", lambda *_, processes=1: 0.1)
         patch.setattr(launch, "gpus", lambda: [])
         yield seeds
@@ -361,7 +362,7 @@ def test_a_failing_arm_leaves_the_others_alone_and_the_report_says_why(study, ca
 def test_a_run_without_result_or_message_has_failed(study):
     (study.folder / "train.py").write_text("")
     assert study.ablate(only=["MoCo"]) == 1
-    assert "the run ended without a result" in study.text("report.html")
+    assert "it ended without a result" in study.text("report.html")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

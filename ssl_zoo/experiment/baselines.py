@@ -17,7 +17,7 @@ from ssl_zoo.experiment.sections import build_trainer, parse, seeded
 from ssl_zoo.experiment.subject import Subject, run_splits
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
-from ssl_zoo.system.hardware import keep_freed_memory
+from ssl_zoo.system.hardware import keep_freed_memory, kept_threads
 from ssl_zoo.system.rng import kept_random_state
 
 
@@ -44,12 +44,18 @@ def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
 def measure_baselines(
     config: dict[str, Any], name: str, wanted: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """Results of some baselines of one evaluation, by name; ValueError if the data do not fit."""
+    """Results of some baselines of one evaluation, by name, with as many threads as training has.
+
+    Raises:
+        ValueError: the data do not fit.
+    """
     sections = parse(Config(config)).arguments()
     seed, device = sections["seed"], distributed.start()
     part, splits = _block(sections, name)
-    results = {}
-    with kept_random_state(device):
+    results, threads = {}, config["train"]["threads"]
+    with kept_random_state(device), kept_threads():
+        if threads != "auto":
+            torch.set_num_threads(threads)
         for baseline, make in baselines_for(part(), splits).items():
             if baseline in wanted:
                 make = make or partial(seeded, seed, sections["backbone"], device)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 from ssl_zoo import experiment
 from ssl_zoo.study.grid import Run
-from ssl_zoo.study.machine import child_environment, process_memory
+from ssl_zoo.study.machine import child_environment, how_it_ended, process_memory
 from ssl_zoo.study.progress import Progress
 
 
@@ -80,7 +80,7 @@ class Child:
         told = files.error()
         if not told:
             text = self.log.read_bytes().decode("utf-8", "backslashreplace") if self.log else ""
-            told = "\n".join([self.killed or _why(code), *text.splitlines()[-20:]])
+            told = "\n".join([self.killed or how_it_ended(code), *text.splitlines()[-20:]])
             files.write_error(told)
         return f"failed: {told.partition(chr(10))[0]}"
 
@@ -88,13 +88,3 @@ class Child:
 def left_to(holder: str) -> str:
     """How a run ends that another process trains."""
     return f"left to {holder or 'another process'}, which runs it"
-
-
-def _why(code: int) -> str:
-    if code == 0:
-        return "the run ended without a result"
-    if code == -signal.SIGKILL:
-        return "killed (SIGKILL); most often the machine ran out of memory"
-    if code < 0:
-        return f"killed by signal {signal.Signals(-code).name}"
-    return f"ended with exit code {code} and left no message"

@@ -7,7 +7,6 @@ where it stopped.
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from ssl_zoo import experiment
 from ssl_zoo.config import ConfigError, not_among
 from ssl_zoo.runs import Lock
 from ssl_zoo.study import costs
-from ssl_zoo.study.baselines import Baselines
+from ssl_zoo.study.baselines import Baselines, one_by_one, side_by_side
 from ssl_zoo.study.child import Child, left_to
 from ssl_zoo.study.division import divide
 from ssl_zoo.study.grid import Run, Study, expand, slug
 from ssl_zoo.study.machine import available_memory, gpus
+from ssl_zoo.study.measurer import Failed, Measurer
 from ssl_zoo.study.progress import Screen
 from ssl_zoo.study.report import kept, print_report, read_report, write_report
 from ssl_zoo.system import hardware
@@ -161,7 +161,12 @@ def _run(
             screen.say(f"{count} runs of {threads[-1]} threads take turns on {cores} cores")
             # Threads that spin while they wait would keep those that work from the cores.
             environment = {"OMP_WAIT_POLICY": "PASSIVE"}
-        able = _with_baselines(runs, Baselines(study.out / "baselines.json"), screen)
+        places = [{"CUDA_VISIBLE_DEVICES": name} for name in devices] or [{}] * count
+        log = study.out / "baselines.log"
+        measurers = [Measurer(log, environment | place) for place in places[:count]]
+        how = side_by_side(measurers) if count > 1 else one_by_one
+        failed = Baselines(study.out / "baselines.json").measure(runs, screen.say, how)
+        able = _without(failed, runs, screen)
     except KeyboardInterrupt:
         return study, {"stopped"}
     ends = {"failed"} if len(able) < len(runs) else set()
@@ -179,19 +184,13 @@ def _measure_costs(study: Study, arms: list[str], console: PlainConsole) -> set[
         return {"stopped"}
 
 
-def _with_baselines(runs: list[Run], baselines: Baselines, screen: Screen) -> list[Run]:
-    """Measures what the runs have to beat; those for which that works, the others have failed."""
-    able = []
-    for run in runs:
-        try:
-            baselines.measure(run, screen.say)
-            able.append(run)
-        except Exception as error:  # like one of its training, it is the run's alone
-            text = str(error) or type(error).__name__
-            screen.say(f"{run}  failed: {text}")
-            if not (run.finished or run.files.lock.holder()):
-                run.files.write_error(f"{text}\n\n{traceback.format_exc()}")
-    return able
+def _without(failed: list[tuple[Run, Failed]], runs: list[Run], screen: Screen) -> list[Run]:
+    """The runs for which baselines could be measured; like one of training, a failure is theirs."""
+    for run, failure in failed:
+        screen.say(f"{run}  failed: {failure.why}")
+        if not (run.finished or run.files.lock.holder()):
+            run.files.write_error(f"{failure.why}\n\n{failure.trace}")
+    return [run for run in runs if not any(run is other for other, _ in failed)]
 
 
 @dataclass

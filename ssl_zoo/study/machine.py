@@ -1,6 +1,7 @@
-"""What the machine has for processes side by side: GPUs and memory."""
+"""What the machine has for processes side by side, and what became of one."""
 
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -22,6 +23,17 @@ def child_environment(**changed: str) -> dict[str, str]:
     """Of a process that finds this package also where it is not installed."""
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | changed
+
+
+def how_it_ended(code: int) -> str:
+    """What became of a process that should have said more, by its exit code."""
+    if code == 0:
+        return "it ended without a result"
+    if code == -signal.SIGKILL:
+        return "killed (SIGKILL); most often the machine ran out of memory"
+    if code < 0:
+        return f"killed by signal {signal.Signals(-code).name}"
+    return f"ended with exit code {code} and left no message"
 
 
 def process_memory(pid: int) -> tuple[int, int]:

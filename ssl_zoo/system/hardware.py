@@ -20,6 +20,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
+@contextmanager
+def kept_threads() -> Iterator[None]:
+    """Whatever number of threads is set inside, outside it is as it was."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def bf16_unit(device: torch.device) -> str:
     """What multiplies in bf16: a GPU's name, `amx_bf16`, `avx512_bf16`; or ''."""
     if device.type == "cuda":

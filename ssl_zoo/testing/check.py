@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ssl_zoo.config import Part, Registry
+from ssl_zoo.system.hardware import kept_threads
 from ssl_zoo.system.rng import kept_random_state
 
 
@@ -26,14 +27,11 @@ class Check:
     name: str
 
     def __call__(self) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as a rank has; and what is small is fastest so
-        try:
-            with kept_random_state(torch.device("cpu")), tempfile.TemporaryDirectory() as folder:
-                torch.manual_seed(0)
-                self.function(self.subject, Path(folder))
-        finally:
-            torch.set_num_threads(threads)
+        kept = kept_random_state(torch.device("cpu"))
+        with kept_threads(), kept, tempfile.TemporaryDirectory() as folder:
+            torch.set_num_threads(1)  # as a rank has; and what is small is fastest so
+            torch.manual_seed(0)
+            self.function(self.subject, Path(folder))
 
     def __str__(self) -> str:
         return f"{self.name}-{self.function.__name__}"
