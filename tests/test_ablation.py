@@ -69,6 +69,9 @@ if longer:
     epochs = longer[0].replace("train.epochs=", "train: {epochs: ")
     text = re.sub("train: {epochs: [0-9.]+", epochs, pathlib.Path(written).read_text())
     (folder / "config.yaml").write_text(text)
+def write(name, text):
+    (folder / "half").write_text(text)
+    (folder / "half").replace(folder / name)
 with open(here / "calls", "a") as file:
     file.write(str(folder.relative_to(here / "out")) + chr(10))
 for line in (here / "fake").read_text().splitlines():
@@ -92,9 +95,9 @@ for epoch in range(1, 4):
     metrics = {"top1": level + 2 * seed - 3 + epoch, "top5": 99.0}
     lines.append({"kind": "train", "step": epoch, "epoch": epoch, "seconds": 1.0, "loss": 1.0})
     lines.append(lines[-1] | {"kind": "evaluation", "name": "knn", "hash": f"k{k}"} | metrics)
-(folder / "metrics.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
+write("metrics.jsonl", "".join(json.dumps(line) + chr(10) for line in lines))
 environment = {"versions": {"torch": "2.6"}, "device": "a <fake>"}
-(folder / "environment.json").write_text(json.dumps(environment))
+write("environment.json", json.dumps(environment))
 knn = {"type": "KNN", "metrics": metrics, "main": "top1", "higher_is_better": True, "unit": "%",
        "protocol": {"k": k, "temperature": 0.07, "index": "flat"}, "hash": f"k{k}"}
 evaluations = {"knn": knn} if block else {}
@@ -103,7 +106,7 @@ if (here / "probe").exists():
 result = {"evaluations": evaluations, "pretext_top1": 12.5,
           "loss": 1.0, "images_per_s": 1000.0, "peak_memory_gb": 0.5, "seconds": 90.0,
           "steps": 3, "epochs": 3.0}
-(folder / "result.json").write_text(json.dumps(result))
+write("result.json", json.dumps(result))
 """
 
 
@@ -369,6 +372,8 @@ def test_a_run_without_result_or_message_has_failed(study):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_study_stops_its_runs_reports_and_goes_on_there(study, number, jobs, capfd):
     study.fake("moco/256/seed0: sleep")
+    file = study.folder / "kept.json"
+    file.write_text("kept before")
     asleep = study.folder / "asleep"
 
     def stop():
@@ -378,7 +383,7 @@ def test_a_stopped_study_stops_its_runs_reports_and_goes_on_there(study, number,
 
     thread = threading.Thread(target=stop)
     thread.start()
-    assert study.ablate(only=["MoCo"], jobs=jobs) == 130
+    assert study.ablate(only=["MoCo"], jobs=jobs, keep=file) == 130
     thread.join()
     assert "moco/256/seed0" in study.calls()
     with pytest.raises(ProcessLookupError):
@@ -386,8 +391,10 @@ def test_a_stopped_study_stops_its_runs_reports_and_goes_on_there(study, number,
     assert not (study.out / "moco/256/seed0/result.json").exists()
     assert re.search(r"\d of 10 runs finished", study.text("report.html"))
     assert "the same command goes on from here" in capfd.readouterr().out
+    assert file.read_text() == "kept before"
     study.fake("")
-    assert study.ablate(only=["MoCo"]) == 0
+    assert study.ablate(only=["MoCo"], keep=file) == 0
+    assert json.loads(file.read_text())["name"] == "grid"
     calls = study.calls()
     assert calls[0] == "moco/256/seed0" and "moco/64/seed0" not in calls
     assert len(list(study.out.glob("moco/*/seed?/result.json"))) == 4
@@ -401,6 +408,38 @@ def test_a_folder_of_another_config_is_an_error_that_names_the_keys(study):
         study.ablate(overrides=["method.loss.temperature=0.3"])
     assert "MoCo, 64, seed 0" in str(error.value)
     assert study.calls() == [] and study.text("moco/64/seed0/config.yaml") == before
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "differs"),
+    [
+        ([], ["method.loss.temperature=0.3"], "method.loss.temperature: 0.1 -> 0.3"),
+        (["train.epochs=20"], [], "train.epochs: 20.0 -> 3.0"),
+    ],
+)
+def test_runs_of_another_config_are_in_no_number_of_a_report(study, trained, asked, differs):
+    assert study.ablate(only=["MoCo"], overrides=trained) == 0
+    assert study.ablate(only=["memory bank"], overrides=asked) == 0
+    assert study.ablate(report_only=True, overrides=asked) == 0
+    row = study.table()["MoCo", "64"]
+    assert row["knn_top1_mean"] == "" and study.table()["memory bank", "64"]["knn_top1_mean"]
+    for page in ("table.md", "report.html"):
+        said = study.text(page).replace("&gt;", ">").replace("\\>", ">")
+        assert f"not counted, trained by another config: MoCo, 64, seed 0: {differs}" in said
+    assert "| another config |" in study.text("table.md")
+
+
+def test_a_score_that_is_no_number_is_lacking(study):
+    study.ablate(only=["MoCo", "memory bank"])
+    written = study.out / "moco/64/seed0/result.json"
+    written.write_text(written.read_text().replace('"top1": 80', '"top1": NaN'))
+    assert '"top1": NaN' in written.read_text()
+    assert study.ablate(report_only=True) == 0
+    assert study.table()["MoCo", "64"]["knn_top1_mean"] == "82.0"
+    table = report.results.read(study.expand())
+    found = report.verdicts.exploratory(table)
+    (compared,) = (c for c in found if (c.a, c.b) == ("memory bank, 64", "MoCo, 64"))
+    assert list(compared.differences) == [1] and compared.lacking == [0]
 
 
 def test_finished_runs_go_on_for_more_epochs(study, capfd):
@@ -656,6 +695,24 @@ def test_an_arm_whose_evaluation_is_impossible_leaves_the_others_alone(study, ca
     why = "evaluations.knn: k = 99 of a bank of 60 images"
     assert f"bad, seed 0  failed: {why}" in capfd.readouterr().out
     assert why in study.text("bad/seed0/error.txt") and why in study.text("report.html")
+
+
+def test_who_shares_a_baseline_with_what_fails_measures_it_itself(study, measured, monkeypatch):
+    """Raw pixels were to be measured with the first arm's own backbone, which cannot be built."""
+    study.write(grid=ZOO, wide=BASE.replace("resnet18", "resnet34"))
+    plain = experiment.measure_baselines
+
+    def measure_baselines(cfg, name, wanted):
+        if cfg["backbone"]["name"] == "resnet18":
+            raise ValueError("no such backbone")
+        return plain(cfg, name, wanted)
+
+    monkeypatch.setattr(experiment, "measure_baselines", measure_baselines)
+    assert study.ablate() == 1
+    known = [result["baseline"] for result in json.loads(study.text("baselines.json"))]
+    assert sorted(known) == ["random backbone", "raw pixels"]
+    states = {o.run.arm: o.state for o in report.results.read(study.expand()).outcomes}
+    assert sorted(states.values()) == ["failed", "failed", "finished"]
 
 
 def test_a_study_without_evaluations_has_no_baselines_and_a_report(study, measured):

@@ -53,6 +53,13 @@ def probes(points):
 # ---------------------------------------------------------------- what is drawn
 
 
+def test_a_sweep_of_values_below_one_is_drawn_with_its_costs(tmp_path):
+    points = [("MoCo", x) for x in ("0.015", "0.03", "0.06")]
+    probed = written(tmp_path, "rates", {p: [50.0, 51.0] for p in points}, costs=probes(points))
+    figure.draw(probed, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").exists()
+
+
 def test_a_figure_has_a_panel_more_where_costs_were_probed(tmp_path):
     bare = written(tmp_path, "a", SWEEP, COMPARE)
     probed = written(tmp_path, "b", SWEEP, COMPARE, probes(SWEEP))

@@ -125,6 +125,15 @@ def test_a_run_that_another_process_holds_is_left_to_it(launcher, tmp_path, alon
     assert (tmp_path / "b" / "result.json").exists()
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_run_whose_folder_cannot_be_written_leaves_the_others_alone(launcher, tmp_path, alone):
+    (tmp_path / "a").write_text("a plain file")
+    made = launcher(["ok", "ok"], jobs=1, alone=alone)
+    assert made.run() == {"failed"}
+    assert "a, seed 0  failed: " in made.screen.text and "left to" not in made.screen.text
+    assert (tmp_path / "b" / "result.json").exists()
+
+
 def test_a_run_that_another_process_took_first_gets_no_error(launcher, tmp_path):
     made = launcher(["fail"])
     made._start(*made.queue.pop())
@@ -352,17 +361,18 @@ def test_a_step_that_cannot_be_timed_leaves_one_thread_a_run(monkeypatch):
 
 def test_steps_are_timed_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(
-        division, "MEASURE", "import json, sys; print('said'); print(len(json.loads(sys.argv[1])))"
+        division, "MEASURE", "import json, sys; print('said'); print(len(json.load(sys.stdin)))"
     )
     assert division.seconds_per_step({"a": 1, "b": 2}, threads=1) == 2.0
+    assert division.seconds_per_step({str(i): "x" * 100 for i in range(3000)}, threads=1) == 3000
 
 
 def test_processes_that_share_the_cores_are_timed_at_once(monkeypatch, tmp_path):
     meet = (  # each waits until all have come
-        "import os, pathlib, sys, time; here = pathlib.Path(sys.argv[1][1:-1]);"
+        "import json, os, pathlib, sys, time; here = pathlib.Path(json.load(sys.stdin));"
         "(here / str(os.getpid())).touch()\n"
         "while len(list(here.iterdir())) < 3: time.sleep(0.01)\n"
-        "print(sys.argv[2])"
+        "print(sys.argv[1])"
     )
     monkeypatch.setattr(division, "MEASURE", meet)
     assert division.seconds_per_step(str(tmp_path), threads=4, processes=3) == 4.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_changed_data import contrastive, first_sitting, photos, picture, recipe, train
 
-from ssl_zoo import cli, config
+from ssl_zoo import cli, config, experiment
 from ssl_zoo.backbones import LabPair, Timm, without_initial_weights
 from ssl_zoo.config import BACKBONES, Part, bind
 from ssl_zoo.engine import checkpoint
@@ -51,6 +51,7 @@ def test_initial_weights_may_be_gone_once_there_is_a_checkpoint(tmp_path, capsys
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert f"weights: {file}" in (tmp_path / "run" / "config.yaml").read_text()
     assert evaluate("knn", tmp_path / "run")["metrics"]["top1"] >= 0
+    assert experiment.baselines_of(RunFolder(tmp_path / "run").config())  # for reports of a study
     for words in (
         ["--check"],
         ["--out", tmp_path / "new"],

@@ -123,8 +123,9 @@ observers: {mine: {type: MyObserver}}
 """
 GRID = """
 base: config.yaml
-seeds: [0]
+seeds: [0, 1]
 arms: {one: {}}
+costs: {one: {}}
 """
 
 
@@ -194,7 +195,7 @@ def test_one_of_each_kind_trains_with_a_worker_that_is_started_afresh(folder):
 
 
 def test_one_of_each_kind_trains_in_the_arms_of_a_study(folder):
-    words = ("grid.yaml", "--plugin", "my_parts.py", "--out", "study", "--jobs", "1")
+    words = ("grid.yaml", "--plugin", "my_parts.py", "--out", "study", "--jobs", "2")
     code, said = run(folder, "ablate", *words)
     assert code == 0, said
     check_trained(folder / "study" / "one" / "seed0")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from PIL import Image
 
@@ -99,6 +100,16 @@ def test_a_failure_is_of_all_runs_that_have_to_beat_it_and_of_no_others(tmp_path
     assert [run.config["evaluations"]["knn"]["k"] for run, _ in failed] == [4000, 4000]
     assert all("4000 neighbors asked of a bank of" in why.why and why.trace for _, why in failed)
     assert len(by_name(tmp_path / "known.json")) == 3
+
+
+def test_an_error_of_the_screen_ends_the_study_and_does_not_hang(tmp_path):
+    def say(text):
+        if "seed" in text:
+            raise OSError("the terminal is gone")
+
+    how = side_by_side([Measurer(tmp_path / "log", {}) for _ in range(2)])
+    with pytest.raises(OSError, match="the terminal is gone"):
+        Baselines(tmp_path / "known.json").measure(runs_of(tmp_path, [0, 1]), say, how)
 
 
 class Killed(Measurer):

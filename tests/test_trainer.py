@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -496,6 +497,49 @@ def test_a_run_stopped_by_a_signal_saves_itself_and_resumes_to_the_same_end(tmp_
     assert {"config.yaml", "environment.json", "metrics.jsonl", "log.txt", "result.json"} <= {
         p.name for p in folder.iterdir()
     }
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(tmp_path):
+    words = [DIGITS, *QUICK, "train.epochs=1", "--out", tmp_path / "run"]
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    assert process.wait(timeout=120) == 0 and errors == "", errors
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def lines_of_training(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    drop = ("seconds", "images_per_s")
+    return [{k: v for k, v in x.items() if k not in drop} for x in lines if x["kind"] == "train"]
+
+
+def resumed_between_lines(folder: str) -> bool:
+    """Whether a run resumed at step 6 writes the lines, of steps 10 and 15, of one in a sitting."""
+    whole, parts, seldom = Path(folder) / "whole", Path(folder) / "parts", "train.log_every=10"
+    make(whole, seldom).fit()
+    before = lines_of_training(whole)
+    if distributed.is_main():
+        shutil.copytree(whole, parts)
+        (parts / "result.json").unlink()
+        for saved in RunFolder(parts).checkpoints():
+            if saved != RunFolder(parts).checkpoint(6):
+                saved.unlink()
+    distributed.barrier()
+    resumed = make(parts, seldom)
+    assert resumed.resume()
+    resumed.fit()
+    distributed.barrier()
+    assert [line["step"] for line in before] == [1, 10, 15]
+    return lines_of_training(parts) == before
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_line_of_metrics_is_the_same_after_a_resume(tmp_path, ranks):
+    if ranks == 1:
+        assert resumed_between_lines(str(tmp_path))
+    else:
+        assert all(on_ranks(ranks, resumed_between_lines, str(tmp_path)))
 
 
 def test_a_run_at_its_end_whose_metrics_were_lost_still_gets_its_result(tmp_path, capsys):

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from ssl_zoo import cli
@@ -49,6 +50,16 @@ def test_p_counts_ties_on_both_sides():
     # Accuracies of a small test set are few: equal differences are common.
     for tied in ([1, 1, -1, 2, 0, 0.5], [0.1, 0.1, 0.1, -0.1, -0.1, 0.3], [0, 0, 0], [1, -1]):
         assert verdict.sign_flip_p(tied) == pytest.approx(enumerated_p(tied))
+
+
+def test_p_counts_ties_of_counts_whatever_rounding_makes_of_them():
+    rng, images = np.random.default_rng(0), 1000
+    for seeds in rng.integers(6, 9, 50):
+        a = rng.integers(600, 640, seeds)
+        b = a - rng.integers(-3, 7, seeds)
+        scores = [(torch.tensor(x).float() / images * 100).numpy().astype(float) for x in (a, b)]
+        for of_a, of_b in (scores, np.round(scores, 5)):
+            assert verdict.sign_flip_p(of_a - of_b) == enumerated_p(list(a - b))
 
 
 def test_p_of_many_studies_at_once_is_each_ones():

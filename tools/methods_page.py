@@ -27,9 +27,9 @@ from ssl_zoo import config
 from ssl_zoo.config import METHODS, Part, signature
 from ssl_zoo.core import Family
 from ssl_zoo.evaluation.base import UNTRAINED
-from ssl_zoo.experiment import changes, parse, views_needed
+from ssl_zoo.experiment import parse, views_needed
 from ssl_zoo.study.grid import expand
-from ssl_zoo.study.report.results import Outcome, protocols, read
+from ssl_zoo.study.report.results import OTHER, protocols, read
 from ssl_zoo.study.report.tables import spread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,9 +279,9 @@ def study_results(
     knn = next(column for column in table.columns if column.evaluation == "knn")
     measured, rows = {}, []
     for row in table.rows:
-        differing = [differences(outcome) for outcome in row.finished]
-        if any(differing):
-            print(f"left out: {row.arm}, whose config has changed: {'; '.join(max(differing))}")
+        differing = [outcome.reason for outcome in row.outcomes if outcome.state == OTHER]
+        if differing:
+            print(f"left out: {row.arm}, whose config has changed: {differing[0]}")
         elif knn.of(row):
             environment = row.finished[-1].environment
             measured[row.arm] = {
@@ -305,11 +305,6 @@ def study_results(
         "protocol": list(dict.fromkeys([*known.get("protocol", []), *ways])),
         "arms": measured,
     }
-
-
-def differences(outcome: Outcome) -> list[str]:
-    """Between the config that a run was trained with and the arm's of today."""
-    return changes(outcome.run.files.config(), outcome.run.config)
 
 
 def in_words(environment: dict[str, Any]) -> str:

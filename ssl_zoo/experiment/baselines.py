@@ -27,7 +27,7 @@ def baselines_of(config: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
     Reads no data. The untrained network's depends on the backbone's block and the seed as well, and
     is the one that a run with `nudge_weights` has moved away from: arms keep one start in common.
     """
-    sections = parse(Config(config)).arguments()
+    sections = parse(Config(config), trained=True).arguments()  # initial weights may be gone
     network = {"backbone": sections["backbone"].spelled_out(), "seed": sections["seed"]}
     baselines: dict[str, dict[str, dict[str, Any]]] = {}
     for name in sections["evaluations"]:

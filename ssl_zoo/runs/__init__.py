@@ -2,4 +2,4 @@
 
 from ssl_zoo.runs.environment import describe_environment
 from ssl_zoo.runs.folder import RunFolder
-from ssl_zoo.runs.lock import Lock
+from ssl_zoo.runs.lock import Held, Lock

@@ -13,6 +13,10 @@ TRIES = 4
 _held: dict[Path, TextIO] = {}  # by this process, which the system would let in a second time
 
 
+class Held(FileExistsError):
+    """Another process is at work in the folder."""
+
+
 class Lock:
     """Held from `acquire` to `release`, or to the end of the process, however it ends.
 
@@ -24,7 +28,7 @@ class Lock:
         self.path = path
 
     def acquire(self) -> None:
-        """Raises FileExistsError, which says who holds it, if another does."""
+        """Raises Held, which says who holds it, if another does."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(TRIES):
             file = None if self._ours() else self._take()
@@ -34,7 +38,7 @@ class Lock:
         else:
             who = self.holder() or "another process"
             hint = "stop that one, or give another --out"
-            raise FileExistsError(f"{self.path.parent} is being written to by {who}; {hint}")
+            raise Held(f"{self.path.parent} is being written to by {who}; {hint}")
         who = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}"
         with writing(self.path):
             file.truncate(0)

@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,24 @@ class Task:
     """Baselines of one evaluation that are to be measured.
 
     Attributes:
-        runs: that have to beat them; they are measured for the first.
+        run: for which they are measured.
+        runs: places of all that have to beat them, `run`'s first.
         outdated: results that they take the place of.
     """
 
+    run: Run
     evaluation: str
     names: list[str]
-    runs: list[Run]
-    outdated: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[int]
+    outdated: list[dict[str, Any]]
 
     def __str__(self) -> str:
         others = ": the images are others than before" if self.outdated else ""
-        return f"baselines of {self.runs[0]}: {self.evaluation}{others}"
+        return f"baselines of {self.run}: {self.evaluation}{others}"
 
     @property
     def request(self) -> tuple[dict[str, Any], str, list[str]]:
-        return self.runs[0].config, self.evaluation, self.names
+        return self.run.config, self.evaluation, self.names
 
 
 Measure = Callable[[Sequence[Task], Callable[[str], None]], Iterable[tuple[Task, Answer | Failed]]]
@@ -64,7 +66,8 @@ def side_by_side(measurers: Sequence[Measurer]) -> Measure:
             yield from one_by_one(tasks, say)
             return
         waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        answered: queue.SimpleQueue[tuple[Task, Answer | Failed]] = queue.SimpleQueue()
+        # A task that has begun, with None, or has ended, with its answer.
+        events: queue.SimpleQueue[tuple[Task, Answer | Failed | None]] = queue.SimpleQueue()
         stopped = threading.Event()
         for task in tasks:
             waiting.put(task)
@@ -73,18 +76,24 @@ def side_by_side(measurers: Sequence[Measurer]) -> Measure:
             with suppress(queue.Empty):
                 while not stopped.is_set():
                     task = waiting.get_nowait()
-                    say(str(task))
-                    answered.put((task, measurer.ask(task.request)))
+                    events.put((task, None))
+                    try:
+                        events.put((task, measurer.ask(task.request)))
+                    except Exception as error:  # no process could be started
+                        events.put((task, Failed.of(error)))
 
         count = min(len(measurers), len(tasks))
         say(f"baselines at once: {count}; what they print is in {measurers[0].log}")
-        killed = []
+        killed, left = [], len(tasks)
         try:
             for measurer in measurers:
                 threading.Thread(target=work, args=(measurer,), daemon=True).start()
-            for _ in tasks:
-                task, answer = answered.get()
-                if isinstance(answer, Failed) and answer.killed:
+            while left:
+                task, answer = events.get()
+                left -= answer is not None
+                if answer is None:
+                    say(str(task))
+                elif isinstance(answer, Failed) and answer.killed:
                     killed.append(task)
                 else:
                     yield task, answer
@@ -130,47 +139,53 @@ class Baselines:
     ) -> list[tuple[Run, Failed]]:
         """Measures and writes what runs have to beat and is not known, or of images that changed.
 
-        Returns:
-            The runs for which it did not work, each once, and why.
-        """
-        tasks, failed = self._lacking(runs)
-        for task, answer in how(tasks, say):
-            if isinstance(answer, Failed):
-                failed += [(run, answer) for run in task.runs]
-                continue
-            run, evaluation = task.runs[0], task.evaluation
-            self.known = [r for r in self.known if not any(r is old for old in task.outdated)]
-            self.known += [of | _key(run, evaluation, name) for name, of in answer.items()]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, json.dumps(self.known, indent=1))
-        first = ((run, next((why for of, why in failed if of is run), None)) for run in runs)
-        return [(run, why) for run, why in first if why is not None]
+        What fails for one run is tried again for the others that have to beat the same.
 
-    def _lacking(self, runs: Iterable[Run]) -> tuple[list[Task], list[tuple[Run, Failed]]]:
-        """What is to be measured, each once; and the runs whose images cannot be looked at."""
-        tasks: list[Task] = []
-        failed: list[tuple[Run, Failed]] = []
+        Returns:
+            The runs for which it did not work, and why.
+        """
+        failed: dict[int, Failed] = {}  # by the place of a run
+        pending = list(range(len(runs)))
+        while pending:
+            tasks = self._lacking(runs, pending, failed)
+            pending = []
+            for task, answer in how(tasks, say):
+                if isinstance(answer, Failed):  # of the run that it was measured for; others try
+                    failed[task.runs[0]] = answer
+                    pending += task.runs[1:]
+                else:
+                    self._keep(task, answer)
+            pending = sorted(set(pending) - set(failed))
+        return [(runs[place], failed[place]) for place in sorted(failed)]
+
+    def _lacking(
+        self, runs: Sequence[Run], pending: Iterable[int], failed: dict[int, Failed]
+    ) -> list[Task]:
+        """What is to be measured, each once. A run whose images cannot be looked at has failed."""
         by_key: dict[str, Task] = {}
-        for run in runs:
+        for place in pending:
+            run = runs[place]
             for evaluation, results in self.of(run).items():
                 known = {name: result for name, result in results.items() if result is not None}
                 try:
                     old = [n for n, of in known.items() if self._outdated(run, evaluation, of)]
                 except Exception as error:
-                    failed.append((run, Failed.of(error)))
+                    failed[place] = Failed.of(error)
                     break
-                new = Task(evaluation, [], [], [known[name] for name in old])
+                new = Task(run, evaluation, [], [], [known[name] for name in old])
                 for name in results:
-                    if name in known and name not in old:
-                        continue
-                    key = json.dumps(_key(run, evaluation, name), sort_keys=True)
-                    task = by_key.setdefault(key, new)
-                    if task is new:
-                        new.names.append(name)
-                    if not any(run is other for other in task.runs):
-                        task.runs.append(run)
-                tasks += [new] if new.names else []
-        return tasks, failed
+                    if name not in known or name in old:
+                        key = json.dumps(_key(run, evaluation, name), sort_keys=True)
+                        task = by_key.setdefault(key, new)
+                        task.names += [name] if task is new else []
+                        task.runs += [place] if place not in task.runs else []
+        return list({id(task): task for task in by_key.values()}.values())
+
+    def _keep(self, task: Task, answer: Answer) -> None:
+        self.known = [r for r in self.known if not any(r is old for old in task.outdated)]
+        self.known += [of | _key(task.run, task.evaluation, n) for n, of in answer.items()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps(self.known, indent=1))
 
     def _outdated(self, run: Run, evaluation: str, result: dict[str, Any]) -> bool:
         if run.files.finished:  # its images may be gone

@@ -23,7 +23,8 @@ class Child:
         memory, peak: resident bytes, now and at the most.
 
     Raises:
-        FileExistsError: another process holds the run's folder.
+        Held: another process holds the run's folder.
+        OSError, ValueError: the folder cannot be written, or its config be read.
     """
 
     def __init__(

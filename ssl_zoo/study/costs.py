@@ -21,7 +21,8 @@ from ssl_zoo.system.files import write_text
 
 LIMIT_GB = 8.0  # a size of memory that many have; which K meets it is told
 PROBE = (
-    "import json, sys; from ssl_zoo import experiment; "
+    "import json, sys; from ssl_zoo import experiment; from ssl_zoo.system import plugins; "
+    "plugins.load(); "
     "print(json.dumps(experiment.cost_of_step(json.loads(sys.stdin.read()), int(sys.argv[1]))))"
 )
 

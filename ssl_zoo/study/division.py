@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from ssl_zoo.system.files import write_text
 STEPS = 20  # timed, the first of them a warm-up
 WORTH_IT = 1.2  # several runs at once must be so many times as fast: they take more memory
 MEASURE = (
-    "import json, sys; from ssl_zoo import experiment; "
-    "print(experiment.seconds_per_step(json.loads(sys.argv[1]), *map(int, sys.argv[2:])))"
+    "import json, sys; from ssl_zoo import experiment; from ssl_zoo.system import plugins; "
+    "plugins.load(); "
+    "print(experiment.seconds_per_step(json.loads(sys.stdin.read()), *map(int, sys.argv[1:])))"
 )
 
 
@@ -82,10 +84,15 @@ def seconds_per_step(config: dict[str, Any], threads: int, processes: int = 1) -
     Raises:
         subprocess.CalledProcessError: one failed.
     """
-    command = [sys.executable, "-c", MEASURE, json.dumps(config), str(threads), str(STEPS)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", MEASURE, str(threads), str(STEPS)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     pipes |= {"encoding": "utf-8", "errors": "backslashreplace"}
     timers = [subprocess.Popen(command, env=child_environment(), **pipes) for _ in range(processes)]
+    for timer in timers:  # all begin at once
+        with suppress(BrokenPipeError):
+            timer.stdin.write(json.dumps(config))
+            timer.stdin.close()
+        timer.stdin = None  # or `communicate` would want to write
     outputs = [timer.communicate() for timer in timers]
     for timer, (_, errors) in zip(timers, outputs, strict=True):
         if timer.returncode:

@@ -7,15 +7,16 @@ where it stopped.
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ssl_zoo import experiment
 from ssl_zoo.config import ConfigError, not_among
-from ssl_zoo.runs import Lock
+from ssl_zoo.runs import Held, Lock
 from ssl_zoo.study import costs
 from ssl_zoo.study.baselines import Baselines, one_by_one, side_by_side
 from ssl_zoo.study.child import Child, left_to
@@ -80,25 +81,26 @@ def run_study(
     ends: set[str] = set()
     lock = Lock(study.out / "study.lock")
     if report_only and lock.holder():  # who runs the study writes its report
+        print_report(read_report(study), console)
         if keep:
             kept.write(study, keep)
-        print_report(read_report(study), console)
         return 0
     lock.acquire()
     try:
         if not report_only:
             study, ends = _run(study, arms, given_jobs, train, console)
             ends |= _measure_costs(study, arms, console) if not ends - {"failed"} else set()
-        written = write_report(study)
-        if keep:
+        print_report(write_report(study), console)
+        if keep and not ends - {"failed"}:
             kept.write(study, keep)
     finally:
         lock.release()
-    print_report(written, console)
     if ends & {"stopped", "interrupted"}:
         console.print("stopped; the same command goes on from here")
     if "left" in ends:
         console.print("runs were left to other processes; the same command reports them later")
+    if keep and ends - {"failed"}:
+        console.print(f"{keep} is as it was: a study is kept when it ends", soft_wrap=True)
     return 130 if "stopped" in ends else 1 if ends & {"failed", "left"} else 130 if ends else 0
 
 
@@ -152,7 +154,8 @@ def _run(
         study = study.with_threads(division.threads)
         runs = [run for run in study.runs if run.arm in arms]
         runs.sort(key=lambda run: not study.planned(run.point))  # what was planned first
-        count = min(jobs or division.jobs, len(runs))
+        # A study may go on where there are other GPUs than at its start.
+        count = min(jobs or len(devices) or division.jobs, len(runs))
         threads = sorted({run.config["train"]["threads"] for run in runs})
         screen = Screen(console, alone=count == 1)
         of_each = ", ".join(map(str, threads))
@@ -262,8 +265,12 @@ class Launcher:
         self.screen.say(title, style="bold")
         try:
             self.children.append(Child(title, run, self.train, environment, self.screen.alone))
-        except FileExistsError:
+        except Held:
             self.ends |= self._say_end(title, left_to(run.files.lock.holder()))
+        except (OSError, ValueError) as error:  # of its folder, which is the run's alone
+            self.ends |= self._say_end(title, f"failed: {error}")
+            with suppress(OSError):
+                run.files.write_error(f"{error}\n\n{traceback.format_exc()}")
 
     def _say_end(self, title: str, end: str) -> set[str]:
         """Says what `Child.end` says, unless a run alone has said so itself; its first word."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from ssl_zoo import experiment
 from ssl_zoo.study.machine import child_environment, how_it_ended
+from ssl_zoo.system import plugins
 
 SERVE = "from ssl_zoo.study.measurer import serve; serve()"
 
@@ -56,6 +57,7 @@ def serve() -> None:
     Whatever else is printed goes to stderr. When stdin ends, so does the process, at once: whoever
     asked is gone.
     """
+    plugins.load()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     requests: queue.SimpleQueue[list] = queue.SimpleQueue()
@@ -69,7 +71,8 @@ def serve() -> None:
     while True:
         answer = answer_to(*requests.get())
         told = {"failed": asdict(answer)} if isinstance(answer, Failed) else {"answer": answer}
-        print(json.dumps(told), file=answers, flush=True)
+        answers.write(json.dumps(told) + "\n")
+        answers.flush()
 
 
 class Measurer:
@@ -87,15 +90,12 @@ class Measurer:
         self.process: subprocess.Popen | None = None
 
     def ask(self, request: tuple[dict[str, Any], str, list[str]]) -> Answer | Failed:
-        try:
-            process = self.process = self.process or self._started()
-        except OSError as error:
-            return Failed.of(error)
+        process = self.process = self.process or self._started()
         with suppress(BrokenPipeError):
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
         line = process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):  # the process was killed before or while it answered
             code, self.process = process.wait(), None
             return Failed(how_it_ended(code), killed=code < 0)
         told = json.loads(line)

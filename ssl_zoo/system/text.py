@@ -2,9 +2,11 @@
 
 import csv
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TextIO
 
 from rich.console import Console
@@ -52,6 +54,13 @@ class PlainConsole(Console):
 
     def __init__(self, **settings):
         super().__init__(**settings, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads what is printed any more, of `ssl-zoo train ... | head`: work goes on."""
+        self.quiet = True
+        # What is left in its buffer has to go somewhere when the process ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
     def render_str(self, text: str, **settings):
         return super().render_str(visible(text, self.encoding), **settings)

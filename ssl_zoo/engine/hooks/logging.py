@@ -2,6 +2,7 @@
 
 import statistics
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,11 +28,13 @@ class MetricsLogger(Hook):
     ) -> None:
         self.schedules, self.observers, self.labels = schedules, observers or {}, labels
         self.seen: dict[str, list[Tensor]] = defaultdict(list)
-        self.mark = (0, 0.0)  # steps and seconds at the last line
+        self.mark: tuple[int, float] | None = None  # steps and seconds at the last line
         self.warned: set[str] = set()
 
     def before_train(self, trainer) -> None:
-        self.mark = (trainer.step, trainer.seconds)
+        self.mark = self.mark or (trainer.step, trainer.seconds)
+        for values in self.seen.values():  # of an earlier sitting
+            values[:] = [value.to(trainer.device) for value in values]
         self.compiles = trainer.settings.compile
 
     def after_step(self, trainer, batch, out: dict[str, Tensor]) -> None:
@@ -70,6 +73,18 @@ class MetricsLogger(Hook):
         trainer.status |= {**shown, "speed": f"{rate:.0f} images/s"}
         self.seen.clear()
         self.mark = (trainer.step, trainer.seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next line is made of: each rank's values since the last one."""
+        seen = {name: torch.stack(values).cpu() for name, values in self.seen.items()}
+        return {"seen": distributed.collect(seen), "mark": self.mark}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:  # checkpoints of 0.1 and before have none
+            of_ranks = state["seen"]
+            for name, values in of_ranks[distributed.rank() % len(of_ranks)].items():
+                self.seen[name] = list(values.unbind())
+            self.mark = state["mark"] and tuple(state["mark"])
 
 
 class ResultWriter(Hook):

@@ -187,7 +187,7 @@ def _baselines(column: Column, table: Table) -> Iterable[dict[str, Any]]:
             groups = [({"arm": row.arm, "x": row.x}, row.outcomes) for row in table.rows]
         for where, outcomes in groups:
             if found := results.distinct(outcomes, column.evaluation, baseline.name):
-                scores = {"scores": [round(results.score(result), 3) for result in found]}
+                scores = {"scores": [round(results.score(result), 5) for result in found]}
                 if baseline.seeded:
                     scores["seeds"] = [result["depends_on"]["seed"] for result in found]
                 yield {**of, **where, **scores, "protocol": baseline.protocol}
@@ -197,7 +197,7 @@ def _run(outcome: Outcome, table: Table) -> dict[str, Any]:
     run = outcome.run
     kept: dict[str, Any] = {"arm": run.arm, "x": run.x, "seed": run.seed, "state": outcome.state}
     scores = {column.evaluation: outcome.score(column.evaluation) for column in table.columns}
-    kept["scores"] = {name: round(score, 3) for name, score in scores.items() if score is not None}
+    kept["scores"] = {name: round(score, 5) for name, score in scores.items() if score is not None}
     for column in table.columns:
         of, usual = outcome.evaluations.get(column.evaluation), _evaluation(column, table)
         if of and of["hash"] != usual["hash"]:

@@ -53,9 +53,16 @@ def shade(table: Table, row: Row) -> tuple[float, float, float]:
 
 
 def sizes_below(axes: Axes) -> None:
-    """A logarithmic x axis with powers of two below it, eight at the most."""
-    axes.set_xscale("log", base=2)
+    """A logarithmic x axis with powers of two below it, eight at the most.
+
+    It stays as it is where it has no two of them, as that of a rate or a temperature.
+    """
     low, high = axes.get_xlim()
+    sizes = [2**i for i in range(40) if low <= 2**i <= high]
+    if len(sizes) < 2:
+        return
+    axes.set_xscale("log", base=2)
+    low, high = axes.get_xlim()  # which has other margins
     sizes = [2**i for i in range(40) if low <= 2**i <= high]
     sizes = sizes[:: -(-len(sizes) // 8)]
     axes.set_xticks(sizes, map(str, sizes))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ssl_zoo import experiment
 from ssl_zoo.study import costs
 from ssl_zoo.study.baselines import Baselines
 from ssl_zoo.study.classes import Hits, hits
@@ -15,6 +17,9 @@ from ssl_zoo.study.costs import Cost
 from ssl_zoo.study.grid import Point, Run, Study
 
 Result = dict[str, Any]  # of one evaluation: type, metrics, main, protocol, hash, ...
+
+
+OTHER = "another config"  # a run that the grid does not ask for: it is in no number
 
 
 def score(result: Result) -> float:
@@ -27,12 +32,13 @@ class Outcome:
     """What one run has left: its result, its curve, or why it has none."""
 
     run: Run
-    state: str  # 'finished', 'failed', 'unfinished' or 'not run'
+    state: str  # 'finished', 'failed', 'unfinished', 'not run', or OTHER
     result: dict[str, Any]
     lines: list[dict[str, Any]]  # those of its metrics that evaluations wrote
     environment: dict[str, Any]
     baselines: dict[str, dict[str, Result | None]]  # by evaluation; None: not measured
-    reason: str  # of a failure; its first line says what, a traceback may follow
+    # Of a failure, whose first line says what, and a traceback may follow; of OTHER, what differs.
+    reason: str
 
     @property
     def evaluations(self) -> dict[str, Result]:
@@ -40,7 +46,9 @@ class Outcome:
         return self.result.get("evaluations", {})
 
     def score(self, evaluation: str) -> float | None:
-        return score(self.evaluations[evaluation]) if evaluation in self.evaluations else None
+        """None where there is none, or it is not a number."""
+        found = self.evaluations.get(evaluation)
+        return None if found is None or math.isnan(score(found)) else score(found)
 
     def start(self, evaluation: str, baseline: str) -> Result | None:
         return self.baselines.get(evaluation, {}).get(baseline)
@@ -205,10 +213,21 @@ def _outcome(run: Run, known: Baselines) -> Outcome:
     result = run.files.result() if run.finished else {}
     reason, metrics = run.files.error(), run.files.metrics()
     state = "failed" if reason else "unfinished" if metrics else "not run"
-    if result:
+    if changed := _changed(run) if result else []:
+        state, reason, result, metrics = OTHER, "; ".join(changed), {}, []
+    elif result:
         state, reason = "finished", ""
     lines = [line for line in metrics if line["kind"] == "evaluation"]
     return Outcome(run, state, result, lines, run.files.environment(), known.of(run), reason)
+
+
+def _changed(run: Run) -> list[str]:
+    """What the grid asks for and the run in the folder was trained without."""
+    written = run.files.config()
+    if written is None or written == run.config:
+        return []
+    # What is compared may be chosen later.
+    return experiment.changes({**written, "best": run.config["best"]}, run.config)
 
 
 def _baselines(evaluation: str, outcomes: list[Outcome]) -> tuple[Baseline, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssl_zoo.study.grid import slug, title
-from ssl_zoo.study.report.results import Row, Table, describe, protocols
+from ssl_zoo.study.report.results import OTHER, Row, Table, describe, protocols
 from ssl_zoo.study.report.verdicts import Section
 from ssl_zoo.system.files import write_text
 from ssl_zoo.system.text import one_line
@@ -98,6 +98,8 @@ def notes(table: Table) -> list[str]:
             lines.append(f"{line}, in {unit}" if unit else line)
         own = [baseline.name for baseline in main.baselines if not baseline.shared]
         lines += [f"{name}: {main.title} of each arm's own" for name in own]
+    others = (outcome for outcome in table.outcomes if outcome.state == OTHER)
+    lines += [f"not counted, trained by {OTHER}: {o.run}: {o.reason}" for o in others]
     return lines + protocols(table)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from ssl_zoo.study.classes import over_classes
@@ -36,9 +37,10 @@ class Side:
     row: Row
 
     def by_seed(self, column: Column) -> dict[int, Result]:
-        """The evaluation's results, of finished runs."""
+        """The evaluation's results, of finished runs; a metric that is not a number is none."""
         name = column.evaluation
         made = [o for o in self.row.finished if name in o.evaluations]
+        made = [o for o in made if not isnan(o.evaluations[name]["metrics"][column.metric])]
         return {outcome.run.seed: outcome.evaluations[name] for outcome in made}
 
 
