@@ -44,6 +44,8 @@ def test_initial_weights_may_be_gone_once_there_is_a_checkpoint(tmp_path, capsys
     path = first_sitting(tmp_path, contrastive(QUEUE), backbone=backbone)
     whole = recipe(photos(tmp_path / "whole"), contrastive(QUEUE), backbone=backbone)
     assert train(whole) == 0
+    cli.main(["evaluate", "knn", str(path), "--device", "cpu", "--out", str(tmp_path / "start")])
+    assert json.loads((tmp_path / "start").read_text())["knn"]["of"]["network"] == "initial weights"
     file.unlink()
     assert train(path, "--resume") == 0
     ends = [checkpoint.read(RunFolder(f / "run").checkpoint(12)) for f in (tmp_path, whole.parent)]

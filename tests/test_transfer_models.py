@@ -27,6 +27,7 @@ from ssl_zoo.transfer.models import (
     KeypointRCNN,
     MaskRCNN,
 )
+from ssl_zoo.transfer.models.detection import moved
 from ssl_zoo.transfer.models.regions import Anchors, RegionAlign, pasted, shape_cells
 
 SIZE = (64, 80)
@@ -73,7 +74,8 @@ def target(objects: int):
         mask[y0:y1, x0:x1] = 1
     keypoints = torch.cat([boxes.view(-1, 2, 2), torch.full((objects, 2, 1), 2.0)], dim=2)
     labels = torch.tensor([1, 2])[:objects]
-    return {"boxes": boxes, "labels": labels, "masks": masks, "keypoints": keypoints, "size": SIZE}
+    known = {"boxes": boxes, "labels": labels, "masks": masks, "keypoints": keypoints}
+    return {**known, "size": SIZE, "drawn": objects / 4}
 
 
 def without_gradient(model):
@@ -131,6 +133,43 @@ def test_the_same_seed_gives_the_same_losses_and_gradients(kind, body):
     assert torch.equal(first, again) and all(map(torch.equal, gradients, others))
 
 
+def test_a_size_is_drawn_by_the_target_and_not_by_torchs_generator():
+    model, sizes = detector(FasterRCNN, "fpn", min_size=(32, 48, 64)), []
+    plain = model.net.transform.batch_images
+    model.net.transform.batch_images = lambda x, **more: (
+        sizes.append([min(i.shape[1:]) for i in x]) or plain(x, **more)
+    )
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        drawn = [{**target(1), "drawn": at} for at in (0.99, 0.0, 0.34)]
+        model(images(SIZE, SIZE, SIZE), drawn)
+    assert sizes == [[64, 32, 48], [64, 32, 48]]
+
+
+def test_a_picture_that_would_be_scaled_to_nothing_is_said():
+    with pytest.raises(ValueError, match=r"a picture of 300 x 2 pixels: .* 100 .max_size."):
+        detector(FasterRCNN, "fpn", max_size=100).predict(images((2, 300)))
+
+
+def test_keypoints_are_learned_and_found_in_the_middles_of_pixels():
+    points = torch.tensor([[[10.0, 4, 2], [3, 0, 1], [0, 0, 0]]])
+    middles = torch.tensor([[[10.5, 4.5, 2], [3.5, 0.5, 1], [0, 0, 0]]])
+    assert torch.equal(moved(points, 0.5), middles) and torch.equal(moved(middles, -0.5), points)
+    model, seen = detector(KeypointRCNN, "fpn"), {}
+    hook = model.net.register_forward_pre_hook(
+        lambda _, given: seen.update(points=given[1][0]["keypoints"])
+    )
+    given = target(2)
+    model(images(SIZE), [given])
+    hook.remove()
+    assert torch.equal(seen["points"], moved(given["keypoints"], 0.5))
+    model.net.register_forward_hook(lambda *_: [{
+        "boxes": torch.zeros(1, 4), "labels": torch.ones(1), "scores": torch.ones(1),
+        "keypoints": middles, "keypoints_scores": torch.ones(1, 3),
+    }])  # fmt: skip
+    assert torch.equal(model.predict(images(SIZE))[0]["keypoints"], points)
+
+
 @detectors
 def test_under_bf16_boxes_and_losses_are_float32(kind, body):
     model = detector(kind, body)
@@ -169,6 +208,7 @@ def test_an_fpn_gives_torchvisions_losses():
         box_predictor=FastRCNNPredictor(16, 3),
         box_batch_size_per_image=64,
     )
+    theirs.transform.torch_choice = lambda sizes: sizes[0]  # draws nothing, as `Scaled`
     theirs.backbone.body.load_state_dict(backbone.model.state_dict())
     theirs.backbone.fpn.load_state_dict(ours.net.backbone.fpn.state_dict())
     theirs.rpn.load_state_dict(ours.net.rpn.state_dict())
@@ -355,13 +395,13 @@ def test_one_channel_images_and_small_stems():
 
 
 def test_a_detector_learns_one_picture():
-    torch.manual_seed(3)
+    torch.manual_seed(6)
     model = detector(FasterRCNN, "fpn", anchors=(16, 32, 64, 128, 256), detections=2)
     seen, wanted = images(SIZE), target(1)
     x0, y0, x1, y1 = wanted["boxes"][0].int().tolist()
     seen[0][:, y0:y1, x0:x1] += 2
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(40):
+    for _ in range(80):
         optimizer.zero_grad()
         model(seen * 2, [wanted] * 2)["loss"].backward()
         optimizer.step()

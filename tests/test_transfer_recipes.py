@@ -77,6 +77,11 @@ def test_a_recipe_that_is_none_is_refused(tmp_path):
         recipe(Path("voc0712_c4"), ["batch_sise=4"])
 
 
+def test_a_recipes_file_may_have_any_name(tmp_path):
+    (tmp_path / "my own.v2.yaml").write_text("_base_: transfer/voc07_c4\n")
+    assert list(recipe(tmp_path / "my own.v2.yaml", [])) == ["my_own_v2"]
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from PIL import Image
 from ssl_zoo.config import ConfigError, bind
 from ssl_zoo.data.image.decode import BadImage
 from ssl_zoo.transfer import ANNOTATED, COCO, LVIS, VOC, Cityscapes, learnable
+from ssl_zoo.transfer.judging import judge_of
 from ssl_zoo.transfer.masks import counted_runs, decoded, encoded
-from ssl_zoo.transfer.source import Records
+from ssl_zoo.transfer.source import Records, label_map
 from ssl_zoo.transfer.source import picture as read_picture
 
 
@@ -99,6 +102,68 @@ def test_voc_semantic_maps_are_numbers_not_colors(folders):
     assert len(train.classes) == 21 and len(VOC("test", root=folders["voc"], task="semantic")) == 1
 
 
+@pytest.mark.parametrize(("mode", "levels"), [("1", 2), ("L;2", 4), ("L;4", 16), ("L", 16)])
+def test_gray_labels_are_the_numbers_in_the_file_whatever_its_depth(tmp_path, mode, levels):
+    labels = np.arange(16, dtype=np.uint8).reshape(2, 8) % levels
+    if mode.startswith("L;"):
+        bits = int(mode[2:])
+        write_gray_png(tmp_path / "map.png", labels, bits)
+        with Image.open(tmp_path / "map.png") as image:
+            assert image.tile[0][3] == mode
+    else:
+        Image.fromarray(labels.astype(bool) if mode == "1" else labels).save(tmp_path / "map.png")
+    assert label_map(str(tmp_path / "map.png")).tolist() == labels.tolist()
+
+
+def write_gray_png(path, labels, bits):
+    """Which Pillow does not write: `bits` a pixel."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    height, width = labels.shape
+    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    per_byte = 8 // bits
+    rows = b""
+    for row in labels.reshape(height, -1, per_byte):
+        packed = [sum(int(v) << (8 - bits * (i + 1)) for i, v in enumerate(of)) for of in row]
+        rows += b"\0" + bytes(packed)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def test_background_among_classes_of_ones_own_maps_is_refused(copied):
+    root = copied("voc")
+    tiny.write(root / "classes.txt", "background\nperson\ndog\n")
+    with pytest.raises(ValueError, match=r"classes.txt: found 'background', which has"):
+        VOC("train", root=root, task="semantic")
+
+
+def test_a_test_set_of_difficult_objects_alone_is_refused_before_training(copied):
+    root = copied("voc")
+    for path in (root / "VOC2007/Annotations").glob("*.xml"):
+        hard = path.read_text().replace("<bndbox>", "<difficult>1</difficult><bndbox>")
+        path.write_text(hard)
+    whole = {"train": ["VOC2007/trainval"], "test": ["VOC2007/trainval"]}
+    with pytest.raises(ValueError, match="VOC2007/trainval: no object but difficult ones"):
+        VOC("test", root=root, **whole)
+    assert len(VOC("train", root=root, **whole))
+
+
+def test_pictures_of_one_name_are_told_apart_by_their_folders(copied):
+    root = copied("voc")
+    years = {"train": ["VOC2007/trainval", "VOC2012/trainval"]}
+    assert VOC("train", root=root, **years).name(0) == "000001"
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        of = root / "VOC2012" / folder
+        (of / f"2012_000001.{suffix}").rename(of / f"000001.{suffix}")
+    tiny.write(root / "VOC2012/ImageSets/Main/trainval.txt", "000001\n")
+    names = [VOC("train", root=root, **years).name(i) for i in (0, 2)]
+    assert names == ["VOC2007_JPEGImages_000001", "VOC2012_JPEGImages_000001"]
+
+
 def test_classes_of_ones_own(copied):
     root = copied("voc")
     tiny.write(root / "classes.txt", "person\nbat\n")
@@ -108,6 +173,20 @@ def test_classes_of_ones_own(copied):
     )
     own = VOC("train", root=root, train=["VOC2012/trainval"])
     assert own.classes == ["person", "bat"] and own.target(0)["labels"].tolist() == [2]
+
+
+def test_a_class_may_have_a_slash_in_its_name(copied, tmp_path):
+    root = copied("voc")
+    tiny.write(root / "classes.txt", "dog\ncar/truck\n")
+    tiny.write(
+        root / "VOC2012/Annotations/2012_000001.xml",
+        tiny.voc_xml(tiny.voc_object("car/truck", (1, 1, 2, 2))),
+    )
+    judge = judge_of(VOC("test", root=root, test=["VOC2012/trainval"]))
+    found = {"boxes": [[0, 0, 2, 2]], "labels": [2], "scores": [0.5], "name": "a", "index": 0}
+    (tmp_path / "out").mkdir()
+    judge.write([found], tmp_path / "out")
+    assert (tmp_path / "out" / "comp3_det_test_car%2Ftruck.txt").read_text().startswith("a 0.5")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +317,12 @@ def test_what_nothing_is_learned_from_does_not_count(copied):
     assert coco.objects.tolist() == [1, 2, 0]
     assert not len(learnable(coco.target(2))["boxes"])
     assert COCO("train", root=root, task="keypoints").objects.tolist() == [0, 1, 0]
+    flat = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 9, 9], "area": 81, "iscrowd": 0}
+    flat["segmentation"] = [[1, 2, 10, 11]]
+    damage(path, lambda data: data["annotations"].append(flat))
+    assert COCO("train", root=root).objects.tolist() == [1, 2, 1]
+    masks = COCO("train", root=root, task="masks")
+    assert masks.objects.tolist() == [1, 2, 0] and not len(learnable(masks.target(2))["boxes"])
     root = copied("voc")
     outside = tiny.voc_xml(tiny.voc_object("dog", (90, 90, 95, 95)))
     tiny.write(root / "VOC2007/Annotations/000002.xml", outside)
@@ -278,6 +363,16 @@ def damage(path, change):
         (
             lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3]]),
             "900: segmentation: found",
+        ),
+        (lambda d: d["annotations"][1].update(iscrowd=None), "annotation 5: iscrowd: found None"),
+        (lambda d: d["annotations"][1].update(iscrowd="1"), "annotation 5: iscrowd: found '1'"),
+        (
+            lambda d: d["annotations"][1]["segmentation"].update(counts=[-8, 776]),
+            "annotation 5: segmentation",
+        ),
+        (
+            lambda d: d["annotations"][1]["segmentation"].update(counts="`o"),
+            "annotation 5: segmentation",
         ),
         (lambda d: d["images"][1].pop("height"), "image 42: height, width: found"),
         (lambda d: d["images"][1].pop("file_name"), "image 42: file_name: found None"),
@@ -333,6 +428,13 @@ def test_an_image_of_lvis_says_which_categories_are_not_there(copied):
     damage(path, lambda data: data["images"][1].pop("neg_category_ids"))
     with pytest.raises(ValueError, match="image 2: neg_category_ids: found None, expected list"):
         LVIS("train", root=path.parent.parent)
+
+
+def test_a_category_of_lvis_says_how_frequent_it_is(copied):
+    path = copied("lvis") / "annotations" / "lvis_v1_val.json"
+    damage(path, lambda data: data["categories"][0].pop("frequency"))
+    with pytest.raises(ValueError, match=r"category \d+: frequency: found None, expected str"):
+        LVIS("test", root=path.parent.parent)
 
 
 def test_cityscapes_ids_become_the_nineteen_classes(folders):

@@ -45,6 +45,8 @@ def import_weights(arguments: argparse.Namespace) -> int:
     found = import_file(arguments.path, arguments.layout, block, arguments.partial)
     found.write(out)
     show("\n".join(found.lines))
-    block = {**found.header.backbone, "weights": str(out)}
+    backbone = found.header.backbone
+    # None: those of a config that the block is laid over are of its own network.
+    block = {**backbone, "options": backbone.get("options") or None, "weights": str(out)}
     show(f"written: {out}\n{config.dump({'backbone': block}).strip()}")
     return 0

@@ -1,6 +1,7 @@
 """ssl-zoo transfer: a backbone, trained for detection, segmentation or keypoints, and judged."""
 
 import argparse
+import re
 from pathlib import Path
 
 from ssl_zoo.cli.evaluate_command import add_device_and_out, begun, judge
@@ -82,6 +83,6 @@ def recipe(path: Path, overrides: list[str]) -> dict:
         if not part.target.own_data:
             expected = "type: Transfer; `ssl-zoo evaluate` is for others"
             raise ConfigError("type", "no transfer", found=part.type, expected=expected)
-        parts = {path.stem: part}
+        parts = {re.sub(r"[^A-Za-z0-9_-]", "_", path.stem): part}
         check_blocks(parts)
     return parts

@@ -48,6 +48,7 @@ from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
 from ssl_zoo.system.files import sha256
 
+INITIAL = "initial weights"  # a network that is not trained here, and was elsewhere
 USED = ("dataset", "clean", "workers", "max_bad")  # of a run's data, by evaluations
 
 
@@ -260,7 +261,8 @@ def run_splits(sections: Mapping[str, Any]) -> Splits:
 def load_subject(
     path: Path, device: torch.device, given: Mapping[str, Any] | None = None
 ) -> Subject:
-    """A run folder (its newest checkpoint), a checkpoint, or a config (untrained weights).
+    """A run folder (its newest checkpoint), a checkpoint, or a config (its untrained weights, or
+    the initial ones that it names).
 
     `given` are sections in place of those that a checkpoint records, as of what Python gave.
 
@@ -270,7 +272,9 @@ def load_subject(
         sections = parse(configs.load(path)).arguments()
         seed, nudged = sections["seed"], sections["nudge_weights"]
         backbone = seeded(seed, sections["backbone"], device, nudged)
-        return Subject(sections, {UNTRAINED: backbone.to(device)}, untrained=True, path=path)
+        plain = without_initial_weights(sections["backbone"]).spelled_out()
+        name = UNTRAINED if plain == sections["backbone"].spelled_out() else INITIAL
+        return Subject(sections, {name: backbone.to(device)}, untrained=True, path=path)
     if path.is_dir():
         saved = RunFolder(path).checkpoints()
         if not saved:

@@ -62,6 +62,8 @@ class Reader:
             key = rng.hashed(samples.seed, samples.epoch, i, "picture")
             target = target if isinstance(target, Tensor) else learnable(target)
             image, target = self.augment(image, target, key, self.mirrored)
+            if not isinstance(target, Tensor):  # a detector draws a size by it
+                target["drawn"] = rng.uniform(key, "size").item()
         image = np.ascontiguousarray(image.numpy())
         if isinstance(target, Tensor):
             return image, target.numpy().astype(np.uint8)

@@ -128,7 +128,8 @@ class OfBoxes(OfObjects):
                 line = f"{entry['name']} {score:.6f} {corners}\n"
                 lines[self.dataset.classes[label - 1]].append(line)
         for name, of in lines.items():
-            write_text(folder / f"comp3_det_{self.dataset.split}_{name}.txt", "".join(of))
+            shown = name.replace("/", "%2F")
+            write_text(folder / f"comp3_det_{self.dataset.split}_{shown}.txt", "".join(of))
 
 
 class OfCOCO(OfObjects):

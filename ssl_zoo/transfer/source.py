@@ -22,7 +22,7 @@ from torch import Tensor
 from ssl_zoo.config import Registry
 from ssl_zoo.data.files import counted, some
 from ssl_zoo.data.image import decode
-from ssl_zoo.data.image.decode import BadImage, Decoding
+from ssl_zoo.data.image.decode import GRAY_STEPS, BadImage, Decoding
 from ssl_zoo.data.source import roots
 from ssl_zoo.system.files import sha256
 from ssl_zoo.system.text import one_line
@@ -90,8 +90,19 @@ class AnnotatedSet(torch.utils.data.Dataset):
         return digest.hexdigest()[:12]
 
     def name(self, i: int) -> str:
-        """What people call picture i: its file without folder and suffix."""
-        return Path(self.paths[i]).stem
+        """What people call picture i: its file without folder and suffix; with the folders that
+        tell them apart, joined by _, where two would have one name.
+        """
+        return self._names[i]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        names = [Path(path).stem for path in self.paths]
+        if len(set(names)) == len(names):
+            return names
+        folder = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        below = (Path(os.path.relpath(path, folder)) for path in self.paths)
+        return ["_".join(path.with_suffix("").parts) for path in below]
 
     def target(self, i: int) -> Target | Tensor:
         """Of picture i, which is not read: a semantic map [H, W] int64, or a dict as torchvision's.
@@ -168,9 +179,11 @@ def label_map(path: str) -> Tensor:
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if image.mode not in ("P", "L"):
-                raise ValueError(f"its mode is {image.mode}, expected P or L, a number a pixel")
-            return torch.from_numpy(np.asarray(image).astype(np.int64))
+            if image.mode not in ("P", "L", "1"):
+                problem = f"its mode is {image.mode}, expected P, L or 1, a number a pixel"
+                raise ValueError(problem)
+            steps = GRAY_STEPS.get(image.tile[0][3], 1)
+            return torch.from_numpy(np.asarray(image).astype(np.int64) // steps)
     except (OSError, ValueError, SyntaxError) as error:
         raise BadImage(f"{one_line(path)}: cannot be read as labels ({error})", path) from error
 
@@ -196,12 +209,14 @@ def boxes_target(
 
 
 def learnable(target: Target) -> Target:
-    """Without crowds, and without boxes that have no area inside the picture.
+    """Without crowds, and without boxes and masks that have no area inside the picture.
 
     Difficult objects stay, as in detectron2's training on VOC.
     """
     boxes = target["boxes"]
     kept = (target["iscrowd"] == 0) & (boxes[:, 2:] - boxes[:, :2] > LEAST_SIDE).all(1)  # [n]
+    if "masks" in target:
+        kept &= (target["masks"] != 0).flatten(1).any(1)
     return {name: x[kept] if isinstance(x, Tensor) else x for name, x in target.items()}
 
 

@@ -29,10 +29,11 @@ def overlap_measures(matrix: Tensor, classes: Sequence[str]) -> Measures:
     right = matrix.diag().double()
     union = matrix.sum(0) + matrix.sum(1) - right
     overlap = 100 * right / union  # nan where there is nothing
-    seen = (union > 0).tolist()
-    by_class = {name: x for name, x, s in zip(classes, overlap.tolist(), seen, strict=True) if s}
-    if not by_class:
+    seen = union > 0
+    if not seen.any():
         raise ValueError("no pixel counts")
+    named = zip(classes, overlap.tolist(), seen.tolist(), strict=True)
+    by_class = {name: x for name, x, there in named if there}
     accuracy = float(100 * right.sum() / matrix.sum())
-    mean = sum(by_class.values()) / len(by_class)
+    mean = float(overlap[seen].mean())
     return Measures({"mIoU": mean, "pixel_accuracy": accuracy}, by_class)

@@ -9,6 +9,7 @@ torchvision's: an error of a box counts squared below 1/9, where detectron2 has 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -46,6 +47,28 @@ _LOSSES = {
     "loss_mask": "mask_loss",
     "loss_keypoint": "keypoint_loss",
 }
+
+
+class Scaled(GeneralizedRCNNTransform):
+    """torchvision's, with the size of a training image drawn by its target, in [0, 1).
+
+    torchvision draws it from torch's generator, of which proposals take more or fewer numbers.
+    """
+
+    drawn: list[float | None]
+
+    def torch_choice(self, k: list[int]) -> int:
+        drawn = self.drawn.pop(0)
+        return k[0] if len(k) == 1 else k[int(drawn * len(k))]
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple:
+        height, width = image.shape[-2:]
+        if min(height, width) * self.max_size < max(height, width):
+            raise ValueError(
+                f"a picture of {width} x {height} pixels: with a longer side of "
+                f"{self.max_size} (max_size) it would be less than one pixel thin"
+            )
+        return super().resize(image, target)
 
 
 @TRANSFER_MODELS.register_module()
@@ -128,9 +151,7 @@ class FasterRCNN(TransferModel):
             predictor = in_float32(FastRCNNPredictor(box_width, classes + 1))
             heads = Heads(pool, head, predictor, **numbers)
         self.add_to(heads, seen, classes, keypoints, width)
-        scaled = GeneralizedRCNNTransform(
-            min_size, max_size, [0.0], [1.0], size_divisible=seen.multiple
-        )
+        scaled = Scaled(min_size, max_size, [0.0], [1.0], size_divisible=seen.multiple)
         self.net = GeneralizedRCNN(seen, _proposing(seen, anchors, before, kept), heads, scaled)
         synced(self, norm)
 
@@ -151,6 +172,7 @@ class FasterRCNN(TransferModel):
 
     def forward(self, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
         known = [{self.learned[name]: target[name] for name in self.learned} for target in targets]
+        self.net.transform.drawn = [target.get("drawn") for target in targets]
         losses = self.net(images, known)
         return {"loss": sum(losses.values())} | {_LOSSES[n]: loss for n, loss in losses.items()}
 
@@ -210,10 +232,25 @@ class KeypointRCNN(FasterRCNN):
         heads.keypoint_predictor = KeypointRCNNPredictor(2 * width, keypoints)
         in_float32(heads.keypoint_predictor.kps_score_lowres)
 
+    def forward(self, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
+        return super().forward(
+            images, [{**target, "keypoints": moved(target["keypoints"], 0.5)} for target in targets]
+        )
+
     def predicted(self, image: Tensor) -> dict[str, Tensor]:
         found = self.net([image])[0]
-        kept = {name: found[name] for name in ("boxes", "labels", "scores", "keypoints")}
-        return kept | {"keypoint_scores": found["keypoints_scores"]}
+        kept = {name: found[name] for name in ("boxes", "labels", "scores")}
+        points = moved(found["keypoints"], -0.5)
+        return kept | {"keypoints": points, "keypoint_scores": found["keypoints_scores"]}
+
+
+def moved(points: Tensor, by: float) -> Tensor:
+    """Keypoints [n, K, 3] between pixels by name, as COCO has them, and their middles (by 0.5).
+
+    Those that are not there stay at 0, 0.
+    """
+    there = points[..., 2:] > 0
+    return torch.cat([points[..., :2] + by * there, points[..., 2:]], dim=-1)
 
 
 def _proposing(

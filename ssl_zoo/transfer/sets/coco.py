@@ -53,6 +53,7 @@ class COCO(AnnotatedSet):
     subfolders = ("coco",)
     name_key = "file_name"  # of an entry of images
     image_keys: ClassVar[dict[str, type]] = {}  # what else it has to have
+    category_keys: ClassVar[dict[str, type]] = {}
     files: ClassVar[dict[str, str]] = {
         "boxes": "instances_{}.json",
         "masks": "instances_{}.json",
@@ -77,7 +78,8 @@ class COCO(AnnotatedSet):
         if task == "masks":
             library()
         self.task, self.path, self.annotations = task, path, [str(path)]
-        content = _Content(path, task, {self.name_key: str, **self.image_keys})
+        image_keys = {self.name_key: str, **self.image_keys}
+        content = _Content(path, task, image_keys, self.category_keys)
         self.classes = [category["name"] for category in content.categories]
         self.category_ids = [category["id"] for category in content.categories]
         self.keypoints: list[str] = content.keypoints
@@ -148,6 +150,7 @@ class LVIS(COCO):
     """
 
     name_key = "coco_url"
+    category_keys: ClassVar[dict[str, type]] = {"frequency": str}
     image_keys: ClassVar[dict[str, type]] = {
         "neg_category_ids": list,
         "not_exhaustive_category_ids": list,
@@ -174,7 +177,13 @@ class LVIS(COCO):
 class _Content:
     """A file of annotations, checked: images, categories in the order of ids, annotations."""
 
-    def __init__(self, path: Path, task: Task, image_keys: Mapping[str, type]):
+    def __init__(
+        self,
+        path: Path,
+        task: Task,
+        image_keys: Mapping[str, type],
+        category_keys: Mapping[str, type],
+    ):
         self.path, self.task = path, task
         data = _loaded(path)
         for key in ("images", "annotations", "categories"):
@@ -182,7 +191,7 @@ class _Content:
                 raise ValueError(f"{path}: {key}: found no list of them")
         self.images, self.annotations = data["images"], data["annotations"]
         self._have("image", self.images, {"id": int, **image_keys})
-        self._have("category", data["categories"], {"id": int, "name": str})
+        self._have("category", data["categories"], {"id": int, "name": str, **category_keys})
         self.categories = sorted(data["categories"], key=lambda category: category["id"])
         if not self.images or not self.categories:
             empty = "images" if not self.images else "categories"
@@ -231,6 +240,8 @@ class _Content:
             raise wrong("bbox", "[x, y, width, height]")
         if not _numbers([of.get("area")]):
             raise wrong("area", "a number")
+        if of.get("iscrowd", 0) not in (0, 1):
+            raise wrong("iscrowd", "0 or 1")
         if self.task == "masks" and not _is_shape(of.get("segmentation"), size):
             height, width = size
             raise wrong("segmentation", f"polygons, or run lengths of {width} x {height} pixels")
@@ -238,8 +249,11 @@ class _Content:
         if self.keypoints and not (_numbers(points) and len(points) == 3 * len(self.keypoints)):
             raise wrong("keypoints", f"3 numbers for each of {len(self.keypoints)}")
         x, y, width, height = box
-        # As in detectron2, a person without a visible keypoint is no reason to train on a picture.
+        # As in detectron2, a person without a visible keypoint is no reason to train on a picture;
+        # nor is an object whose polygons have no three corners.
         shown = not self.keypoints or any(points[2::3])
+        if self.task == "masks" and isinstance(of["segmentation"], list):
+            shown = any(len(polygon) >= 6 for polygon in of["segmentation"])
         if not of.get("iscrowd", 0) and shown and has_area([x, y, x + width, y + height], size):
             self.learnable[of["image_id"]] += 1
 
@@ -279,10 +293,21 @@ def _numbers(values: Any) -> bool:
     )
 
 
+def _is_readable(runs: dict[str, Any], size: tuple[int, int]) -> bool:
+    """Of run lengths as text, which tell only when they are decoded."""
+    try:
+        decoded(runs, size)
+    except RuntimeError:
+        return False
+    return True
+
+
 def _is_shape(shape: Any, size: tuple[int, int]) -> bool:
     if isinstance(shape, dict):
-        whole = isinstance(shape.get("counts"), str) or (
-            _numbers(shape.get("counts")) and sum(shape["counts"]) == size[0] * size[1]
-        )
-        return whole and shape.get("size") == list(size)
+        counts = shape.get("counts")
+        if shape.get("size") != list(size):
+            return False
+        if isinstance(counts, str):
+            return _is_readable(shape, size)
+        return _numbers(counts) and min(counts, default=0) >= 0 and sum(counts) == size[0] * size[1]
     return isinstance(shape, list) and all(_numbers(x) and len(x) % 2 == 0 for x in shape)

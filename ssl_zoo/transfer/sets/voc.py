@@ -14,6 +14,7 @@ from ssl_zoo.data.files import counted
 from ssl_zoo.data.source import Split, check_split
 from ssl_zoo.transfer.source import (
     ANNOTATED,
+    OWN_CLASSES,
     AnnotatedSet,
     Records,
     Target,
@@ -34,6 +35,7 @@ PUBLISHED = {
     "boxes": {"train": ["VOC2007/trainval", "VOC2012/trainval"], "test": ["VOC2007/test"]},
     "semantic": {"train": ["VOC2012/train"], "test": ["VOC2012/val"]},
 }
+BACKGROUND = "background"
 KIND = {"boxes": "Main", "semantic": "Segmentation"}  # of image sets
 
 
@@ -75,7 +77,10 @@ class VOC(AnnotatedSet):
         if all(of.name == "VOC2007" for of, _ in sets):
             self.integral = "2007"
         names = own_classes(place) or CLASSES
-        self.classes = list(names) if task == "boxes" else ["background", *names]
+        if task == "semantic" and BACKGROUND in names:
+            problem = f"found {BACKGROUND!r}, which has the number 0 of itself"
+            raise ValueError(f"{place / OWN_CLASSES}: {problem}; expected the others")
+        self.classes = list(names) if task == "boxes" else [BACKGROUND, *names]
         members = [
             (place / of, name)
             for (of, _), path in zip(sets, lists, strict=True)
@@ -88,6 +93,10 @@ class VOC(AnnotatedSet):
                 read_objects(path, Path(path).read_bytes(), self.classes)
                 for path in self.annotations
             ]
+            difficult = [value for of in read for value in of["difficult"]]
+            if self.split == "test" and difficult and all(difficult):
+                problem = "no object but difficult ones, which count neither for nor against"
+                raise ValueError(f"{place}: {', '.join(chosen)}: {problem}")
             self._records = Records(read)
             self.objects = torch.tensor(
                 [sum(has_area(box, of["size"]) for box in of["boxes"]) for of in read]
