@@ -164,6 +164,17 @@ def test_what_lacks_an_evaluation_is_judged_once_and_kept(run, tmp_path, capsys,
     assert said(capsys, *words)[0] == 0
 
 
+def test_words_for_a_named_evaluation_go_to_it_alone_beside_all(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    quick = ("retrieval.test_limit=17", "knn.k=4")
+    status, text = said(capsys, "leaderboard", copy, "--evaluate", "all,retrieval", *quick)
+    assert status == 0, text
+    found = {of.result["type"]: of.result["protocol"] for of in results_of(copy)}
+    assert found["Retrieval"]["queries"].count("17 images") == 1 and found["KNN"]["k"] == 4
+    status, text = said(capsys, "leaderboard", copy, "--evaluate", "knn", "linear.epochs=1")
+    assert status == 2 and "no key of what is evaluated" in text
+
+
 def test_a_file_in_a_folder_called_checkpoints_is_in_no_run(run, tmp_path, capsys):
     """So results of it are not taken for another file's that has its name by then."""
     file = tmp_path / "checkpoints" / "net.pt"
