@@ -170,7 +170,7 @@ def test_words_for_a_named_evaluation_go_to_it_alone_beside_all(run, tmp_path, c
     status, text = said(capsys, "leaderboard", copy, "--evaluate", "all,retrieval", *quick)
     assert status == 0, text
     found = {of.result["type"]: of.result["protocol"] for of in results_of(copy)}
-    assert found["Retrieval"]["queries"].count("17 images") == 1 and found["KNN"]["k"] == 4
+    assert found["Retrieval"]["queries"].count("14 images") == 1 and found["KNN"]["k"] == 4
     status, text = said(capsys, "leaderboard", copy, "--evaluate", "knn", "linear.epochs=1")
     assert status == 2 and "no key of what is evaluated" in text
 
