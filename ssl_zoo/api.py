@@ -24,6 +24,7 @@ from ssl_zoo.data.given import (
     shows_whole,
 )
 from ssl_zoo.data.image import Views, decode
+from ssl_zoo.data.image.decode import AS_USUAL, Decoding
 from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.experiment import load_subject, run_splits, train_into, whole_run
 from ssl_zoo.runs import RunFolder
@@ -197,13 +198,23 @@ class Embedder(nn.Module):
         channels: C, that the backbone takes; 3 where it does not say.
         about: where it is from: the file's `path`, the `network` in it, the view as `clean`; plain
             values.
+        decoding: what of a file becomes pixels: of `Decoding` what the run's folder of images has
+            otherwise than usual, `exif` and `background`.
     """
 
-    def __init__(self, backbone: nn.Module, clean: Views, about: Mapping[str, Any]):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        clean: Views,
+        about: Mapping[str, Any],
+        decoding: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
         self.backbone, self.clean, self.about = backbone, clean, dict(about)
         self.num_features: int = backbone.num_features
         self.channels: int = getattr(backbone, "in_chans", 3)
+        told = {key: tuple(x) if isinstance(x, list) else x for key, x in (decoding or {}).items()}
+        self.decoding = Decoding(self.channels, **told)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -212,7 +223,7 @@ class Embedder(nn.Module):
     def transform(self, image: Any) -> Tensor:
         """A file, PIL image, array or tensor (see `as_bytes`) -> float32 [C, H, W]."""
         if isinstance(image, str | Path):
-            pixels = decode.pixels(str(image), how=decode.Decoding(channels=self.channels))
+            pixels = decode.pixels(str(image), how=self.decoding)
         else:
             pixels = as_bytes(image, self.channels)
         brings_to_one_size = any(op.one_size for _, op in self.clean.ops_of(0))
@@ -255,5 +266,10 @@ def load(
     name = subject.named(network)
     splits = run_splits(subject.sections)
     clean = splits.blocks["clean"].spelled_out(machine=False)
+    of_folder = splits.blocks["dataset"].kwargs
+    asked = {key: of_folder[key] for key in ("exif", "background") if key in of_folder}
+    asked = {key: list(x) if isinstance(x, tuple) else x for key, x in asked.items()}
+    decoding = {key: x for key, x in asked.items() if x != getattr(AS_USUAL, key)}
+    clean |= {"decoding": decoding} if decoding else {}
     about = {"path": str(subject.path.resolve()), "network": name, "clean": clean}
-    return Embedder(subject.networks[name], splits.clean, about)
+    return Embedder(subject.networks[name], splits.clean, about, decoding)

@@ -379,6 +379,63 @@ def test_an_index_of_the_same_is_kept_and_one_of_another_is_refused(
     assert said(capsys, "index", file, "--out", tmp_path)[0] == 2  # a folder of something else
 
 
+def test_features_and_an_index_of_images_that_were_moved_say_where_they_are_now(
+    embedder, photos, tmp_path
+):
+    before, now = shutil.copytree(photos, tmp_path / "before"), tmp_path / "now"
+    file, folder = tmp_path / "x.npy", tmp_path / "x.index"
+    quiet(embedder, before, file)
+    assert ImageIndex.over(file).save(folder)
+    features = np.load(file)
+    before.rename(now)
+    quiet(embedder, now, file)
+    assert table.header_of(file)["folder"] == str(now) and (np.load(file) == features).all()
+    assert not ImageIndex.over(file).save(folder)
+    assert ImageIndex.load(folder).path(0).is_file()
+
+
+def test_other_pixels_in_an_uncompressed_file_are_other_images(embedder, tmp_path):
+    image = Image.new("RGB", (12, 12), "red")
+    (tmp_path / "photos").mkdir()
+    image.save(tmp_path / "photos" / "a.bmp")
+    quiet(embedder, tmp_path / "photos", tmp_path / "x.npy")
+    Image.new("RGB", (12, 12), "blue").save(tmp_path / "photos" / "a.bmp")
+    with pytest.raises(FileExistsError, match="of other images"):
+        quiet(embedder, tmp_path / "photos", tmp_path / "x.npy")
+
+
+def test_files_are_decoded_as_the_runs_folder_of_images_is(run, photos, tmp_path):
+    picture(tmp_path / "plain.png", seed=3, width=12, height=20)
+    turned = Image.open(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (12, 12), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    plain = sz.load(run)
+    other = sz.Embedder(plain.backbone, plain.clean, plain.about, {"exif": False, "background": 0})
+    for name in ("turned.jpg", "clear.png"):
+        path = tmp_path / name
+        assert not torch.equal(plain.transform(path), other.transform(path))
+    assert other.transform(tmp_path / "clear.png").max() < 0  # black, normalized
+
+
+def test_a_run_on_a_folder_says_how_its_files_are_decoded(tmp_path):
+    for split in ("train", "val"):
+        for label in "ab":
+            picture(tmp_path / "data" / split / label / "0.png", seed=1)
+    words = ["digits/moco_v2", "evaluations.knn=null", "train.epochs=1", "data.batch_size=2"]
+    folder = {"type": "ImageFolder", "root": str(tmp_path / "data"), "background": [9, 0, 0]}
+    words += [f"data.dataset={json.dumps(folder)}", "backbone={type: TinyNet, in_chans: 3}"]
+    crop = "crop: {type: %s, size: 8}"
+    for view, kind in (("clean", "CenterCrop"), ("views", "RandomResizedCrop")):
+        words += [f"data.{view}.ops={{normalize: null, jitter: null, {crop % kind}}}"]
+    words += ["method.memory.size=2", "data.workers=0", "--no-baselines", "--device", "cpu"]
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    found = sz.load(tmp_path / "run")
+    assert found.decoding.background == (9, 0, 0) and found.decoding.exif
+    assert found.about["clean"]["decoding"] == {"background": [9, 0, 0]}
+
+
 def test_an_index_is_whole_or_not_there(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(image_index, "write_json", Mock(side_effect=OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):

@@ -28,6 +28,7 @@ from ssl_zoo.data.datasets.bundled import Digits
 from ssl_zoo.data.image.color import Normalize
 from ssl_zoo.data.image.geometry import RandomResizedCrop
 from ssl_zoo.engine.stop import Interrupted
+from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.evaluation import classifier, features
 from ssl_zoo.evaluation.base import UNTRAINED, Context, hashed, identity, measure
 from ssl_zoo.evaluation.classifier import TrainedClassifier, Tuned
@@ -376,6 +377,31 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(evaluation, tmp_path, mon
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps)) and len(steps) == 2  # what was done was not done again
     assert parts.metrics == whole.metrics and same([*parts.rows], [*whole.rows])
+
+
+def test_two_do_not_train_the_same_in_one_folder_at_once(tmp_path, monkeypatch):
+    evaluation, fit = EACH["linear"], Trainer.fit
+    holders = []
+
+    def watched(trainer):
+        holders.append(trainer.folder.lock.holder())
+        with pytest.raises(FileExistsError, match="is being written to by"):
+            evaluation.evaluate(context(tmp_path))
+        fit(trainer)
+
+    monkeypatch.setattr(Trainer, "fit", watched)
+    evaluation.evaluate(context(tmp_path))
+    assert len(holders) == 1 and str(os.getpid()) in holders[0]
+    (folder,) = tmp_path.glob("*/whole")
+    assert not RunFolder(folder).lock.holder()
+
+
+def test_numbers_of_several_processes_are_of_another_protocol(monkeypatch):
+    alone, tuned = [], EACH["fine-tuning"]
+    for world in (1, 2):
+        monkeypatch.setattr(classifier.distributed, "world", lambda world=world: world)
+        alone.append([e.depends_on(splits()) for e in (tuned, EACH["linear"])])
+    assert alone == [[{}, {}], [{"processes": 2}, {}]]
 
 
 @each

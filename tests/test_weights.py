@@ -20,6 +20,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import ssl_zoo as sz
+from ssl_zoo import config
 from ssl_zoo.cli.command_line import main
 from ssl_zoo.config import ConfigError
 from ssl_zoo.runs import RunFolder
@@ -197,6 +198,12 @@ OF_TWELVE_HEADS = {
     ),
     "solo-learn": lambda v: below("backbone.", v, beside=["classifier.weight", "decoder.a.weight"]),
     "moco-v3": lambda v: {"arch": "vit_small", "state_dict": below("module.", v)},
+    "mmpretrain's classifier": lambda v: {
+        "meta": {"cfg": "model = dict(backbone=dict(arch='mocov3-small'))"},
+        "state_dict": below(
+            "backbone.", Renamed(v, MMPRETRAIN), beside=["head.layers.head.weight"]
+        ),
+    },
 }
 
 
@@ -210,6 +217,17 @@ def test_a_vit_of_twelve_heads_which_no_shape_tells(layout, tmp_path):
     found = imported(tmp_path, contents, {"options": small})
     assert found.header.backbone["options"]["num_heads"] == 12
     check_features(found, features(vit))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_224.augreg_in21k", "deit_small_patch16_224"])
+def test_a_name_with_a_tag_is_the_layouts_and_another_is_told_what_that_has(name, tmp_path):
+    vit = timm.create_model("vit_small_patch16_224", num_classes=0, img_size=32, depth=1)
+    contents = {"state_dict": below("module.base_encoder.", vit)}
+    found = imported(tmp_path, contents, {"name": name, "options": {"depth": 1}})
+    tagged = "." in name
+    assert (found.header.backbone["options"].get("num_heads") == 12) == tagged
+    said = "as told deit_small_patch16_224 is timm's own; moco-v3 has others: vit_small"
+    assert any(line.startswith(said) for line in found.lines) != tagged
 
 
 def test_heads_that_nothing_tells_are_said(tmp_path):
@@ -506,6 +524,48 @@ def test_positions_and_channels_are_fitted_and_said(vit, tmp_path):
     torch.testing.assert_close(features(same, gray), features(vit, gray.expand(-1, 3, -1, -1)))
 
 
+@pytest.mark.parametrize("name", ["volo_d1_224", "hrnet_w18_small", "tresnet_m"])
+def test_channels_and_stems_are_those_of_the_named_models_first_layer(name, tmp_path):
+    """Not of a layer of the usual name further in, or after pixels were put into channels."""
+    model = timm.create_model(name, num_classes=0)
+    found = imported(tmp_path, below("", model), {"name": name})
+    assert {"in_chans", "small_images"}.isdisjoint(found.header.backbone)
+    assert not any("first layer" in line for line in found.lines)
+
+
+@pytest.mark.parametrize("layout", [None, "solo-learn"])
+def test_what_no_naming_knows_is_timms_below_a_layouts_prefix(layout, tmp_path):
+    model = moved(timm.create_model("convnext_atto", num_classes=0))
+    contents = {"state_dict": below("backbone.", model, beside=["classifier.weight"])}
+    found = imported(tmp_path, contents, {"name": "convnext_atto"}, layout=layout)
+    assert found.header.source["layout"] == "solo-learn"
+    check_features(found, features(model))
+    with pytest.raises(ConfigError, match="its shapes do not tell which model"):
+        imported(tmp_path, contents, {}, layout=layout)
+
+
+def test_tensors_that_timms_converter_does_not_take_are_named(tmp_path, monkeypatch):
+    def convert(state, model):
+        return {"head.fc.weight": state["classifier.weight"]}
+
+    monkeypatch.setattr(timm.models.convnext, "checkpoint_filter_fn", convert)
+    contents = {"head.fc.weight": torch.ones(3, 3), "other.weight": torch.ones(3)}
+    with pytest.raises(ValueError, match=r"no tensors of a ConvNeXt: head.fc.weight, other.weight"):
+        imported(tmp_path, contents, {"name": "convnext_atto"})
+
+
+def test_an_import_of_ours_for_another_size_or_for_gray_has_a_view_that_fits(vit, tmp_path):
+    first = imported(tmp_path, below("", vit), VIT)
+    first.write(tmp_path / "own.safetensors")
+    other = {"in_chans": 1, "options": {**VIT["options"], "img_size": 48}}
+    found = import_file(tmp_path / "own.safetensors", block=other)
+    found.write(tmp_path / "gray.safetensors")
+    picture = torch.zeros(1, 70, 90, dtype=torch.uint8)
+    assert sz.load(tmp_path / "gray.safetensors").transform(picture).shape == (1, 48, 48)
+    before, now = (x.header.clean["ops"]["normalize"] for x in (first, found))
+    assert now["mean"] == pytest.approx([sum(before["mean"]) / 3])
+
+
 def test_the_files_own_grid_is_kept(vit, tmp_path):
     options = {k: v for k, v in VIT["options"].items() if k != "img_size"}
     found = imported(tmp_path, below("", vit), {"name": VIT["name"], "options": options})
@@ -691,6 +751,8 @@ def test_what_a_library_does_not_have_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="resnet18 with these options cannot go to torchvision"):
         export(path, "torchvision", tmp_path / "out")
     for block, more, to, said in (
+        ({"name": "resnext50_32x4d"}, {}, "transformers", "grouped convolutions"),
+        ({"name": "wide_resnet50_2"}, {}, "transformers", "wide blocks"),
         (RESNET, {"act_layer": "silu"}, "torchvision", "activations SiLU"),
         (RESNET, {"output_stride": 8}, "detectron2", "dilation"),
         (VIT, {"act_layer": "quick_gelu"}, "transformers", "activations Quick"),
@@ -710,6 +772,8 @@ def test_what_a_library_does_not_have_is_refused_in_a_sentence(tmp_path):
 
 
 # A run, from its import to its export.
+
+OWN = {"mine": {"type": "KNN", "k": 7}}
 
 
 def test_a_run_goes_on_from_an_import_and_is_exported_with_a_card(tmp_path, capsys):
@@ -762,6 +826,11 @@ def test_a_run_goes_on_from_an_import_and_is_exported_with_a_card(tmp_path, caps
         torch.testing.assert_close(features(own, gray), features(went_on, gray))
     judge = ["evaluate", "knn", str(file), "k=5", "--data", str(run / "config.yaml")]
     assert main(judge) == 0
-    assert f"backbone of {file}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"backbone of {file}" in said
+    assert "normalized as" in said and "says: mean [0.305], std [0.376]; otherwise" in said
+    config.dump({**RunFolder(run).config(), "evaluations": OWN}, tmp_path / "judge.yaml")
+    assert main(["evaluate", "mine", str(file), "--data", str(tmp_path / "judge.yaml")]) == 0
+    assert "k 7, temperature" in capsys.readouterr().out
     assert main(judge[:-2]) == 2
     assert "no images to be judged by" in capsys.readouterr().err

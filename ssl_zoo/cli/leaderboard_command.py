@@ -106,6 +106,9 @@ def judge_lacking(
             own = [word.removeprefix(f"{name}.") for word in by_name[name]]
             parts, _ = asked(subject, name, own + of_data, config)
             for each, result, outcome in subject.evaluate(parts, on, known):
-                keep(subject, each, result, outcome)
+                try:
+                    keep(subject, each, result, outcome)
+                except OSError as error:  # somebody else's folder
+                    show(f"not kept beside {subject.path}, so not in the table: {error}")
                 value = f"{result['metrics'][result['main']]:.2f}{result['unit']}"
                 show(f"{path}: {each} {result['main']} {value}")

@@ -244,6 +244,7 @@ class Context:
 
         Raises:
             Interrupted: asked to stop; the same call goes on.
+            FileExistsError: another process trains the same.
         """
         scheduled = Schedules(schedules or {})
         unreadable = Unreadable(self.splits.unreadable)
@@ -263,9 +264,10 @@ class Context:
             trainer.name = one_line("/".join(self.folder.path.parts[-3:]))  # of which evaluation
             scheduled.attach(trainer)
             seed_rank(self.splits.seed if seed is None else seed)
-            trainer.resume()
-            if trainer.step < trainer.total_steps:
-                trainer.fit()
+            with distributed.held(self.folder.lock):
+                trainer.resume()
+                if trainer.step < trainer.total_steps:
+                    trainer.fit()
 
 
 def identity(

@@ -246,13 +246,15 @@ class TrainedClassifier(Evaluation):
         )
         return classifier
 
+    def depends_on(self, splits: Splits) -> dict[str, Any]:
+        return self._shared()
+
     def _protocol(self, splits: Splits, batches: LabeledViews, test: Labeled) -> dict[str, Any]:
         if self.views is None:
             height, width = clean_size(splits)
             views = f"random crops of {height} x {width} pixels, flips, and the colors of `clean`"
         else:
             views = self.views.spelled_out()["ops"]
-        world = distributed.world()
         held = f"the best of {self.lrs} on {self.held_out:g} of the training images, held out"
         return {
             "views": views,
@@ -264,9 +266,13 @@ class TrainedClassifier(Evaluation):
             **self.recipe(),
             "classes": classes_of(splits),
             "precision": self.precision,
-            # BatchNorm of a tuned copy sees so many images fewer.
-            **({"processes": world} if self.kind is Tuned and world > 1 else {}),
+            **self._shared(),
         }
+
+    def _shared(self) -> dict[str, int]:
+        """How many processes share a batch, where BatchNorm of a tuned copy sees so many fewer."""
+        world = distributed.world()
+        return {"processes": world} if self.kind is Tuned and world > 1 else {}
 
 
 def check_lrs(lrs: list[float]) -> None:

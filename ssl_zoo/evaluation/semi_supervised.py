@@ -135,7 +135,8 @@ class SemiSupervised(TrainedClassifier):
         return part_of_each(train.labels, self.share, self.seed)
 
     def depends_on(self, splits: Splits) -> dict[str, Any]:
-        return {} if self.file is None else {"listed": self._digest(splits)}
+        listed = {} if self.file is None else {"listed": self._digest(splits)}
+        return super().depends_on(splits) | listed
 
     def _digest(self, splits: Splits) -> str:
         names = splits.split("train").names(self.images(splits))

@@ -11,11 +11,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_zoo.config import Part
+from ssl_zoo import config as configs
+from ssl_zoo.config import EVALUATIONS, Part, convert
 from ssl_zoo.evaluation.base import Outcome
+from ssl_zoo.evaluation.monitor import Monitored
 from ssl_zoo.experiment.subject import Subject, place_of
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.system import distributed
 from ssl_zoo.system.files import sha256, write_text
+from ssl_zoo.system.text import show
 
 
 class Kept(NamedTuple):
@@ -44,15 +48,37 @@ def asked(
         config: by the images of which it is judged; None: the run's.
     """
     of_run = [text for text in overrides if text.startswith("data.")]
+    if config and not subject.sections["evaluations"]:  # a file of weights has none
+        subject.sections["evaluations"] = _evaluations(config)
+    before = _colors(subject)
     parts = subject.parts(name, [text for text in overrides if text not in of_run])
     if config or of_run:
         subject.judge_by(config, of_run, parts)
+    if config and before != (now := _colors(subject)) and distributed.is_main():
+        show(f"normalized as {config} says: {now}; otherwise it would be: {before}")
     lacking = subject.lacking(parts)
     if config:  # they learned the run's classes
         lacking = [name for name, part in parts.items() if part.target.wants == "run"]
     if name != "all" or len(lacking) == len(parts):
         return parts, []
     return {n: part for n, part in parts.items() if n not in lacking}, lacking
+
+
+def _evaluations(config: Path) -> dict[str, Part]:
+    """Those of a config; {} of a file without any."""
+    written = configs.load(config)
+    with written.located():
+        blocks = {n: of for n, of in (written.data.get("evaluations") or {}).items() if of}
+        hint = Part[EVALUATIONS, Monitored]
+        return {name: convert(hint, of, f"evaluations.{name}") for name, of in blocks.items()}
+
+
+def _colors(subject: Subject) -> str:
+    """How the clean view normalizes."""
+    clean = subject.sections["data"].arguments()["clean"]
+    ops = [op for op in (clean.arguments()["ops"] or {}).values() if op is not None]
+    normal = [op.arguments() for op in ops if op.type == "Normalize"]
+    return ", ".join(f"mean {of['mean']}, std {of['std']}" for of in normal) or "not at all"
 
 
 def keep(subject: Subject, name: str, result: Mapping[str, Any], outcome: Outcome) -> None:

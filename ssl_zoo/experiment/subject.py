@@ -1,5 +1,7 @@
 """What is judged after training: a backbone out of a run, a checkpoint or a config."""
 
+from __future__ import annotations
+
 import copy
 import os
 import tempfile
@@ -219,6 +221,11 @@ class Subject:
         """Of the file that is judged."""
         return sha256(self.path)
 
+    def of_now(self) -> Subject:
+        """Itself, with the digest of its file taken: a run may replace or remove it meanwhile."""
+        self.sha256  # noqa: B018
+        return self
+
     def beside(self) -> Path | None:
         """Where what evaluations train belongs, beside the file that is judged.
 
@@ -301,4 +308,5 @@ def load_subject(
     learned = {name: kept for name, kept in hooks.get("evaluations", {}).items() if kept}
     classes = hooks.get("data", {}).get("classes")
     of_file = {"folder": folder, "path": path, "step": step}
-    return Subject(sections, networks, **of_file, state=learned, classes=classes)
+    subject = Subject(sections, networks, **of_file, state=learned, classes=classes)
+    return subject.of_now()

@@ -30,7 +30,7 @@ from ssl_zoo.runs.lock import Lock
 from ssl_zoo.search import table
 from ssl_zoo.search.table import Embeddings
 from ssl_zoo.system import distributed
-from ssl_zoo.system.files import read_lines, write_text
+from ssl_zoo.system.files import read_lines, sha256, write_text
 from ssl_zoo.system.text import show
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 # Of a header: where things lay, which changes no feature, and how well an index happens to do.
 NOT_COMPARED = ("run", "folder", "index")
+UNCOMPRESSED = (".bmp", ".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff")  # most of them
 
 
 class Read(NamedTuple):
@@ -57,8 +58,8 @@ class Reading:
     Where the view leaves sizes as they are, images have to have that of the first.
     """
 
-    def __init__(self, folder: Path, names: list[str], clean: Views, channels: int):
-        self.folder, self.clean, self.how = folder, clean, Decoding(channels)
+    def __init__(self, folder: Path, names: list[str], clean: Views, how: Decoding):
+        self.folder, self.clean, self.how = folder, clean, how
         # Bytes in one array, as `ImageFolder` keeps them.
         self.names = np.array([os.fsencode(name) for name in names])
         self.resizes = any(op.one_size for _, op in clean.ops_of(0))
@@ -229,7 +230,7 @@ def embed_images(
     total, size = len(names), batch_size or BATCH_SIZE[device.type]
     if workers == "auto":
         workers = automatic_workers(False, device)
-    reading = Reading(folder, names, embedder.clean, embedder.channels)
+    reading = Reading(folder, names, embedder.clean, embedder.decoding)
     unfinished = Unfinished(out, header, embedder.num_features)
     with ExitStack() as stack:
         done = distributed.attempt(lambda: stack.enter_context(unfinished).done)
@@ -276,7 +277,15 @@ def _look(
     kept = table.header_of(out)
     check_same(out, kept, header)
     log(f"{out}: there already")
+    if kept["folder"] != header["folder"]:
+        log(f"{out}: its images lie in {header['folder']} now")
+        kept = {**kept, "folder": header["folder"]}
+        table.save(out, table.load(out)._replace(header=_but(kept, "paths")))
     return names, header, kept
+
+
+def _but(header: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in header.items() if key != name}
 
 
 @torch.inference_mode()
@@ -311,18 +320,18 @@ def check_same(path: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -
 
 
 def _digest(folder: Path, names: list[str]) -> str:
-    """Of the images' names and sizes in bytes."""
+    """Of the images' names and sizes in bytes; where pixels are not compressed, of all bytes."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(16) as pool:  # over a network each is a wait
-        sizes = pool.map(_size, (folder / name for name in names))
+        sizes = pool.map(_contents, (folder / name for name in names))
         for name, size in zip(names, sizes, strict=True):
             digest.update(os.fsencode(f"{name}\0{size}\0"))
     return digest.hexdigest()[:12]
 
 
-def _size(path: Path) -> int:
-    """In bytes; -1 of a link that leads nowhere, which will be told as unreadable."""
+def _contents(path: Path) -> int | str:
+    """What changes with an image; -1 of a link that leads nowhere, which is told as unreadable."""
     try:
-        return os.stat(path).st_size
+        return sha256(path) if path.suffix.lower() in UNCOMPRESSED else os.stat(path).st_size
     except OSError:
         return -1

@@ -95,7 +95,10 @@ class ImageIndex:
         """
         about = {**self.about, "features": self.rows.d}
         if folder.exists():
-            check_same(folder, ImageIndex.load(folder).about, about)
+            kept = ImageIndex.load(folder).about
+            check_same(folder, kept, about)
+            if kept["folder"] != about["folder"]:  # the images were moved
+                write_json(folder / "index.json", {**about, "paths": self.paths})
             return False
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:

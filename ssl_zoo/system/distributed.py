@@ -159,6 +159,17 @@ def attempt(function: Callable[[], Any]) -> Any:
 
 
 @contextmanager
+def held(lock: Any) -> Iterator[None]:
+    """While rank 0 holds a lock; what its `acquire` raises is raised on every rank."""
+    attempt(lock.acquire)
+    try:
+        yield
+    finally:
+        if is_main():
+            lock.release()
+
+
+@contextmanager
 def borrowed_threads() -> Iterator[int]:
     """While other ranks wait for rank 0, torch also gets their threads, on cores it may use."""
     before = torch.get_num_threads()

@@ -30,7 +30,7 @@ def subject_of(path: Path, device: torch.device, given: Mapping[str, Any] | None
         "train": Part(TrainSettings),
         "data": Part(Data, dataset=Part(_no_images), clean=clean),
     }
-    return Subject(sections, {NETWORK: load(path, header).to(device)}, path=path)
+    return Subject(sections, {NETWORK: load(path, header).to(device)}, path=path).of_now()
 
 
 def _no_images(split: str) -> NoReturn:

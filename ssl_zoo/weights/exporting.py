@@ -269,6 +269,9 @@ def _check_resnet(library: str, model: ResNet, header: Header) -> None:
     odd += _other_activation(model, "ReLU")
     convs = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
     odd += ["dilation"] * any(conv.dilation != (1, 1) for conv in convs)
+    if library == "transformers" and isinstance(first, Bottleneck):
+        odd += ["grouped convolutions"] * (first.conv2.groups > 1)
+        odd += ["wide blocks"] * (first.conv2.out_channels * 4 != first.conv3.out_channels)
     expansion = 4 if isinstance(first, Bottleneck) else 1
     if library == "torchvision" and model.num_features != 512 * expansion:
         odd.append(f"{model.num_features} channels")

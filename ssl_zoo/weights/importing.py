@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from ssl_zoo.backbones.timm_model import TimmModel
@@ -121,11 +122,12 @@ def import_file(
         torch.manual_seed(0)  # for what `partial` leaves as it was made
         backbone = build(block)
     fitted, remarks = adapted(state, backbone.model, block)
-    lines += [*remarks, *_of_layout(found, state, config)]
+    lines += [*remarks, *_of_layout(found, state, config, block)]
     lines += _load(path, fitted, backbone.model, partial)
     source = {"file": path.name, "sha256": sha256(path), "layout": found.layout}
     if own:
-        return Imported(backbone, Header(block, own.clean, own.source), lines)
+        clean = _changed(own, block, _clean(backbone, about, config))
+        return Imported(backbone, Header(block, clean, own.source), lines)
     return Imported(backbone, Header(block, _clean(backbone, about, config), source), lines)
 
 
@@ -168,20 +170,22 @@ def recognize(contents: Mapping[str, Any], path: Path, layout: str | None = None
     if layout is not None and layout not in LAYOUTS:
         raise not_among("--from", "no such layout", layout, LAYOUTS)
     tables = LAYOUTS if layout is None else {layout: LAYOUTS[layout]}
-    for name, row in tables.items():
-        for inside, state in _places(contents, row):
-            if layout is None and not any(re.match(row.has, key) for key in state):
-                continue
-            for prefix in row.prefixes:
-                keys = [key for key in state if key.startswith(prefix)]
-                own = {key.removeprefix(prefix): state[key] for key in keys}
-                for naming, how in NAMINGS.items():
-                    if naming == ANY and name != ANY:
-                        continue
-                    if own and any(re.match(how.has, key) for key in own):
-                        place = " and ".join(filter(None, (inside, prefix and f"{prefix}*")))
-                        options = _options(name, state, contents)
-                        return Found(name, naming, place or "at its top", own, options)
+    # A network that no naming knows may still be one of timm's, below a prefix of the layout's.
+    for timms in (False, True):
+        for name, row in tables.items():
+            for inside, state in _places(contents, row):
+                if layout is None and not any(re.match(row.has, key) for key in state):
+                    continue
+                for prefix in row.prefixes:
+                    keys = [key for key in state if key.startswith(prefix)]
+                    own = {key.removeprefix(prefix): state[key] for key in keys}
+                    for naming, how in NAMINGS.items():
+                        if (naming == ANY) != timms or (timms and not prefix and name != ANY):
+                            continue
+                        if own and any(re.match(how.has, key) for key in own):
+                            place = " and ".join(filter(None, (inside, prefix and f"{prefix}*")))
+                            options = _options(name, state, contents)
+                            return Found(name, naming, place or "at its top", own, options)
     as_told = f"as {layout} has them" if layout else "of any known layout"
     shown = ", ".join(islice((k for _, s in _places(contents, None) for k in s), _SIDE_BY_SIDE))
     top = ", ".join(map(str, islice(contents, _SIDE_BY_SIDE)))
@@ -195,6 +199,9 @@ def _options(layout: str, state: State, contents: Mapping[str, Any]) -> Mapping[
     row = LAYOUTS[layout]
     if layout == ANY and contents.get("arch") == "vit_small":  # moco-v3's linear classifiers
         return LAYOUTS["moco-v3"].options
+    meta = contents.get("meta")
+    if layout == "mmpretrain" and isinstance(meta, Mapping) and "mocov3-s" in str(meta.get("cfg")):
+        return LAYOUTS["moco-v3"].options  # of a linear classifier: no momentum encoder is in it
     told = [more for has, more in row.when if any(re.match(has, key) for key in state)]
     return told[0] if told else row.options
 
@@ -250,8 +257,13 @@ def adapted(state: State, model: nn.Module, block: Mapping[str, Any]) -> tuple[S
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     fitted = dict(state)
     if convert is not None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing
-            fitted = dict(convert(fitted, model))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing
+                fitted = dict(convert(fitted, model))
+        except (KeyError, IndexError, RuntimeError) as error:
+            shown = ", ".join(islice(state, 3))
+            problem = f"these are no tensors of a {type(model).__name__}: {shown}, ..."
+            raise ValueError(f"{problem} (timm's converter: {error!r})") from error
     for key, x in state.items():  # timm drops DINOv3's where a model has none, zero or not
         placed = {key, key.replace("qkv.bias", "q_bias")} & fitted.keys()
         if key.endswith("attn.qkv.bias") and not placed and x.any():
@@ -266,17 +278,22 @@ def adapted(state: State, model: nn.Module, block: Mapping[str, Any]) -> tuple[S
             f"positions interpolated from {before.shape[1]} to {after.shape[1]} tokens "
             "(bicubic, timm's resample_abs_pos_embed)"
         )
-    in_chans = block.get("in_chans", 3)
-    if first in fitted and fitted[first].ndim == 4 and fitted[first].shape[1] != in_chans:
-        channels = fitted[first].shape[1]
+    in_chans, wanted = block.get("in_chans", 3), model.state_dict()
+    channels = _channels(fitted, first)
+    if channels is not None and channels != _channels(wanted, first) == in_chans:
         fitted[first] = adapt_input_conv(in_chans, fitted[first], base_chans=channels)
         way = "summed" if in_chans == 1 else "repeated and scaled"
         remarks.append(f"first layer of {channels} channels {way} for {in_chans}")
-    wanted = model.state_dict()
     for key, x in fitted.items():
         if key in wanted and x.squeeze().shape == wanted[key].squeeze().shape:
             fitted[key] = x.reshape(wanted[key].shape)  # a scale [C, 1, 1], a 1 x 1 convolution
     return fitted, remarks
+
+
+def _channels(state: State, first: str) -> int | None:
+    """That a first layer takes; None if it is no convolution, or not there."""
+    weight = state.get(first)
+    return weight.shape[1] if weight is not None and weight.ndim == 4 else None
 
 
 def _compare(fitted: State, model: nn.Module) -> tuple[list[str], list[str], list[str]]:
@@ -319,7 +336,8 @@ def _by_shapes(path: Path, found: Found, state: State, given: Mapping[str, Any])
     """The model of the naming's that all tensors fit, no two of which have the same shapes."""
     names = NAMINGS[found.naming].names
     for name in names:
-        with contextlib.suppress(ConfigError):  # options that this one does not take
+        # Options, or tensors, that this one does not take.
+        with contextlib.suppress(ValueError, RuntimeError, KeyError):
             block = _block({**given, "name": name}, found, state)
             if _fits(state, block):
                 return block
@@ -330,8 +348,13 @@ def _by_shapes(path: Path, found: Found, state: State, given: Mapping[str, Any])
 
 def _block(given: Mapping[str, Any], found: Found, state: State) -> dict[str, Any]:
     """A backbone's block: what the user gave, then what the layout and the tensors say."""
-    options = found.options.get(given["name"], {})
+    options = found.options.get(_architecture(given), {})
     return _of_tensors({"type": "Timm", **_over({"options": options}, given)}, state)
+
+
+def _architecture(block: Mapping[str, Any]) -> str:
+    """timm's name without the tag of weights."""
+    return block["name"].partition(".")[0]
 
 
 def _fits(state: State, block: Mapping[str, Any]) -> bool:
@@ -361,10 +384,12 @@ def _patch(state: Mapping[str, Tensor]) -> tuple[int, ...] | None:
 def _of_tensors(block: dict[str, Any], state: State) -> dict[str, Any]:
     """The block with what the tensors say and the user has not: channels, stem, positions."""
     block, options = dict(block), dict(block.get("options") or {})
-    first = state.get("conv1.weight", state.get("patch_embed.proj.weight"))
-    if "in_chans" not in block and first is not None and first.ndim == 4 and first.shape[1] != 3:
-        block["in_chans"] = first.shape[1]
-    if _stem(state) == (3, 3):
+    plain = _on_meta(json.dumps(_over(block, {"options": options}))).model
+    first = f"{plain.pretrained_cfg.get('first_conv')}.weight"
+    channels = _channels(state, first)
+    if "in_chans" not in block and channels not in (None, _channels(plain.state_dict(), first)):
+        block["in_chans"] = channels
+    if _stem(state) == (3, 3) and isinstance(plain, ResNet):
         block.setdefault("small_images", True)
     side = _grid(state)
     if side and "img_size" not in options and not block["name"].startswith("xcit"):
@@ -431,15 +456,22 @@ def _over(block: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     return _but({**block, **given}, "options") | ({"options": options} if options else {})
 
 
-def _of_layout(found: Found, state: State, config: Mapping[str, Any]) -> Iterator[str]:
+def _of_layout(
+    found: Found, state: State, config: Mapping[str, Any], block: Mapping[str, Any]
+) -> Iterator[str]:
     """What a person should know about features that may differ from the project's."""
     if found.layout == "solo-learn" and _stem(state) == (3, 3):
         yield "solo-learn's stem for CIFAR pads by 2 pixels and this one by 1: features differ"
     small = "vit_small_patch16_224"
     width = state["pos_embed"].shape[-1] if "pos_embed" in state else None
-    if found.layout == "solo-learn" and width in (192, 384) and small not in found.options:
-        heads = "solo-learn's ViTs of this width have 12 heads in MoCo v3 and 3 or 6 in others"
+    several = found.layout in ("solo-learn", "mmpretrain")
+    if several and width in (192, 384) and small not in found.options:
+        heads = f"{found.layout}'s ViTs of this width have 12 heads in MoCo v3 and 3 or 6 in others"
         yield f"{heads}, which no tensor tells: options.num_heads=12 for the first"
+    elif "ViT" in found.naming and found.options and _architecture(block) not in found.options:
+        known = "; ".join(f"{name} {options}" for name, options in found.options.items())
+        if width is None or width in (192, 384):
+            yield f"as told {block['name']} is timm's own; {found.layout} has others: {known}"
     eps = config.get("layer_norm_eps", 1e-6)
     if "ViT" in found.naming and eps != 1e-6:
         yield f"layer norms divide by a deviation with {eps:g} added there, with 1e-06 here"
@@ -447,6 +479,23 @@ def _of_layout(found: Found, state: State, config: Mapping[str, Any]) -> Iterato
 
 def _stem(state: State) -> tuple[int, ...] | None:
     return tuple(state["conv1.weight"].shape[2:]) if "conv1.weight" in state else None
+
+
+def _changed(own: Header, block: Mapping[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """The clean view of a file of ours, for a network of other channels or of another size."""
+    before = own.backbone
+    ops = dict(own.clean["ops"])
+    sizes = [(of.get("options") or {}).get("img_size") for of in (before, block)]
+    if sizes[0] != sizes[1]:
+        other = {n: op for n, op in ops.items() if op["type"] not in ("Resize", "CenterCrop")}
+        ops = {n: fresh["ops"][n] for n in ("resize", "crop")} | other
+    channels = block.get("in_chans", 3)
+    if channels != before.get("in_chans", 3):
+        for name, op in ops.items():
+            if op["type"] == "Normalize":
+                same = {n: [statistics.fmean(op[n])] * channels for n in ("mean", "std")}
+                ops[name] = {**op, **same}
+    return {**own.clean, "ops": ops}
 
 
 def _clean(backbone: TimmModel, row: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
