@@ -30,6 +30,7 @@ from ssl_zoo.study.verdict import (
     EXACT,
     LEVEL,
     POWER,
+    ROUNDING,
     half_width,
     holm,
     seeds_needed,
@@ -75,8 +76,8 @@ def fast_p(values: np.ndarray) -> np.ndarray:
     chunk = max(1, 2**22 // len(signs))
     for start in range(0, len(flat), chunk):
         part = flat[start : start + chunk]
-        observed = abs(part.sum(1)) * (1 - 1e-12)
-        p[start : start + chunk] = (abs(part @ signs.T) >= observed[:, None]).mean(1)
+        least = abs(part.sum(1)) - ROUNDING * abs(part).max(1)
+        p[start : start + chunk] = (abs(part @ signs.T) >= least[:, None]).mean(1)
     assert np.allclose(p[:5], sign_flip_p(flat[:5]), atol=1e-12)
     return p.reshape(values.shape[:-1])
 

@@ -226,6 +226,7 @@ def test_the_last_blocks_outputs_are_tokens_before_the_norm(kind):
         (RESNET, {"features", "layers", "map", "maps", "c4"}),
         ({"name": "swin_tiny_patch4_window7_224"}, {"features", "layers", "map", "maps"}),
         (VIT, {"features", "layers", "map", "maps", "tokens"}),
+        ({"name": "vit_tiny_r_s16_p8_224"}, {"features", "layers", "map", "maps"}),  # a hybrid
         ({"name": "mixer_s32_224"}, {"features", "layers"}),
         ({"name": "crossvit_tiny_240"}, {"features", "layers"}),  # several maps, of as many sizes
     ],
@@ -271,6 +272,15 @@ def test_a_backbone_without_what_its_method_needs_is_refused(root, monkeypatch):
         check(NeedsMap, "mixer_s32_224", root, monkeypatch)
     check(NeedsTokens, "vit_tiny_patch16_224", root, monkeypatch)
     check(NeedsMap, "resnet18", root, monkeypatch)
+
+
+def test_a_hybrid_vit_whose_patches_are_of_a_cnns_map_has_a_map_and_no_tokens(root, monkeypatch):
+    with pytest.raises(ConfigError, match="NeedsTokens needs tokens of its backbone"):
+        check(NeedsTokens, "vit_tiny_r_s16_p8_224", root, monkeypatch)
+    options = {"img_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 2}
+    hybrid, x = build({"name": "vit_tiny_r_s16_p8_224", "options": options}), images(size=64)
+    assert hybrid.feature_map(x).shape == (3, 24, 2, 2)
+    assert [level.stride for level in hybrid.levels] == [32]
 
 
 # timm's families.
@@ -422,6 +432,20 @@ def test_gradient_checkpointing_gives_the_same_numbers(kind, part):
         found.append((out, grads, state))
     assert len(found[0][1]) == len(found[1][1]) > 0
     torch.testing.assert_close(*found)
+
+
+def test_batchnorm_behind_the_pooling_learns_its_statistics_under_gradient_checkpointing():
+    kind = {"name": "mobilenetv4_conv_small_035"}
+    plain, saving = Timm(**kind), Timm(**kind, grad_checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    x = images()
+    for backbone in (plain, saving):
+        for _ in range(2):
+            backbone.pool(backbone.feature_map(x)).square().mean().backward()
+    expected, found = plain.model.norm_head, saving.model.norm_head
+    assert expected.running_mean.any()
+    torch.testing.assert_close(found.running_mean, expected.running_mean)
+    torch.testing.assert_close(found.running_var, expected.running_var)
 
 
 # The arguments.

@@ -16,8 +16,10 @@ from ssl_zoo import cli, config, experiment
 from ssl_zoo.data import ImageFolder, InMemory
 from ssl_zoo.data.source import class_codes, matched
 from ssl_zoo.engine import checkpoint
+from ssl_zoo.experiment import known_data
 from ssl_zoo.experiment.known_data import carry
 from ssl_zoo.runs import RunFolder
+from ssl_zoo.system import distributed
 from ssl_zoo.testing.ranks import on_ranks
 
 CROP = {"type": "RandomResizedCrop", "size": 32}
@@ -355,6 +357,37 @@ def test_a_checkpoint_that_does_not_say_what_it_saw_goes_on_and_that_is_said(tmp
     checkpoint.write(state, saved)
     assert train(path, "--resume") == 0
     assert "does not say on which data it was trained" in log(tmp_path)
+
+
+def test_a_repaired_image_is_no_longer_unreadable(tmp_path):
+    path = recipe(photos(tmp_path), contrastive(QUEUE))
+    spoiled = tmp_path / "train" / "c" / "1.png"
+    spoiled.write_bytes(b"no image")
+    assert train(path, "data.max_bad=1", "checkpoint.keep=2") == 0
+    assert list(RunFolder(tmp_path / "run").result()["unreadable"]["train"]) == ["c/1.png"]
+    repair(tmp_path)
+    assert train(path, "data.max_bad=0", "train.epochs=3", "--resume", "--changed-data") == 0
+    assert "unreadable" not in RunFolder(tmp_path / "run").result()
+
+
+def found_on_a_rank(root: Path) -> str:
+    """What a rank is told whose copy of the images is in a folder of its own."""
+    dataset = ImageFolder("train", root=str(root / str(distributed.rank())))
+    try:
+        known_data._check_ranks_agree(dataset)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_find_other_images_are_named(tmp_path):
+    for rank in "01":
+        photos(tmp_path / rank)
+    assert on_ranks(2, found_on_a_rank, tmp_path) == ["", ""]
+    remove(tmp_path / "1")
+    said = on_ranks(2, found_on_a_rank, tmp_path)
+    assert said[0] == said[1]
+    assert "on rank 1 (47 images) than on rank 0 (48 images)" in said[0]
 
 
 def test_rows_are_carried_along_the_dimension_that_is_declared():

@@ -330,6 +330,23 @@ def test_folders(kind, below, test, tmp_path):
     assert images[1].unique().tolist() == [40]
 
 
+@pytest.mark.parametrize(("kind", "below"), [("ImageFolder", ""), ("ImageNet", "imagenet")])
+def test_all_splits_are_taken_from_one_place(kind, below, tmp_path, monkeypatch):
+    """Else class b of the test images would be numbered by another place's training images."""
+    monkeypatch.setenv("SSL_ZOO_DATA", str(tmp_path / "mine"))
+    save(tmp_path / "mine" / "val" / "b" / "1.png", (4, 4))
+    with_training = tmp_path / "data" / below
+    for name in "ab":
+        save(with_training / "train" / name / "1.png", (4, 4))
+    assert build(kind).folder == Path("data") / below / "train"
+    with pytest.raises(FileNotFoundError, match=f"no val/ or test/ in {Path('data') / below};"):
+        build(kind, "test")
+    save(with_training / "test" / "b" / "1.png", (4, 4))
+    assert build(kind, "test").labels.tolist() == [1]
+    save(tmp_path / "mine" / "train" / "b" / "1.png", (4, 4))
+    assert build(kind).num_classes == build(kind, "test").num_classes == 1
+
+
 @pytest.mark.parametrize(
     ("make", "split", "message"),
     [

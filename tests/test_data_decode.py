@@ -159,6 +159,18 @@ def test_tags_are_read_in_either_byte_order(first, tmp_path):
     assert decode.shape(path) == (3, 101, 75)
 
 
+def test_fill_bytes_before_the_tags_hide_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    data = Path(write(path, exif=tagged(6))).read_bytes()
+    expected = decode.pixels(str(path))
+    at = data.index(decode.APP1)
+    path.write_bytes(data[:at] + b"\xff" * 3 + data[at:])
+    assert torch.equal(decode.pixels(str(path)), expected)
+    assert decode.shape(str(path)) == tuple(expected.shape) == (3, 101, 75)
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    assert torch.equal(decode.pixels(str(path)), expected)
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0", b"Exif\0\0nonsense", b"\xff"])
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
 def test_a_damaged_tag_costs_no_image(name, exif, tmp_path):
@@ -196,6 +208,7 @@ BY_HAND = {
     "8 bits": png(8, 0, b"\x77\0", b"\0\x77"),
     "16 bits": png(16, 0, b"\x77\x01\0\0", b"\x77\x01"),
     "16 bits, gray and alpha": png(16, 4, b"\x77\x01\0\0\0\0\xff\xff", b""),
+    "16 bits, RGB": png(16, 2, b"\1\2\3\4\5\6" + bytes(6), b"\1\2\3\4\5\6"),
     "8 bits, RGB": png(8, 2, b"\1\2\3\0\0\0", b"\0\1\0\2\0\3"),
 }
 
@@ -255,7 +268,7 @@ def test_a_config_says_how_files_become_pixels(tmp_path):
 def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
     path = write(tmp_path / "a.png")
     for error, expected in ((RuntimeError("torn"), decode.BadImage), (MemoryError(), MemoryError)):
-        monkeypatch.setattr(decode, "_opaque", Mock(side_effect=error))
+        monkeypatch.setattr(decode, "opaque", Mock(side_effect=error))
         with pytest.raises(expected) as caught:
             decode.pixels(path)
         assert expected is MemoryError or f"{path}: cannot be decoded" in str(caught.value)

@@ -142,6 +142,30 @@ def test_an_index_of_other_pixels_is_refused(pack):
         Packed("train", path=str(pack))
 
 
+def test_a_pack_is_known_by_its_pixels_and_one_of_before_by_what_it_has(root, pack, monkeypatch):
+    index = torch.arange(8)
+    before = Packed("train", path=str(pack))
+    folder = ImageFolder("train", root=str(root / "images"))
+    again = root / "again"
+    packed.pack(folder, again / "train.pack", 32, workers=1, log=lambda text: None)
+    assert Packed("train", path=str(again)).identity == before.identity
+    Image.open(path := folder.paths(index)[3]).rotate(180).save(path)
+    (again / "train.pack").unlink()
+    packed.pack(folder, again / "train.pack", 32, log=lambda text: None)
+    after = Packed("train", path=str(again))
+    assert after.names(index) == before.names(index)
+    assert after.file_sizes(index) == before.file_sizes(index)
+    assert (after.fingerprint != before.fingerprint).nonzero().tolist() == [[3]]
+    assert after.identity != before.identity
+
+    savez = np.savez
+    monkeypatch.setattr(np, "savez", lambda to, codes, **rest: savez(to, **rest))
+    packed.pack(folder, root / "old" / "train.pack", 32, log=lambda text: None)
+    old = Packed("train", path=str(root / "old"))
+    assert torch.equal(old.fingerprint, super(Packed, old).fingerprint)
+    assert len(old.fetch(index)) == 8
+
+
 def test_files_of_the_wrong_split_or_none(pack):
     os.replace(pack / "test.pack", pack / "train.pack")
     with pytest.raises(ValueError, match=r"train\.pack: holds the test images"):

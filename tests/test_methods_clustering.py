@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -16,6 +17,9 @@ from torch.nn import functional as F
 from ssl_zoo import config, experiment
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
+from ssl_zoo.engine.hooks.scheduling import Schedules
+from ssl_zoo.engine.optimizers import SGD
+from ssl_zoo.engine.schedules import Cosine
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.heads import MLP, Prototypes
 from ssl_zoo.losses import swapped_prediction
@@ -448,6 +452,22 @@ def test_deepcluster_classifier_has_no_momentum_to_hand_on():
     state = optimizer.state[method.encoder.head.layers[0].weight]
     assert state.get("momentum_buffer") is None
     assert optimizer.state[method.encoder.backbone.net[0].weight]["momentum_buffer"].any()
+
+
+@pytest.mark.parametrize("name", ["DeepCluster", "ODC"])
+def test_a_scheduled_momentum_leaves_the_classifier_without(name):
+    method = deepcluster() if name == "DeepCluster" else odc()
+    classifier = method.encoder.head if name == "DeepCluster" else method.classifier
+    optimizer = SGD(method, lr=0.1, momentum=0.5, decay_norm_and_bias=False)
+    trainer = SimpleNamespace(optimizer=optimizer, step=10, total_steps=10, unit=1)
+    schedules = Schedules({"optimizer.momentum": Cosine(final=0.9)})
+    schedules.attach(trainer)
+    schedules.before_step(trainer)
+    momentum = {
+        id(p): group["momentum"] for group in optimizer.param_groups for p in group["params"]
+    }
+    assert [momentum.pop(id(p)) for p in classifier.parameters()] == [0.0, 0.0]
+    assert list(momentum.values()) == pytest.approx([0.9] * len(momentum))
 
 
 def test_deepcluster_reports_agreement_with_the_clusters_before():

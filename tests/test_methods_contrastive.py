@@ -493,6 +493,13 @@ def test_ressl_without_a_queue_or_with_a_blurred_teacher_is_refused():
         ReSSL(TinyNet(), SAMPLES, head=HEAD, memory=Part(EndToEnd))
 
 
+def test_ressl_refuses_a_queue_whose_mixtures_it_would_not_use():
+    mixing = Part(MoCHi, size=15, hardest=8, mix_negatives=4, mix_query=2)
+    with pytest.raises(ConfigError, match="relates images to those of a queue") as caught:
+        ReSSL(TinyNet(), SAMPLES, head=HEAD, memory=mixing)
+    assert (caught.value.found, caught.value.expected) == ("MoCHi", "MoCoQueue")
+
+
 def test_half_precision_embeddings_do_not_reach_the_softmax():
     """A loss under bf16 autocast is that of the bf16 embeddings, in float32."""
     for method in (moco_v3(), nnclr(), ressl(), SupCon(TinyNet(), LABELS, head=HEAD)):

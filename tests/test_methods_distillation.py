@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -15,7 +16,9 @@ from torch.nn import functional as F
 from ssl_zoo.backbones import Backbone, Timm
 from ssl_zoo.config import ConfigError, Part
 from ssl_zoo.core import Batch
-from ssl_zoo.engine.schedules import Linear
+from ssl_zoo.engine.hooks.scheduling import Schedules
+from ssl_zoo.engine.optimizers import AdamW
+from ssl_zoo.engine.schedules import Cosine, Linear
 from ssl_zoo.heads import MLP, DINOHead
 from ssl_zoo.losses import Center, SinkhornCenter, dino_loss, ibot_loss, koleo_loss
 from ssl_zoo.methods.dino import DINO
@@ -537,6 +540,21 @@ def test_msns_prototypes_learn_from_anchors_and_not_from_targets():
     was = method.prototypes.weight.detach().clone()
     train(method, [views])
     assert not torch.equal(method.prototypes.weight, was)
+
+
+@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
+def test_msns_prototypes_have_no_weight_decay_also_where_it_is_scheduled(decay_norm_and_bias):
+    method = MAKE["MSN"]()
+    optimizer = AdamW(method, lr=0.1, weight_decay=0.04, decay_norm_and_bias=decay_norm_and_bias)
+    trainer = SimpleNamespace(optimizer=optimizer, step=10, total_steps=10, unit=1)
+    schedules = Schedules({"optimizer.weight_decay": Cosine(final=0.4)})
+    schedules.attach(trainer)
+    schedules.before_step(trainer)
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    assert decay.pop(id(method.prototypes.weight)) == 0.0
+    assert decay.pop(id(method.encoder.head.layers[0].weight)) == pytest.approx(0.4)
 
 
 def test_a_prototype_that_no_anchor_comes_near_leaves_msns_gradient_finite():

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from ssl_zoo import cli, config, experiment
+from ssl_zoo.backbones import Timm
 from ssl_zoo.config import EVALUATIONS, METHODS, ConfigError
 from ssl_zoo.core import MomentumEncoder
 from ssl_zoo.engine import checkpoint
@@ -141,6 +142,24 @@ def test_running_statistics_of_a_momentum_encoder_are_those_of_its_own_weights()
         trained_on = slow(x)
     with eval_mode(slow):
         torch.testing.assert_close(slow(x), trained_on, rtol=1e-2, atol=1e-2)
+
+
+BLOCK = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "zero_init_last": False}
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+DROPPING = {
+    "paths": Timm(name="resnet18", options={**BLOCK, "drop_path_rate": 0.5}),
+    "blocks": Timm(name="resnet18", options={**BLOCK, "drop_block_rate": 0.5}),
+    "classifier": Timm(name="resnet18", options={**BLOCK, "drop_rate": 0.5}),
+    "patches": Timm(name="vit_tiny_patch16_224", options={**SMALL, "patch_drop_rate": 0.5}),
+    "units": nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout2d(0.5), nn.AlphaDropout(0.5)),
+}
+
+
+@pytest.mark.parametrize("online", DROPPING.values(), ids=list(DROPPING))
+def test_a_momentum_encoder_drops_nothing(online):
+    slow, x = MomentumEncoder(online).train(), torch.randn(4, 3, 32, 32)
+    assert torch.equal(slow(x), slow(x))
+    assert not torch.equal(online(x), online(x))  # which goes on dropping
 
 
 def test_the_docs_name_the_methods_of_which_another_network_is_judged():

@@ -28,7 +28,7 @@ from ssl_zoo.engine.hooks import Hook
 from ssl_zoo.engine.optimizers import start_momentum
 from ssl_zoo.engine.parallel import load_optimizer
 from ssl_zoo.engine.schedules import Constant, Cosine, Exponential, Step
-from ssl_zoo.engine.stop import NonFiniteLoss
+from ssl_zoo.engine.stop import NonFiniteLoss, StopSignal
 from ssl_zoo.engine.trainer import Trainer
 from ssl_zoo.runs import RunFolder
 from ssl_zoo.system import distributed
@@ -292,6 +292,33 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path):
     assert on_ranks(2, stopped_by_one_rank, str(tmp_path)) == [(9, True)] * 2
 
 
+@pytest.mark.parametrize(
+    ("seconds", "most", "questions"),
+    [
+        ((0.1, 0.1), 20, [1, 21, 41]),
+        ((0.1, 2.0), 20, [1, 3, 5, 7]),  # by the slowest of them
+        ((9.0, 0.1), 20, [1, 2, 3, 4]),
+        ((0.1, 0.1), 1, [1, 2, 3, 4]),
+    ],
+)
+def test_ranks_ask_each_other_whether_to_stop_within_seconds(seconds, most, questions, monkeypatch):
+    """This rank's and another's seconds a step; the other is told to stop at the last question."""
+    asked, step = [0], 0
+
+    def collect(value):
+        theirs = seconds[1] * (step - asked[-1]), step == questions[-1]
+        asked.append(step)
+        return [value, theirs]
+
+    monkeypatch.setattr(time, "perf_counter", lambda: seconds[0] * step)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "collect", collect)
+    stop = StopSignal()
+    for step in range(1, questions[-1] + 1):
+        assert stop.asked_of_some_rank(most) == (step == questions[-1])
+    assert asked == [0, *questions]
+
+
 # Schedules.
 
 
@@ -339,6 +366,17 @@ def test_scheduled_weight_decay_leaves_norms_and_biases_without(tmp_path):
     decay, none = (group["weight_decay"] for group in trainer.optimizer.param_groups)
     assert decay > 0.04 and none == 0.0
     assert all(p.ndim < 2 for p in trainer.optimizer.param_groups[1]["params"])
+
+
+def test_weight_decay_may_rise_from_0_and_norms_and_biases_stay_without(tmp_path):
+    trainer = make(
+        tmp_path,
+        ("optimizer", {"type": "AdamW", "lr": 0.001, "weight_decay": 0.0}),
+        ("schedules", {"optimizer.weight_decay": {"type": "Cosine", "final": 0.4}}),
+    )
+    trainer.fit()
+    decay, none = (group["weight_decay"] for group in trainer.optimizer.param_groups)
+    assert decay > 0.2 and none == 0.0
 
 
 @pytest.mark.parametrize("kind", ["SGD", "AdamW", "LARS"])

@@ -16,6 +16,7 @@ import torch
 from test_data_loader import assert_same, data_of, folder  # noqa: F401  (a fixture)
 
 from ssl_zoo.data import loader
+from ssl_zoo.data import workers as module
 from ssl_zoo.data.image import Samples
 from ssl_zoo.data.loader import Loaded
 from ssl_zoo.data.workers import Workers
@@ -111,6 +112,24 @@ def test_a_killed_process_is_told_and_not_waited_for():
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     with pytest.raises(ChildProcessError, match=r"SIGKILL: the memory.*data\.workers=0"):
         list(numbers)
+
+
+@pytest.mark.parametrize("while_", ["asked", "answering"])
+def test_an_error_of_the_system_is_not_told_as_the_death_of_a_process_that_lives(
+    while_, monkeypatch
+):
+    def fails(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    workers = Workers()
+    numbers = workers.map(slow, range(100), 1)
+    next(numbers)
+    [link] = workers._connections
+    monkeypatch.setattr(link, "send" if while_ == "asked" else "recv", fails, raising=False)
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        list(numbers)
+    assert not isinstance(caught.value, ChildProcessError)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

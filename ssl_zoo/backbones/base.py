@@ -164,7 +164,7 @@ FITS = {
     "map": "a timm CNN (resnet50, convnext_tiny, ...) or ViT (vit_small_patch16_224, ...)",
     "maps": "a timm CNN (resnet50, convnext_tiny, ...), Swin, or ViT, which has one",
     "c4": "a timm ResNet (resnet50, resnext50_32x4d, ...)",
-    "tokens": "a timm VisionTransformer (vit_small_patch16_224, deit3_small_patch16_224, ...)",
+    "tokens": "a timm ViT on pixels (vit_small_patch16_224, deit3_small_patch16_224, ...)",
     "layers": "any timm model",
     "lab": "two networks, {type: LabPair, of: {type: Timm, name: resnet18}}",
 }

@@ -4,6 +4,7 @@ import json
 from functools import cache
 
 import torch
+from timm.layers import PatchEmbed
 from timm.models import ResNet, VisionTransformer
 from torch import nn
 
@@ -15,7 +16,7 @@ from ssl_zoo.backbones.timm_model import (
     replace_stem,
 )
 from ssl_zoo.backbones.timm_options import create_model, without_weights
-from ssl_zoo.backbones.timm_vit import TimmViT
+from ssl_zoo.backbones.timm_vit import TimmViT, TimmViTMaps
 from ssl_zoo.backbones.weights import check_weights, load_weights
 from ssl_zoo.config import BACKBONES, ConfigError, PositiveInt
 
@@ -59,7 +60,9 @@ def Timm(
 
 def _class_of(model: nn.Module, name: str) -> type[TimmModel]:
     if isinstance(model, VisionTransformer):
-        return TimmViT
+        # A hybrid's patches are of a CNN's map: they see one another's pixels, and say their size
+        # in that map's cells.
+        return TimmViT if isinstance(model.patch_embed, PatchEmbed) else TimmViTMaps
     if isinstance(model, ResNet):
         return TimmResNet
     return TimmMaps if _is_on_grid(name) else TimmModel

@@ -125,7 +125,7 @@ class TimmMaps(TimmModel):
 
     def pool(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1) if self._channels_last else x
-        return self.model.forward_head(x, pre_logits=True)
+        return self._once(partial(self.model.forward_head, pre_logits=True), x)
 
     @torch.enable_grad()
     def only_maps(self) -> None:

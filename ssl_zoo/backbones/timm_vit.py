@@ -12,18 +12,45 @@ from ssl_zoo.config import ConfigError
 from ssl_zoo.ops.masking import take
 
 
-class TimmViT(TimmMaps):
-    """A VisionTransformer; see `Tokens`. Its map is its patches, row by row."""
+class TimmViTMaps(TimmMaps):
+    """A VisionTransformer, a hybrid on a CNN's map too. Its map is its patches, row by row."""
 
     def __init__(self, model: VisionTransformer, *args):
         super().__init__(model, *args)
-        self.num_prefix_tokens, self.depth = model.num_prefix_tokens, len(model.blocks)
-        self.patch_size, self.grid_size = self.patch_embed.patch_size, self.patch_embed.grid_size
-        self.patch_values = self.in_chans * math.prod(self.patch_size)
+        self.num_prefix_tokens = model.num_prefix_tokens
 
     @property
     def patch_embed(self) -> nn.Module:
         return self.model.patch_embed
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Tokens [N, P + L, F], or a map [N, F, h, w] by attention or mean -> [N, F]."""
+        if x.ndim == 3:
+            return self.model.forward_head(x, pre_logits=True)
+        x = x.flatten(2).mT  # [N, L, F]
+        attend = self.model.attn_pool
+        return self.model.fc_norm(x.mean(dim=1) if attend is None else attend(x))
+
+    def only_maps(self) -> None:
+        """See `Adaptable`: timm interpolates positions to the grid of each batch."""
+        embed = self.patch_embed
+        self.model.dynamic_img_size = True
+        embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
+        super().only_maps()
+
+    def _on_grid(self, x: Tensor, images: Tensor) -> Tensor:
+        size = self.patch_embed.dynamic_feat_size(images.shape[2:])
+        return x[:, self.num_prefix_tokens :].mT.unflatten(2, size)
+
+
+class TimmViT(TimmViTMaps):
+    """One whose patches are of pixels, and no others; see `Tokens`."""
+
+    def __init__(self, model: VisionTransformer, *args):
+        super().__init__(model, *args)
+        self.depth = len(model.blocks)
+        self.patch_size, self.grid_size = self.patch_embed.patch_size, self.patch_embed.grid_size
+        self.patch_values = self.in_chans * math.prod(self.patch_size)
 
     def tokens(
         self,
@@ -57,21 +84,6 @@ class TimmViT(TimmMaps):
             return outputs
         return [torch.cat([prefix, patches], dim=1) for patches, prefix in outputs]
 
-    def pool(self, x: Tensor) -> Tensor:
-        """Tokens [N, P + L, F], or a map [N, F, h, w] by attention or mean -> [N, F]."""
-        if x.ndim == 3:
-            return self.model.forward_head(x, pre_logits=True)
-        x = x.flatten(2).mT  # [N, L, F]
-        attend = self.model.attn_pool
-        return self.model.fc_norm(x.mean(dim=1) if attend is None else attend(x))
-
-    def only_maps(self) -> None:
-        """See `Adaptable`: timm interpolates positions to the grid of each batch."""
-        embed = self.patch_embed
-        self.model.dynamic_img_size = True
-        embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
-        super().only_maps()
-
     def require_token_norm(self) -> None:
         by_attention = self.model.attn_pool is not None
         if by_attention or list(self.model.fc_norm.parameters()):
@@ -87,7 +99,3 @@ class TimmViT(TimmMaps):
             sides = [n * p for n, p in zip(self.grid_size, self.patch_size, strict=True)]
             expected = "{} x {} pixels (backbone.options.img_size)".format(*sides)
             raise ValueError(f"{found}, where masks have others: expected {expected}")
-
-    def _on_grid(self, x: Tensor, images: Tensor) -> Tensor:
-        size = self.patch_embed.dynamic_feat_size(images.shape[2:])
-        return x[:, self.num_prefix_tokens :].mT.unflatten(2, size)

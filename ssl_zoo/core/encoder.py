@@ -3,8 +3,8 @@
 import copy
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ssl_zoo.config import HEADS, ConfigError, Part
 from ssl_zoo.ops.batchnorm import groups_of, split_batchnorm
@@ -71,22 +71,21 @@ def encode_views(encoder: Encoder, views: list[Tensor]) -> list[Tensor]:
 
 
 def without_drops(network: nn.Module) -> nn.Module:
-    """The same network, whose drop path and dropout drop nothing from now on."""
+    """The same network, which drops nothing from now on: paths, units, blocks, patches."""
     for module in network.modules():
-        if isinstance(module, DropPath):
-            module.drop_prob = 0.0
-        elif isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-        elif hasattr(module, "drop_rate"):  # timm's CNNs, before the classifier
-            module.drop_rate = 0.0
+        # timm's: paths and blocks; before the classifier of CNNs; patches.
+        for rate in {"drop_prob", "drop_rate", "prob"} & vars(module).keys():
+            setattr(module, rate, 0.0)
     return network
 
 
 class MomentumEncoder(nn.Module):
     """A copy of an encoder that follows it slowly: a key encoder, a target network, a teacher.
 
-    BatchNorm runs on batch statistics; its running statistics are its own. Neither drop path nor
-    dropout drops anything. Who needs more than outputs calls `encoder` under `no_grad`.
+    BatchNorm runs on batch statistics; its running statistics are its own. It drops
+    nothing, as `without_drops` says. Who needs more than outputs calls `encoder` under `no_grad`.
     """
 
     def __init__(self, encoder: nn.Module):

@@ -119,9 +119,10 @@ class Method(nn.Module):
         trainable = [p for p in self.parameters() if p.requires_grad]
         if decay_norm_and_bias:
             return [{"params": trainable, "weight_decay": weight_decay}]
+        never = {"weight_decay": 0.0, "constant_weight_decay": True}
         return [
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in trainable if p.ndim < 2], **never},
         ]
 
 
@@ -132,7 +133,10 @@ def network_paths(method: Method) -> dict[str, str]:
 
 
 def set_apart(groups: list[dict], module: nn.Module, **settings) -> list[dict]:
-    """The optimizer's groups, each divided: those of the module's parameters have `settings`."""
+    """The optimizer's groups, each divided: those of the module's parameters have `settings`.
+
+    Where these say `constant_lr=True`, or so of another number, no schedule moves it.
+    """
     inside = {id(p) for p in module.parameters()}
     divided = []
     for group in groups:

@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ssl_zoo.data.image import Samples, Views
 from ssl_zoo.data.image.decode import BadImage
 from ssl_zoo.data.source import Source
 from ssl_zoo.data.workers import Workers
+from ssl_zoo.system import rng
 from ssl_zoo.system.hardware import cores
 
 
@@ -76,7 +77,7 @@ class Batches:
             try:
                 return self._load(samples._replace(index=index), samples.index, tried)
             except BadImage:
-                if not self._search(index):
+                if not self._search(samples._replace(index=index)):
                     raise
 
     def _substituted(self, samples: Samples) -> tuple[list[int], dict[int, str]]:
@@ -93,17 +94,24 @@ class Batches:
             index.append(position)
         return index, tried
 
-    def _search(self, index: list[int]) -> bool:
+    def _search(self, samples: Samples) -> bool:
         """Finds the unreadable ones, one by one; whether there are any."""
-        for i in index:
+        for i in samples.index:
             one = torch.tensor([i])
             try:
                 if self.dataset.scaled:
                     self.dataset.shapes(one)
-                self.dataset.fetch(one)
+                self._fetch(samples._replace(index=one), one)
             except BadImage as error:
                 self.unreadable[i] = str(error)
-        return any(i in self.unreadable for i in index)
+        return any(i in self.unreadable for i in samples.index)
+
+    def _fetch(self, samples: Samples, at: Any) -> Tensor | list[Tensor]:
+        """Whole images; what is drawn for one is a function of its seed, epoch and position."""
+        if not self.dataset.draws:
+            return self.dataset.fetch(at)
+        keys = rng.hashed(samples.seed, samples.epoch, samples.index, "image")
+        return self.dataset.fetch(at, keys)
 
     def _load(self, there: Samples, asked: list[int], unreadable: dict[int, str]) -> Loaded:
         dataset, views, index = self.dataset, self.views, torch.tensor(there.index)
@@ -115,7 +123,7 @@ class Batches:
             shrink = views.shrink_factors(shapes, samples)
             images = dataset.fetch(at, shrink)
         else:
-            images = dataset.fetch(at)
+            images = self._fetch(samples, at)
             if dataset.varies:
                 shapes = torch.tensor([image.shape for image in images])
             else:

@@ -34,6 +34,8 @@ class Source:
         split: the split's own name; equal for two splits that hold the same images.
         varies: images vary in size.
         scaled: `shapes` is there, and `fetch` takes `shrink`, [n] of 1, 2, 4 or 8 for each image.
+        draws: images may come out of `fetch` at random, and it takes `keys`, [n] int64, of which
+            each image is a function; not of a set that is `scaled`.
         in_ram: fetching is no work for a process of its own.
         found: what was found where files were looked for, a line for a person; '' if nowhere.
         baselines: makers of untrained modules, images -> features [n, F], for a network to beat.
@@ -45,6 +47,7 @@ class Source:
     split: str
     varies = False
     scaled = False
+    draws = False
     in_ram = False
     found = ""
     baselines: ClassVar[dict[str, Callable[[], nn.Module]]] = {}
@@ -157,6 +160,7 @@ class Subset(ImageSet):
         self.labels = None if whole.labels is None else whole.labels[index]
         self.num_classes, self.classes = whole.num_classes, whole.classes
         self.varies, self.scaled, self.in_ram = whole.varies, whole.scaled, whole.in_ram
+        self.draws = whole.draws
         self.found = f"{len(index)} images of {whole.found or whole.split}"
         which = hashlib.blake2b(index.numpy(), digest_size=4).hexdigest()
         self.split = f"{whole.split} {which}"
@@ -164,8 +168,8 @@ class Subset(ImageSet):
     def __len__(self) -> int:
         return len(self.index)
 
-    def fetch(self, index: Tensor, *shrink: Tensor) -> Tensor | list[Tensor]:
-        return self.whole.fetch(self.index[index], *shrink)
+    def fetch(self, index: Tensor, *how: Tensor) -> Tensor | list[Tensor]:
+        return self.whole.fetch(self.index[index], *how)
 
     def shapes(self, index: Tensor) -> Tensor:
         return self.whole.shapes(self.index[index])

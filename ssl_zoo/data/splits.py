@@ -66,7 +66,7 @@ class Splits:
         self.clean: Views = self.blocks["clean"]()
         self.unreadable: dict[str, dict[str, str]] = {}
         self._loaded: dict[str, Source] = {}
-        self._readers: dict[str, Batches] = {}  # by the splits' own names
+        self._readers: dict[int, Batches] = {}  # by the sets' ids
 
     @staticmethod
     def validate(*, clean: Part | None, max_bad: int | float = 0, **_) -> None:
@@ -88,10 +88,11 @@ class Splits:
             dataset = self.blocks["dataset"](split=name)
             self.clean.check_sizes(dataset.varies)
             # Pre-training often uses the training images: they are held once.
-            dataset = self._loaded[name] = self._loaded.setdefault(dataset.split, dataset)
-            if dataset.sized and dataset.split not in self._readers:
+            dataset = _held(self._loaded, dataset, _registered(self.blocks["dataset"]))
+            self._loaded[name] = dataset
+            if dataset.sized and id(dataset) not in self._readers:
                 reader = Batches(dataset, self.clean, Next(len(dataset)))
-                self._readers[dataset.split] = reader
+                self._readers[id(dataset)] = reader
                 self.pool.add(reader)
         if not self._loaded[name].sized and name != "pretrain":
             stream = f"{type(self._loaded[name]).__name__} is a stream"
@@ -107,7 +108,7 @@ class Splits:
         """Which images these are, wherever they lie: plain values."""
         sets = {name: self.split(name) for name in ("train", "test")}
         # What lies in RAM is what its block says, but of Python's; below a root may be any files.
-        said = self.blocks["dataset"].target in DATASETS.module_dict.values()
+        said = _registered(self.blocks["dataset"])
         from_files = {n: dataset for n, dataset in sets.items() if not (said and dataset.in_ram)}
         return {
             **self.declared(),
@@ -169,14 +170,14 @@ class Splits:
     def _fetch_clean(
         self, split: str, device: torch.device | str, batches: Iterable[Tensor]
     ) -> Iterator[Loaded]:
-        reader = self._readers[self.split(split).split]
+        reader = self._readers[id(self.split(split))]
         samples = (Samples(self.seed, 0, index) for index in batches)
         return self.noted(reader, read_batches(reader, samples, device, self.pool, self.workers))
 
     def _on_device(
         self, split: str, device: torch.device | str, loaded: Iterable[Loaded]
     ) -> Iterator[Batch]:
-        return on_device(loaded, self._readers[self.split(split).split], device)
+        return on_device(loaded, self._readers[id(self.split(split))], device)
 
     def noted(self, reader: Batches, loaded: Iterable[Loaded]) -> Iterator[Loaded]:
         """The same; notes what cannot be read. ValueError if that is more than `max_bad`."""
@@ -201,6 +202,21 @@ class Splits:
         more = [f"... {len(met) - NAMED} more"] if len(met) > NAMED else []
         lines = [f"{problem} {allowed}; {check}", *list(met.values())[:NAMED], *more]
         raise ValueError("\n  ".join(lines))
+
+
+def _held(loaded: dict[str, Source], dataset: Source, registered: bool) -> Source:
+    """What is loaded already of the same images, or `dataset`."""
+    if registered:  # its splits' own names say which are the same
+        return loaded.setdefault(dataset.split, dataset)
+    for held in loaded.values():
+        same_name = held.split == dataset.split
+        if held is dataset or (same_name and held.identity == dataset.identity):
+            return held
+    return dataset
+
+
+def _registered(part: Part) -> bool:
+    return part.target in DATASETS.module_dict.values()
 
 
 class Next:

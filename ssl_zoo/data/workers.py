@@ -113,7 +113,8 @@ class Workers:
                         raise EOFError
                     number, *said = link.recv()
                 except (EOFError, OSError) as error:
-                    raise self._death(answer.process) from error
+                    self._check_alive(answer.process, error)
+                    raise
                 if (of := self._answers.get(number)) is not None:
                     of.said = tuple(said)
             return answer.said
@@ -122,19 +123,22 @@ class Workers:
         try:
             self._connections[process].send(message)
         except OSError as error:
-            raise self._death(process) from error
+            self._check_alive(process, error)
+            raise
 
-    def _death(self, process: int) -> ChildProcessError:
+    def _check_alive(self, process: int, error: Exception) -> None:
+        """Raises ChildProcessError if a process has ended, by which `error` came about."""
         process = self._processes[process]
         process.join(PATIENCE_S)
         code = process.exitcode
-        if code is not None and code < 0:
+        if code is None:
+            return
+        how = f"ended with status {code}"
+        if code < 0:
             number = signal.Signals(-code)
             how = f"was ended by {number.name}{REASONS.get(number, '')}"
-        else:
-            how = f"ended with status {code}"
         hint = "with data.workers=0 the training process reads them itself"
-        return ChildProcessError(f"a process that reads images {how}; {hint}")
+        raise ChildProcessError(f"a process that reads images {how}; {hint}") from error
 
     def _start(self, count: int) -> None:
         context = multiprocessing.get_context()

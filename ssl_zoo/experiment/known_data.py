@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.data import Data
-from ssl_zoo.data.files import some
+from ssl_zoo.data.files import counted, some
 from ssl_zoo.data.source import Source, class_codes, matched
 from ssl_zoo.engine.hooks import Hook
 from ssl_zoo.evaluation.monitor import Monitor
@@ -26,6 +28,7 @@ class KnownData(Hook):
     """
 
     def __init__(self, data: Data, monitor: Monitor):
+        _check_ranks_agree(data.dataset)  # before the ranks' networks meet, whose sizes may differ
         self.data, self.monitor, self.may_change = data, monitor, False
         self.now: dict[str, Any] = {}
 
@@ -71,6 +74,7 @@ class KnownData(Hook):
                 if evaluation.wants == "run":
                     loop["hooks"]["evaluations"].pop(name, None)
                     changes.append(f"{name} starts anew, as it learns the classes")
+        loop["hooks"].pop("unreadable", None)  # may be repaired; what is not will be met again
         step, steps = loop["step"], trainer.total_steps
         if step > steps:
             end = f"step {step} lies behind the last of now {steps} steps"
@@ -172,6 +176,35 @@ def carry(method: nn.Module, weights: dict[str, Tensor], origin: Tensor, count: 
             weights[start + name] = fresh[start + name].cpu().index_copy(dim, kept, rows)
         for name in getattr(module, "positions", ()):
             weights[start + name] = place[weights[start + name]]
+
+
+def _check_ranks_agree(dataset: Source) -> None:
+    """ValueError on all ranks where some found other training images: each would go through its
+    own, in an order of its own.
+    """
+    if distributed.world() == 1:
+        return
+    found = distributed.collect(_found_here(dataset))
+    others = [rank for rank, here in enumerate(found) if here != found[0]]
+    if others:
+        counts = [f"rank {rank} ({_images(found[rank][0])})" for rank in (0, *others[:4])]
+        more = f" and {len(others) - 4} more ranks" if len(others) > 4 else ""
+        problem = f"other training images on {', '.join(counts[1:])}{more} than on {counts[0]}"
+        raise ValueError(f"{problem}: every rank must find the same files")
+
+
+def _images(count: int | None) -> str:
+    return "a stream" if count is None else counted(count, "image")
+
+
+def _found_here(dataset: Source) -> tuple[int | None, str]:
+    """(how many images, a digest of their names and labels); of a stream its identity."""
+    if not dataset.sized:
+        return None, dataset.identity
+    index = torch.arange(len(dataset))
+    digest = hashlib.sha256(b"\0".join(map(os.fsencode, dataset.names(index))))
+    digest.update(dataset.labels_of(index).contiguous().numpy())
+    return len(dataset), digest.hexdigest()
 
 
 def class_names(dataset: Source) -> list[str]:

@@ -100,4 +100,4 @@ class DeepCluster(Method):
         """The classifier learns without momentum, as with the authors: it is new in each epoch."""
         # Adam has no such switch: its moments, of weights that are gone, fade within the epoch.
         groups = super().param_groups(weight_decay, decay_norm_and_bias)
-        return set_apart(groups, self.encoder.head, momentum=0.0)
+        return set_apart(groups, self.encoder.head, momentum=0.0, constant_momentum=True)

@@ -24,7 +24,8 @@ from ssl_zoo.ops.masking import masked_patches
 class DINOv2(Method):
     """DINO and iBOT with a head each, and features spread out (DINOv2, arXiv:2304.07193).
 
-    Loss = class tokens' (DINO) + masked patches' (iBOT) + koleo_weight x KoLeo.
+    Loss = class tokens' (DINO) + masked patches' (iBOT) + koleo_weight x KoLeo. With `mean`, the
+    patches' center is over those that may be masked, in the authors' code over those that are.
 
     Args:
         backbone: a ViT; with local views, `options: {dynamic_img_size: true}`.

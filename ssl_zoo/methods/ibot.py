@@ -23,7 +23,8 @@ class IBOT(Method):
     """DINO, and its teacher is also the tokenizer of masked patches (iBOT, arXiv:2111.07832).
 
     The student sees the two global views with blocks of patches masked, and says of each masked
-    patch what the teacher, who sees it, says there. Local views are never masked.
+    patch what the teacher, who sees it, says there. Local views are never masked. The center of
+    patches is a mean over those that may be masked, in the authors' code over all.
 
     Args:
         backbone: a ViT; with local views, `options: {dynamic_img_size: true}`.

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ssl_zoo.config import HEADS, METHODS, AtLeastTwo, HalfOpenUnitInterval, NonNegativeFloat, Part
 from ssl_zoo.config.constraints import NonNegativeInt, PositiveFloat, Scheduled, UnitInterval
-from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views
+from ssl_zoo.core import Batch, Encoder, Method, MomentumEncoder, encode_views, set_apart
 from ssl_zoo.ops import health
 from ssl_zoo.ops.masking import random_order
 from ssl_zoo.ops.sinkhorn import sinkhorn_knopp
@@ -94,6 +94,11 @@ class MSN(Method):
     def after_step(self, batch: Batch, out: dict[str, Tensor]) -> None:
         super().after_step(batch, out)
         self.target.follow(self.encoder, self.momentum)
+
+    def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
+        """The prototypes are without weight decay, as with the authors."""
+        groups = super().param_groups(weight_decay, decay_norm_and_bias)
+        return set_apart(groups, self.prototypes, weight_decay=0.0, constant_weight_decay=True)
 
 
 def msn_losses(scores: Tensor, p_t: Tensor) -> tuple[Tensor, Tensor]:

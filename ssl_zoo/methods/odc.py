@@ -130,7 +130,7 @@ class ODC(Method):
     def param_groups(self, weight_decay: float, decay_norm_and_bias: bool = True) -> list[dict]:
         """The classifier learns without momentum, as with the authors: its classes change."""
         groups = super().param_groups(weight_decay, decay_norm_and_bias)
-        return set_apart(groups, self.classifier, momentum=0.0)
+        return set_apart(groups, self.classifier, momentum=0.0, constant_momentum=True)
 
     def telemetry(self, labels: Tensor | None) -> dict[str, float]:
         in_use = (cluster_sizes(self.labels, len(self.centroids)) > 0).sum()

@@ -48,7 +48,8 @@ class ReSSL(Method):
     def validate(
         *, memory: Part[MEMORY], student_temperature: float, teacher_temperature: float, **_
     ) -> None:
-        if not issubclass(memory.target, MoCoQueue):
+        # Of a queue the stored keys alone are read: what another look-up adds would be lost.
+        if getattr(memory.target, "lookup", None) is not MoCoQueue.lookup:
             problem, found = "ReSSL relates images to those of a queue", memory.target.__name__
             raise ConfigError("memory.type", problem, found=found, expected="MoCoQueue")
         if not teacher_temperature < student_temperature:

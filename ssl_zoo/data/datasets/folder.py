@@ -93,12 +93,18 @@ class ImageFolder(ImageSet):
             warnings.warn(f"{name}: {slow}", stacklevel=2)
 
     def _find(self, root: str | None) -> Path:
-        """The folder of this split's images."""
+        """The folder of this split's images.
+
+        All splits lie in one place, the first with training images or else with any split: from
+        another the classes would be others.
+        """
         places = [place for base in roots(root) for place in (base, base / self.subfolder)]
         kinds = SPLITS[self.split]
-        for folder in (place / kind for place in places for kind in kinds):
+        chosen = [p for p in places if (p / "train").is_dir()] or [*filter(_splits_of, places)]
+        for folder in (place / kind for place in chosen[:1] for kind in kinds):
             if folder.is_dir():
                 return folder
+        places = chosen[:1] or places
         flat = [place for place in places if files.holds_images(place) and not _splits_of(place)]
         if flat and self.split == "train":
             return flat[0]

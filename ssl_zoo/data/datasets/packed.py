@@ -2,7 +2,8 @@
 
     header   MAGIC, version, where the index begins, its length in bytes
     pixels   image after image, uint8 [H, W, C]
-    index    an .npz of sizes [n, 2], labels [n], names [n] and a JSON of what was packed, and how
+    index    an .npz of sizes [n, 2], labels [n], names [n], codes [n] of the pixels and a JSON of
+             what was packed, and how; packs of before have no codes
 
 Images keep their shape: a square would take a quarter of a 4:3 photograph from every view.
 """
@@ -14,6 +15,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from ssl_zoo.config import DATASETS, OfMachine
 from ssl_zoo.data.datasets.folder import ImageFolder, told
 from ssl_zoo.data.image.decode import Decoding
 from ssl_zoo.data.image.geometry import Resize
-from ssl_zoo.data.source import ImageSet, Split, check_split
+from ssl_zoo.data.source import ImageSet, Split, check_split, identities
 from ssl_zoo.data.workers import Workers
 from ssl_zoo.system.files import replacing, user_path
 from ssl_zoo.system.text import show
@@ -41,14 +43,17 @@ class Downscaled:
     def __init__(self, dataset: ImageSet, size: int):
         self.dataset, self.size, self.resize = dataset, size, Resize(size=size)
 
-    def __call__(self, positions: list[int]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """(pixels [sum of H x W x C] uint8, one tensor as each takes a file descriptor; H, W)."""
+    def __call__(self, positions: list[int]) -> tuple[Tensor, list[tuple[int, int]], list[int]]:
+        """(pixels [sum of H x W x C] uint8, one tensor as each takes a file descriptor; H, W; a
+        code of each image's pixels).
+        """
         images = [
             (self.resize.apply_one(image, {}) if min(image.shape[1:]) > self.size else image)
             for image in self.dataset.fetch(torch.tensor(positions))
         ]
-        pixels = torch.cat([image.permute(1, 2, 0).flatten() for image in images])
-        return pixels, [tuple(image.shape[1:]) for image in images]
+        flat = [image.permute(1, 2, 0).flatten() for image in images]
+        codes = identities(pixels.numpy() for pixels in flat).tolist()
+        return torch.cat(flat), [tuple(image.shape[1:]) for image in images], codes
 
 
 def pack(
@@ -80,17 +85,20 @@ def pack(
     chunks = [chunk.tolist() for chunk in torch.arange(len(dataset)).split(CHUNK)]
     made = Workers().map(downscaled, chunks, workers) if workers else map(downscaled, chunks)
     sizes: list[tuple[int, int]] = []
+    codes: list[int] = []
     with replacing(path) as staged, open(staged, "wb") as file:
         file.write(bytes(HEADER.size))  # zeros: no header until all else is written
-        for number, (pixels, shapes) in enumerate(made):
+        for number, (pixels, shapes, of_pixels) in enumerate(made):
             file.write(pixels.numpy())
             sizes += shapes
+            codes += of_pixels
             if number % 500 == 499:
                 log(f"{path}: {len(sizes)} of {len(dataset)} images")
         index = io.BytesIO()
         meta = np.frombuffer(json.dumps(about).encode(), np.uint8)
         labels = dataset.labels.numpy()
-        np.savez(index, about=meta, sizes=np.array(sizes), labels=labels, names=names)
+        known = {"sizes": np.array(sizes), "codes": np.array(codes)}
+        np.savez(index, about=meta, labels=labels, names=names, **known)
         index_start = file.tell()
         file.write(index.getvalue())
         file.seek(0)
@@ -107,6 +115,7 @@ class Index(NamedTuple):
     sizes: np.ndarray  # [n, 2] of H, W
     labels: np.ndarray  # [n]
     names: np.ndarray  # [n] of bytes
+    codes: np.ndarray | None  # [n] int64 of the pixels; None where a pack was written without
 
 
 def read(path: Path) -> Index:
@@ -135,13 +144,15 @@ def read(path: Path) -> Index:
                 about = json.loads(index["about"].tobytes())
                 sizes, labels = index["sizes"].astype(np.int64), index["labels"]
                 names, channels = index["names"], about["channels"]
+                codes = index.get("codes")
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: damaged: its index cannot be read ({error})") from error
     pixels = index_start - HEADER.size
     of_images = sizes.prod(1).sum() * channels
-    if of_images != pixels or not len(sizes) == len(labels) == len(names):
+    counts = {len(of) for of in (sizes, labels, names, codes) if of is not None}
+    if of_images != pixels or len(counts) != 1:
         raise ValueError(f"{path}: damaged: its index does not describe {pixels} bytes of pixels")
-    return Index(about, sizes, labels, names)
+    return Index(about, sizes, labels, names, codes)
 
 
 @DATASETS.register_module()
@@ -153,7 +164,7 @@ class Packed(ImageSet):
     def __init__(self, split: Split, *, path: OfMachine[str]):
         self.split = check_split(split)
         self.file = user_path(path) / f"{self.split}.pack"
-        about, self._sizes, labels, self._names = read(self.file)
+        about, self._sizes, labels, self._names, self._codes = read(self.file)
         if about["split"] != self.split:
             raise ValueError(f"{self.file}: holds the {about['split']} images")
         self.labels = torch.from_numpy(labels)
@@ -170,6 +181,12 @@ class Packed(ImageSet):
 
     def file_sizes(self, index: Tensor) -> list[int]:
         return (self._sizes[index.numpy()].prod(1) * self._channels).tolist()
+
+    @cached_property
+    def fingerprint(self) -> Tensor:
+        """[n] int64, of names, sizes and pixels, as far as the pack has codes of these."""
+        of_names = super().fingerprint
+        return of_names if self._codes is None else of_names + torch.from_numpy(self._codes)
 
     def fetch(self, index: Tensor) -> list[Tensor]:
         if self._pixels is None:  # in the process that reads, lest the pixels be sent to it

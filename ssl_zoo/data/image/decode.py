@@ -29,8 +29,8 @@ except ImportError:
 KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA", "DIB")
 KINDS += ("ICO", "PCX", "DDS", "QOI")
 SIMPLEJPEG_SPACES = ("YCbCr", "Gray", "RGB")  # CMYK needs Pillow's conversion
-# How a JPEG begins; what EXIF stands in; where pixels begin.
-JPEG, APP1, SOS = b"\xff\xd8", b"\xff\xe1", b"\xff\xda"
+# How a JPEG begins; what EXIF stands in; where pixels begin; what may stand before any of them.
+JPEG, APP1, SOS, FILL = b"\xff\xd8", b"\xff\xe1", b"\xff\xda", b"\xff\xff"
 MANY_PIXELS = 80_000_000  # whether such a file is decoded or refused as a bomb is Pillow's decision
 # What turns an image upright, by its orientation tag. From 5 on height and width change places.
 TURNS = {
@@ -165,14 +165,18 @@ def _by_pillow(data: bytes, shrink: int, background: Color) -> tuple[np.ndarray,
         whole = image.size
         if shrink > 1:
             image.draft(image.mode, (image.width // shrink, image.height // shrink))  # JPEGs alone
-        rgb = _opaque(image, background)
+        rgb = opaque(image, background)
         rgb = rgb.reduce(shrink) if shrink > 1 and rgb.size == whole else rgb
         return np.array(rgb), image.info
 
 
-def _opaque(image: Image.Image, background: Color) -> Image.Image:
-    """An image of any mode in RGB, transparent parts over the background."""
-    steps = GRAY_STEPS.get(image.tile[0][3] if image.format == "PNG" and image.tile else "", 1)
+def opaque(image: Image.Image, background: Color) -> Image.Image:
+    """An image of any mode in RGB, transparent parts over the background.
+
+    ValueError: floating-point numbers or integers of 32 bits.
+    """
+    stored = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+    steps = GRAY_STEPS.get(stored, 1)
     image.load()
     clear = image.info.get("transparency")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
@@ -182,6 +186,8 @@ def _opaque(image: Image.Image, background: Color) -> Image.Image:
         raise ValueError(f"its pixels are {kind}, expected 8 or 16 bits a channel")
     elif steps > 1 and clear is not None and clear < 16:  # as it stands in the file
         image.info["transparency"] = clear * steps
+    elif stored == "RGB;16B" and clear is not None:  # of 16 bits, where Pillow keeps the upper 8
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
     if not image.has_transparency_data:
         return image.convert("RGB")
     color = (background,) * 3 if isinstance(background, int) else tuple(background)
@@ -207,6 +213,9 @@ def _exif(data: bytes, info: dict) -> bytes:
         return info.get("exif", b"")
     at = len(JPEG)
     while data[at : at + 2] not in (SOS, b""):
+        if data[at : at + 2] == FILL:
+            at += 1
+            continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if data[at : at + 2] == APP1 and data[at + 4 : at + 10] == b"Exif\0\0":
             return data[at + 4 : end]

@@ -9,7 +9,7 @@ from ssl_zoo.engine.stop import Interrupted
 from ssl_zoo.system import distributed
 from ssl_zoo.system.files import replacing
 
-RANKS_ASK_EVERY = 20  # steps between two questions whether a rank was told to stop
+RANKS_ASK_EVERY = 20  # steps at most between two questions whether a rank was told to stop
 
 
 @constrained
@@ -17,8 +17,8 @@ class Checkpoints(Hook):
     """Saves every few epochs, before an evaluation, at the end, when asked to stop, and, on one
     process, before an error of the data.
 
-    A signal finishes the step (on several processes within 20 steps), saves, and ends the sitting
-    with `Interrupted`. The newest `keep` files stay, and the best one as best.pt besides.
+    A signal finishes the step (on several processes the steps of some 5 s), saves, and ends the
+    sitting with `Interrupted`. The newest `keep` files stay, and the best one as best.pt besides.
     """
 
     def __init__(
@@ -35,9 +35,8 @@ class Checkpoints(Hook):
             trainer.folder.clean_up()
 
     def after_step(self, trainer, batch, out) -> None:
-        last, stop = trainer.step == trainer.total_steps, trainer.stop.asked
-        if distributed.world() > 1:  # ranks get the signal at different steps; they ask rarely
-            stop = trainer.step % RANKS_ASK_EVERY == 0 and any(distributed.collect(stop))
+        last = trainer.step == trainer.total_steps
+        stop = trainer.stop.asked_of_some_rank(RANKS_ASK_EVERY)
         if stop or last or trainer.step % self.every == 0:
             self.save(trainer)
             if stop and not last:

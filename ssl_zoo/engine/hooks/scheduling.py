@@ -11,23 +11,22 @@ class Schedules(Hook):
 
     def __init__(self, schedules: dict[str, Schedule | Linear]):
         self.schedules = schedules
-        self.bases: dict[str, list[float]] = {}
+        self.bases: dict[str, list[float | None]] = {}
 
     def attach(self, trainer) -> None:
         """Notes the config's values; a checkpoint, read later, would bring scheduled ones."""
         for name in self.schedules:
             owners, attribute = _owners(trainer, name)
-            self.bases[name] = [owner[attribute] for owner in owners]
+            kept = f"constant_{attribute}"  # of norms and biases, and see `set_apart`
+            self.bases[name] = [None if o.get(kept) else o[attribute] for o in owners]
 
     def before_step(self, trainer) -> None:
         now, end = trainer.step / trainer.unit, trainer.total_steps / trainer.unit
         for name, schedule in self.schedules.items():
             owners, attribute = _owners(trainer, name)
             for owner, base in zip(owners, self.bases[name], strict=True):
-                # Norms and biases stay without decay; a group may keep its rate (SimSiam).
-                exempt = attribute == "weight_decay" and base == 0
-                exempt |= attribute == "lr" and owner.get("constant_lr", False)
-                owner[attribute] = base if exempt else schedule(base, now, end)
+                if base is not None:
+                    owner[attribute] = schedule(base, now, end)
 
     def current(self, trainer) -> dict[str, float]:
         """The scheduled values in use, by name."""
