@@ -27,6 +27,8 @@ import verdicts
 from common import ROOT, Table
 from peer_workers import Task
 
+from ssl_zoo.system.hardware import kept_threads
+
 data = importlib.import_module("data")  # ruff would sort it by whether there is a folder data/
 
 # FAIR's interface, with none of its code: enough for the benchmark to run against.
@@ -59,11 +61,17 @@ class Here:
         pass
 
 
+@pytest.fixture(autouse=True)
+def _threads():
+    """Benchmarks set them; those that read images have one, whatever this process has."""
+    with kept_threads():
+        yield
+
+
 @pytest.fixture
 def here(monkeypatch):
     monkeypatch.setattr(scaling, "Held", Here)
     monkeypatch.setattr(gpu, "Held", Here)
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
 
 def result(module, out: Path, *words: object) -> dict[str, Table]:
@@ -267,7 +275,6 @@ def test_flops_are_those_of_the_literature():
 
 
 def test_what_data_cost(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.setattr(data, "COUNT", 2)
     monkeypatch.setattr(data, "SIZES", ((1000, 800),))
     monkeypatch.setattr(data, "IMAGES", ((28, 1, 2), (32, 3, 2)))
