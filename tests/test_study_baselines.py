@@ -134,6 +134,11 @@ def test_what_was_killed_beside_others_is_measured_again_alone(tmp_path):
     assert len(again) == 2 and all(line in said for line in again)
 
 
+def test_a_process_that_cannot_be_started_is_the_tasks_failure(tmp_path):
+    failed = Measurer(tmp_path / "no folder" / "log", {}).ask(({}, "knn", []))
+    assert "No such file" in failed.why and not failed.killed
+
+
 def test_a_measurer_ends_with_the_study(tmp_path):
     """By a kill that lets it do nothing."""
     code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {SERVE!r}], "

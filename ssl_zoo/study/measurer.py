@@ -90,7 +90,10 @@ class Measurer:
         self.process: subprocess.Popen | None = None
 
     def ask(self, request: tuple[dict[str, Any], str, list[str]]) -> Answer | Failed:
-        process = self.process = self.process or self._started()
+        try:
+            process = self.process = self.process or self._started()
+        except OSError as error:  # the task's alone, like one of measuring
+            return Failed.of(error)
         with suppress(BrokenPipeError):
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
